@@ -1,0 +1,211 @@
+"""API keys: a credential -> a Principal.
+
+A key is ``ms_live_`` or ``ms_test_``, 30 random base62 characters (178 bits) and 6 of checksum. It is shown
+once and stored as its SHA-256 digest: a fast hash suffices where nothing can be guessed. The checksum
+refuses typing errors and junk without a look-up.
+"""
+
+import hashlib
+import re
+import secrets
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from typing import Literal, TypeAlias, cast, get_args
+
+import sqlalchemy as sa
+from msgspec import Struct
+from sqlalchemy.engine import Connection, RowMapping
+
+from millstream import database
+from millstream.database import Database
+from millstream.errors import InvalidRequest, NotFound, Unauthorized
+
+Scope: TypeAlias = Literal["chat", "usage", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_FORMAT = re.compile(r"(ms_(?:live|test)_)([0-9A-Za-z]{30})([0-9A-Za-z]{6})")
+_MAX_NAME = 128
+_CACHE_SECONDS = 2.0
+_CACHE_KEYS = 10_000
+_IDS_PER_QUERY = 500
+
+
+class ApiKey(Struct, frozen=True):
+    """What is known of a key. The key itself is not: only its digest is stored."""
+
+    id: str
+    name: str
+    hint: str
+    scopes: tuple[Scope, ...]
+    created_at: float
+    revoked_at: float | None
+
+
+class Principal(Struct, frozen=True):
+    """Who is asking. ``id`` owns streams and ledger rows."""
+
+    id: str
+    scopes: frozenset[Scope]
+
+    def may(self, scopes: Collection[Scope]) -> bool:
+        return self.scopes.issuperset(scopes)
+
+
+def _checksum(text: str) -> str:
+    number = zlib.crc32(text.encode())
+    digits = ""
+    for _ in range(6):
+        number, digit = divmod(number, 62)
+        digits = _ALPHABET[digit] + digits
+    return digits
+
+
+def new_secret(*, test: bool = False) -> str:
+    start = "ms_test_" if test else "ms_live_"
+    body = "".join(secrets.choice(_ALPHABET) for _ in range(30))
+    return start + body + _checksum(start + body)
+
+
+def is_wellformed(secret: str) -> bool:
+    """Whether ``secret`` could be a key: its form and its checksum are right."""
+    match = _FORMAT.fullmatch(secret)
+    return match is not None and _checksum(match[1] + match[2]) == match[3]
+
+
+class Keys:
+    """The keys of one database, whoever else changes them: what was verified is believed for 2 s.
+
+    Digests are looked up by index. That leaks nothing through timing that helps: whoever could
+    use it would have to find a SHA-256 preimage of what they learned.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._verified: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+
+    async def verify(self, secret: str) -> Principal:
+        """Raises ``Unauthorized``, which is the same for every cause."""
+        if not is_wellformed(secret):
+            raise Unauthorized
+        digest = hashlib.sha256(secret.encode()).digest()
+        now = time.monotonic()
+        cached = self._verified.get(digest)
+        if cached is not None and now - cached[0] < _CACHE_SECONDS:
+            return cached[1]
+        key = await self._db.read(lambda connection: _by_digest(connection, digest))
+        if key is None or key.revoked_at is not None:
+            self._verified.pop(digest, None)
+            raise Unauthorized
+        principal = Principal(key.id, frozenset(key.scopes))
+        self._verified[digest] = (now, principal)
+        self._verified.move_to_end(digest)
+        if len(self._verified) > _CACHE_KEYS:
+            self._verified.popitem(last=False)
+        return principal
+
+    async def create(
+        self, name: str, scopes: Sequence[str], *, test: bool = False
+    ) -> tuple[ApiKey, str]:
+        """The key and its secret, which cannot be had again. Raises ``InvalidRequest``."""
+        key, secret, digest = _new_key(name, scopes, test)
+        await self._db.write(lambda connection: _insert(connection, key, digest))
+        return key, secret
+
+    async def all(self) -> list[ApiKey]:
+        return await self._db.read(_all)
+
+    async def revoke(self, key_id: str) -> ApiKey:
+        """Idempotent. Raises ``NotFound``."""
+        key = await self._db.write(lambda connection: _revoke(connection, key_id))
+        if key is None:
+            raise NotFound(f"no key has the id '{key_id}'")
+        self._verified.clear()
+        return key
+
+    async def ensure_first(self) -> str | None:
+        """Makes an admin key where there is none at all; its secret, or None."""
+        key, secret, digest = _new_key("admin", SCOPES, False)
+
+        def insert_if_empty(connection: Connection) -> bool:
+            if connection.scalar(sa.select(sa.func.count()).select_from(database.keys)):
+                return False
+            _insert(connection, key, digest)
+            return True
+
+        return secret if await self._db.write(insert_if_empty) else None
+
+    async def revoked_among(self, key_ids: Collection[str]) -> set[str]:
+        """Those of the keys that are revoked."""
+        revoked: set[str] = set()
+        ordered = list(key_ids)
+        for start in range(0, len(ordered), _IDS_PER_QUERY):
+            query = sa.select(database.keys.c.id).where(
+                database.keys.c.id.in_(ordered[start : start + _IDS_PER_QUERY]),
+                database.keys.c.revoked_at.is_not(None),
+            )
+            revoked |= await self._db.read(lambda connection, q=query: set(connection.scalars(q)))
+        return revoked
+
+
+def _new_key(name: str, scopes: Sequence[str], test: bool) -> tuple[ApiKey, str, bytes]:
+    if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
+        raise InvalidRequest(f"a key's name has 1 to {_MAX_NAME} printable characters")
+    if unknown := sorted(set(scopes) - set(SCOPES)):
+        raise InvalidRequest(f"unknown scope '{unknown[0]}'; scopes are {', '.join(SCOPES)}")
+    if not scopes:
+        raise InvalidRequest(f"a key needs at least one scope of {', '.join(SCOPES)}")
+    secret = new_secret(test=test)
+    ordered = tuple(scope for scope in SCOPES if scope in scopes)
+    key_id = "key_" + "".join(secrets.choice(_ALPHABET) for _ in range(16))
+    hint = f"{secret[:12]}…{secret[-4:]}"
+    key = ApiKey(key_id, name, hint, ordered, time.time(), None)
+    return key, secret, hashlib.sha256(secret.encode()).digest()
+
+
+def _insert(connection: Connection, key: ApiKey, digest: bytes) -> None:
+    connection.execute(
+        sa.insert(database.keys).values(
+            id=key.id,
+            name=key.name,
+            digest=digest,
+            hint=key.hint,
+            scopes=" ".join(key.scopes),
+            created_at=key.created_at,
+        )
+    )
+
+
+def _key(row: RowMapping) -> ApiKey:
+    return ApiKey(
+        row["id"],
+        row["name"],
+        row["hint"],
+        cast("tuple[Scope, ...]", tuple(row["scopes"].split())),
+        row["created_at"],
+        row["revoked_at"],
+    )
+
+
+def _by_digest(connection: Connection, digest: bytes) -> ApiKey | None:
+    query = sa.select(database.keys).where(database.keys.c.digest == digest)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else _key(row)
+
+
+def _all(connection: Connection) -> list[ApiKey]:
+    query = sa.select(database.keys).order_by(database.keys.c.created_at)
+    return [_key(row) for row in connection.execute(query).mappings()]
+
+
+def _revoke(connection: Connection, key_id: str) -> ApiKey | None:
+    table = database.keys
+    connection.execute(
+        sa.update(table)
+        .where(table.c.id == key_id, table.c.revoked_at.is_(None))
+        .values(revoked_at=time.time())
+    )
+    row = connection.execute(sa.select(table).where(table.c.id == key_id)).mappings().first()
+    return None if row is None else _key(row)

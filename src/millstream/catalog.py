@@ -1,0 +1,182 @@
+"""The models catalogue: a model's name -> the provider that has it, its price and its tokenizer.
+
+``LLMService`` is also the small public face for code that wants an answer without a stream of ours.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import aclosing
+
+from msgspec import Struct
+
+from millstream import tokens
+from millstream.errors import ConfigurationError, InvalidRequest, ModelNotFound, ProviderError, UpstreamError
+from millstream.events import FinishReason, TextDelta
+from millstream.messages import ChatMessage, ChatRequest
+from millstream.prices import Price, Prices
+from millstream.providers import Finish, Provider
+
+log = logging.getLogger("millstream.catalog")
+
+_MAX_RESOLVED = 1024
+
+
+class Model(Struct, frozen=True):
+    """A model that can be asked. ``name`` is ours, ``upstream_name`` its provider's."""
+
+    name: str
+    provider_name: str
+    provider: Provider
+    upstream_name: str
+    encoding: str
+
+
+class ChunkResponse(Struct, frozen=True):
+    """A piece of an answer. The last one has the finish reason and the number of completion tokens."""
+
+    content: str
+    finish_reason: FinishReason | None = None
+    token_count: int | None = None
+
+
+class ProviderEntry(Struct, frozen=True):
+    """A provider and what is known of it before it is asked.
+
+    ``models`` are its models where they are configured, else it is asked for them. With ``any_model`` it
+    gets every name that no other provider claims. ``price_id`` is its name in genai-prices.
+    """
+
+    provider: Provider
+    models: Sequence[str] = ()
+    any_model: bool = False
+    price_id: str | None = None
+    preferred: Sequence[str] = ()  # defaults to choose from, best first
+    hidden: Collection[str] = ()  # parts of names that are no chat models
+
+
+class LLMService:
+    """Models by name. ``discover`` asks the providers which they have."""
+
+    def __init__(
+        self,
+        providers: Mapping[str, ProviderEntry],
+        *,
+        default_model: str | None = None,
+        prices: Prices | None = None,
+    ) -> None:
+        self._providers = dict(providers)
+        self._prices = prices or Prices({})
+        self._configured_default = default_model
+        self._resolved: dict[str, tuple[Model, Price | None]] = {}
+        self._models: dict[str, str] = {}  # name -> provider
+        self.unready: dict[str, str] = {}  # provider -> why it has no models
+        for name, entry in self._providers.items():
+            self._add(name, entry.models)
+
+    async def discover(self) -> None:
+        """Asks every provider for its models; those that do not answer are in ``unready``."""
+        await asyncio.gather(*(self._ask(name) for name in self._providers))
+
+    async def _ask(self, name: str) -> None:
+        entry = self._providers[name]
+        try:
+            found = await entry.provider.models()
+        except (ProviderError, ConfigurationError) as error:
+            if not entry.models:
+                self.unready[name] = str(error)
+            return
+        self.unready.pop(name, None)
+        if not entry.models:
+            self._add(name, [m for m in found if not any(part in m for part in entry.hidden)])
+
+    def _add(self, provider: str, models: Sequence[str]) -> None:
+        for model in models:
+            self._models.setdefault(model, provider)
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Every model that is ready, with its provider's name. The default comes first."""
+        default = self.default_model
+        if default not in self._models:
+            return self._models
+        return {default: self._models[default]} | self._models
+
+    @property
+    def default_model(self) -> str | None:
+        if self._configured_default is not None:
+            return self._configured_default
+        for entry in self._providers.values():
+            for name in entry.preferred:
+                if name in self._models:
+                    return name
+        return next(iter(self._models), None)
+
+    async def resolve(self, name: str | None) -> tuple[Model, Price | None]:
+        """The model of that name (or the default) and its price now. Raises ``ModelNotFound``, or
+        ``InvalidRequest`` where no model is named and there is no default."""
+        name = name or self.default_model
+        if name is None:
+            raise InvalidRequest("no model is given and there is no default; see GET /v1/models")
+        if found := self._resolved.get(name):
+            return found
+        provider_name, upstream_name = self._locate(name)
+        entry = self._providers[provider_name]
+        model = Model(
+            name, provider_name, entry.provider, upstream_name, tokens.encoding_for(upstream_name)
+        )
+        price = await self._prices.find(name, entry.price_id, upstream_name)
+        # Names come from callers where a provider takes any; what they can make us remember is bounded.
+        if len(self._resolved) < _MAX_RESOLVED:
+            self._resolved[name] = (model, price)
+        return model, price
+
+    def _locate(self, name: str) -> tuple[str, str]:
+        """Provider and upstream name: ``gpt-4o`` where it is known, ``openai/gpt-4o`` anywhere."""
+        if name in self._models:
+            return self._models[name], name
+        prefix, _, rest = name.partition("/")
+        if rest and prefix in self._providers:
+            entry = self._providers[prefix]
+            if entry.any_model or rest in entry.models or self._models.get(rest) == prefix:
+                return prefix, rest
+        for provider, entry in self._providers.items():
+            if entry.any_model:
+                return provider, name
+        raise ModelNotFound(f"there is no model '{name}'; see GET /v1/models")
+
+    async def stream_chat(
+        self,
+        messages: Sequence[ChatMessage | Mapping[str, object]],
+        model: str | None = None,
+        **options: object,
+    ) -> AsyncGenerator[ChunkResponse]:
+        """The answer's text in pieces, straight from the provider: no log, no ledger row.
+
+        ``options`` are the other fields of ``ChatRequest``. Raises ``ModelNotFound``, ``ProviderError`` and
+        pydantic's ``ValidationError``. Close the generator to stop the provider
+        (``contextlib.aclosing``). ``token_count`` is the provider's, or counted from the text.
+        """
+        fields = {"messages": list(messages), "model": model, **options}
+        request = ChatRequest.model_validate(fields)
+        target, _ = await self.resolve(request.model)
+        text: list[str] = []
+        async with aclosing(target.provider.stream(request, target.upstream_name)) as batches:
+            async for batch in batches:
+                for item in batch:
+                    if isinstance(item, TextDelta):
+                        text.append(item.text)
+                        yield ChunkResponse(item.text)
+                    elif isinstance(item, Finish):
+                        if item.usage is not None:
+                            count = item.usage.completion_tokens
+                        else:
+                            tokenizer = await tokens.load(target.encoding)
+                            count = await asyncio.to_thread(tokenizer.count, "".join(text))
+                        yield ChunkResponse("", item.reason, count)
+                        return
+        raise UpstreamError(f"provider '{target.provider_name}' cut its answer off")
+
+    async def close(self) -> None:
+        for entry in self._providers.values():
+            await entry.provider.close()

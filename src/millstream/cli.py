@@ -1,0 +1,232 @@
+"""The command line: serve · keys · usage."""
+
+import asyncio
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from millstream import __version__
+from millstream.errors import ConfigurationError, MillstreamError
+
+Result = TypeVar("Result")
+
+app = typer.Typer(
+    name="millstream",
+    help="Stream LLM answers over Server-Sent Events: metered once, stopped at once, never buffered.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+keys_app = typer.Typer(
+    help="Make, list and revoke API keys. Works on the database, with or without a running server.",
+    no_args_is_help=True,
+)
+app.add_typer(keys_app, name="keys")
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the SQLite database.  [env: MILLSTREAM_DATA_DIR]", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def main() -> None:
+    """The entry point: what is wrong with the set-up or the arguments is one line and exit code 2."""
+    try:
+        app()
+    except (ConfigurationError, MillstreamError) as error:
+        _exit(str(error))
+
+
+def _exit(message: str) -> NoReturn:
+    print(f"millstream: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to listen on.  [env: MILLSTREAM_HOST] [default: 127.0.0.1]"),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port to listen on; 0 takes a free one.  [env: MILLSTREAM_PORT] [default: 8000]"
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    temporary_key: Annotated[
+        bool,
+        typer.Option(
+            "--temporary-key",
+            help="Print a key that is revoked when the server stops.",
+        ),
+    ] = False,
+) -> None:
+    """Run the server.
+
+    Needs no settings: without any provider's key it serves a small local model or, where that is not
+    installed, a script. Set OPENAI_API_KEY for OpenAI; set OPENAI_BASE_URL for any server that speaks
+    its protocol. Everything else is in docs/reference/settings.md.
+    """
+    from millstream.server.serve import serve as run
+    from millstream.settings import Settings
+
+    given = {"host": host, "port": port, "data_dir": data_dir}
+    settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
+    run(settings, temporary_key=temporary_key)
+
+
+@keys_app.command("create")
+def keys_create(
+    name: Annotated[str, typer.Option(help="What the key is for.")],
+    scopes: Annotated[
+        str, typer.Option(help="Comma-separated: chat, usage (totals of all keys), admin.")
+    ] = "chat",
+    test: Annotated[bool, typer.Option("--test", help="Mark it as a test key (ms_test_…).")] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key. It is shown once and cannot be had again."""
+    from millstream.auth import Keys
+    from millstream.database import Database
+
+    async def create(db: Database) -> tuple[Any, str]:
+        wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+        return await Keys(db).create(name, wanted, test=test)
+
+    key, secret = _with_database(data_dir, create)
+    if as_json:
+        _print_json({"key": secret, **msgspec.to_builtins(key)})
+    else:
+        print(secret)
+
+
+@keys_app.command("list")
+def keys_list(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the keys, without their secrets."""
+    from millstream.auth import Keys
+
+    keys = _with_database(data_dir, lambda db: Keys(db).all())
+    if as_json:
+        _print_json(msgspec.to_builtins(keys))
+        return
+    table = Table("id", "name", "key", "scopes", "created", "revoked", box=None)
+    for key in keys:
+        revoked = _date(key.revoked_at) if key.revoked_at else ""
+        table.add_row(
+            key.id, key.name, key.hint, " ".join(key.scopes), _date(key.created_at), revoked
+        )
+    Console().print(table)
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Revoke a key. A running server refuses it, and ends its streams, within 5 seconds."""
+    from millstream.auth import Keys
+
+    key = _with_database(data_dir, lambda db: Keys(db).revoke(key_id))
+    if as_json:
+        _print_json(msgspec.to_builtins(key))
+    else:
+        print(f"revoked {key.id} ({key.name})")
+
+
+@app.command()
+def usage(
+    by: Annotated[str, typer.Option(help="key, model, day or user.")] = "key",
+    since: Annotated[
+        str, typer.Option(help="A date (2026-01-31, UTC) or an age (24h, 7d).", show_default=False)
+    ] = "",
+    until: Annotated[
+        str, typer.Option(help="The same; up to but not including it.", show_default=False)
+    ] = "",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Print what was used, and what it cost."""
+    from millstream.ledger import Ledger
+    from millstream.meter import Meter
+
+    if by not in ("key", "model", "day", "user"):
+        _exit(f"--by is key, model, day or user, not '{by}'")
+    totals = _with_database(
+        data_dir,
+        lambda db: Meter(Ledger(db)).totals(by, since=_moment(since), until=_moment(until)),
+    )
+    if as_json:
+        _print_json(msgspec.to_builtins(totals))
+        return
+    table = Table(by, box=None)
+    for column in ("streams", "prompt tokens", "completion tokens", "cost USD", "unpriced"):
+        table.add_column(column, justify="right")
+    for total in totals:
+        table.add_row(
+            total.group or "–",
+            f"{total.streams:,}",
+            f"{total.prompt_tokens:,}",
+            f"{total.completion_tokens:,}",
+            total.cost_usd,
+            f"{total.unpriced:,}" if total.unpriced else "",
+        )
+    Console().print(table)
+
+
+def _with_database(
+    data_dir: Path | None, work: Callable[[Any], Coroutine[Any, Any, Result]]
+) -> Result:
+    """Runs ``work`` on the database that the settings name."""
+    from millstream.database import Database
+    from millstream.settings import Settings
+
+    settings = Settings.load(**({} if data_dir is None else {"data_dir": data_dir}))
+    db = Database(settings.resolved_database_url)
+    db.migrate()
+    try:
+        return asyncio.run(work(db))
+    finally:
+        db.close()
+
+
+def _moment(text: str) -> float | None:
+    if not text:
+        return None
+    if age := re.fullmatch(r"(\d{1,6})([hd])", text):
+        return time.time() - int(age[1]) * {"h": 3600, "d": 86_400}[age[2]]
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        _exit(f"'{text}' is neither a date like 2026-01-31 nor an age like 24h or 7d")
+
+
+def _date(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))

@@ -1,0 +1,156 @@
+"""The database: tables, and work done in them off the event loop.
+
+SQLite in the data folder by default, PostgreSQL by URL. The engine is synchronous and runs in threads of
+its own: one hop for a whole transaction, where an async driver hops for every statement of it
+(docs/decisions/0003-synchronous-database-in-threads.md).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError
+
+from millstream.errors import ConfigurationError
+
+log = logging.getLogger("millstream.database")
+Result = TypeVar("Result")
+
+metadata = sa.MetaData()
+
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
+    sa.Column("hint", sa.String(32), nullable=False),  # first and last characters, to recognise it by
+    sa.Column("scopes", sa.String(64), nullable=False),  # separated by spaces
+    sa.Column("created_at", sa.Float, nullable=False),  # Unix seconds, as all times here
+    sa.Column("revoked_at", sa.Float, index=True),
+)
+
+# One row a stream: what it is, what it used, where each number comes from.
+streams = sa.Table(
+    "streams",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("key_id", sa.String(32), nullable=False),
+    sa.Column("user", sa.String(256)),
+    sa.Column("model", sa.String(256), nullable=False),
+    sa.Column("provider", sa.String(64), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("finish_reason", sa.String(24)),
+    sa.Column("error_code", sa.String(32)),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("reasoning_tokens", sa.BigInteger, nullable=False),
+    sa.Column("usage_source", sa.String(24), nullable=False),
+    sa.Column("cost_picodollars", sa.BigInteger),  # null where no price is known
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("first_event_at", sa.Float),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("alive_at", sa.Float, nullable=False),  # the owner's last sign of life
+    sa.Index("streams_by_key", "key_id", "created_at"),
+    sa.Index("streams_by_time", "created_at"),
+    sa.Index("streams_running", "status", "alive_at"),
+)
+
+_REVISION = "0001"  # the newest migration
+
+
+class Database:
+    """Opens ``url``, creating the folder of an SQLite file. Raises ``ConfigurationError``."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = _engine(url)
+        self.is_sqlite = self._engine.dialect.name == "sqlite"
+        # Writers wait for each other in any case; in one thread they do so without holding a connection.
+        self._writer = ThreadPoolExecutor(1, "millstream-write")
+        self._readers = ThreadPoolExecutor(2, "millstream-read")
+
+    def migrate(self) -> None:
+        """Brings the tables up to date. Blocking: call it before the event loop runs."""
+        try:
+            with self._engine.connect() as connection:
+                tables = sa.inspect(connection).get_table_names()
+                if "alembic_version" in tables:
+                    found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+                    if found == _REVISION:
+                        return
+        except sa.exc.DBAPIError as error:
+            raise ConfigurationError(
+                f"cannot open the database {self._engine.url.render_as_string()}: "
+                f"{type(error.orig).__name__}"
+            ) from error
+        # Imported here: it takes a third of a second and is needed only when there is something to do.
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.attributes["engine"] = self._engine
+        command.upgrade(config, "head")
+
+    async def write(self, work: Callable[[Connection], Result]) -> Result:
+        """Runs ``work`` in a transaction of its own; returns when it is committed."""
+        return await self._run(self._writer, work)
+
+    async def read(self, work: Callable[[Connection], Result]) -> Result:
+        return await self._run(self._readers, work)
+
+    async def _run(self, executor: ThreadPoolExecutor, work: Callable[[Connection], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(executor, self.run, work)
+
+    def run(self, work: Callable[[Connection], Result]) -> Result:
+        """The same in the calling thread."""
+        with self._engine.begin() as connection:
+            return work(connection)
+
+    def close(self) -> None:
+        self._writer.shutdown()
+        self._readers.shutdown()
+        self._engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(
+            "MILLSTREAM_DATABASE_URL is not a database URL; try sqlite:///millstream.db "
+            "or postgresql://user@host/name"
+        ) from error
+    if parsed.get_backend_name() == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    elif parsed.get_backend_name() != "sqlite":
+        raise ConfigurationError(
+            f"databases are SQLite or PostgreSQL, not '{parsed.get_backend_name()}'"
+        )
+    elif parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    else:
+        raise ConfigurationError("an SQLite database needs a file: sqlite:///path/to/file.db")
+    try:
+        engine = sa.create_engine(parsed, pool_size=4, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "PostgreSQL needs an extra: pip install 'millstream[postgres]'"
+        ) from error
+    if parsed.get_backend_name() == "sqlite":
+        sa.event.listen(engine, "connect", _configure_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not wait for each other
+    cursor.execute("PRAGMA synchronous=NORMAL")  # in WAL safe against a crash of the process
+    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.close()

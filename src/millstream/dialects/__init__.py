@@ -1,0 +1,20 @@
+"""Dialects: a batch of events -> the bytes of one wire format."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from millstream.errors import MillstreamError
+from millstream.events import Batch, StreamInfo
+
+
+class Dialect(Protocol):
+    """Everything here is pure: a reader that joins anywhere gets the same bytes for the same events."""
+
+    headers: Mapping[str, str]
+    ping: bytes
+
+    def encode(self, info: StreamInfo, batch: Batch) -> bytes:
+        """The frames of ``batch``."""
+
+    def error(self, error: MillstreamError, request_id: str) -> bytes:
+        """The body of a response that never became a stream."""

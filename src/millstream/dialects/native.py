@@ -1,0 +1,127 @@
+"""The ``millstream`` dialect: events -> native frames (spec/protocol.md §4). One event, one frame."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from millstream import sse
+from millstream.errors import MillstreamError
+from millstream.events import (
+    Batch,
+    Bill,
+    Event,
+    ReasoningDelta,
+    RefusalDelta,
+    StreamEnd,
+    StreamFailed,
+    StreamInfo,
+    StreamStart,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStart,
+)
+
+_RETRY_MILLISECONDS = 1000
+
+_json = msgspec.json.Encoder().encode
+
+
+class _ToolCall(Struct):
+    index: int
+    id: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+
+class _Frame(Struct):
+    """What a frame's ``data`` can hold besides text."""
+
+    delta: str = ""
+    finish_reason: str | None = None
+    stream_id: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    refusal: str | UnsetType = UNSET
+    tool_call: _ToolCall | UnsetType = UNSET
+    usage: dict[str, Any] | UnsetType = UNSET
+
+
+_NOTHING = _json(_Frame())
+
+
+def usage_json(bill: Bill) -> dict[str, Any]:
+    """A bill as frames and JSON answers show it."""
+    usage = bill.usage
+    shown: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    if usage.cached_tokens:
+        shown["cached_tokens"] = usage.cached_tokens
+    if usage.reasoning_tokens:
+        shown["reasoning_tokens"] = usage.reasoning_tokens
+    return shown | {"source": usage.source, "cost_usd": bill.cost_usd}
+
+
+class NativeDialect:
+    headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
+    ping = sse.PING
+
+    def encode(self, info: StreamInfo, batch: Batch) -> bytes:
+        epoch, seq = batch.first
+        frames: list[bytes] = []
+        for event in batch.events:
+            # Nearly every event is a piece of text; its frame is put together by hand.
+            if type(event) is TextDelta:
+                frames.append(
+                    b'id: %d-%d\ndata: {"delta":%b,"finish_reason":null}\n\n'
+                    % (epoch, seq, _json(event.text))
+                )
+            else:
+                frames.append(_frame(event, f"{epoch}-{seq}"))
+            seq += 1
+        return b"".join(frames)
+
+    def error(self, error: MillstreamError, request_id: str) -> bytes:
+        return _json(
+            {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
+        )
+
+
+def _frame(event: Event, position: str) -> bytes:
+    match event:
+        case StreamStart():
+            start = _Frame(stream_id=event.stream_id, model=event.model)
+            # In one frame with data: a frame of its own would be an empty event to some decoders.
+            retry = b"retry: %d\n" % _RETRY_MILLISECONDS
+            return retry + sse.frame(_json(start), id=position)
+        case StreamEnd():
+            end = _Frame(finish_reason=event.finish_reason, usage=usage_json(event.bill))
+            return sse.frame(_json(end), id=position) + b"data: [DONE]\n\n"
+        case StreamFailed():
+            failure = {
+                "error": {
+                    "code": event.code,
+                    "message": event.message,
+                    "retryable": event.retryable,
+                },
+                "usage": usage_json(event.bill),
+            }
+            return sse.frame(_json(failure), id=position)
+        case ReasoningDelta():
+            return sse.frame(_json(_Frame(reasoning=event.text)), id=position)
+        case RefusalDelta():
+            return sse.frame(_json(_Frame(refusal=event.text)), id=position)
+        case ToolCallStart():
+            call = _ToolCall(event.index, id=event.call_id, name=event.name)
+            return sse.frame(_json(_Frame(tool_call=call)), id=position)
+        case ToolCallDelta():
+            call = _ToolCall(event.index, arguments=event.arguments)
+            return sse.frame(_json(_Frame(tool_call=call)), id=position)
+        case _:
+            # The boundaries of parts: a position that a client has to see, and nothing else.
+            return sse.frame(_NOTHING, id=position)

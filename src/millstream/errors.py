@@ -1,0 +1,201 @@
+"""Everything Millstream raises on purpose, each with a stable code and an HTTP status.
+
+    MillstreamError
+    ├── InvalidRequest            invalid_request         422
+    │   ├── MalformedBody         invalid_request         400
+    │   └── TooLarge              too_large               413
+    ├── Unauthorized              unauthorized            401
+    ├── Forbidden                 forbidden               403
+    ├── NotFound                  not_found               404
+    │   └── ModelNotFound         model_not_found         404
+    ├── Overloaded                overloaded              503
+    │   └── Draining              draining                503
+    ├── ProviderError             what a provider did to us; ends a stream
+    │   ├── UpstreamError         upstream_error          502
+    │   ├── UpstreamRefused       upstream_refused        502
+    │   ├── UpstreamModelNotFound model_not_found         404
+    │   ├── UpstreamRateLimited   upstream_rate_limited   429
+    │   └── UpstreamTimeout       upstream_timeout        504
+    ├── Internal                  internal                500
+    └── LogError                  a stream's log; ends an append or a read
+        ├── StreamClosed          the stream has its terminal event
+        ├── StreamFull            the stream reached its size limit
+        └── StreamGone            stream_gone             410
+
+    ConfigurationError            a setting that cannot work; the CLI prints it and exits with 2
+
+The list of codes is closed (spec/protocol.md §8). A message says what happened, with which value, and
+what to do. It never carries a provider's text, a key, a URL or a prompt: it is shown to callers.
+"""
+
+import traceback
+
+
+class ConfigurationError(Exception):
+    """A setting, an extra or a port that cannot work. The message is one line for the operator."""
+
+
+class MillstreamError(Exception):
+    """Base of the tree. ``str(error)`` is safe to show to the caller."""
+
+    code: str = "internal"
+    status: int = 500
+    retryable: bool = False
+
+    def __init__(self, message: str, *, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InvalidRequest(MillstreamError):
+    """The request cannot be understood or asks for something that does not exist."""
+
+    code = "invalid_request"
+    status = 422
+
+
+class MalformedBody(InvalidRequest):
+    """The body is not JSON at all."""
+
+    status = 400
+
+
+class TooLarge(InvalidRequest):
+    code = "too_large"
+    status = 413
+
+
+class Unauthorized(MillstreamError):
+    """No valid credential. One message for every cause, so that it tells an attacker nothing."""
+
+    code = "unauthorized"
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__("missing or invalid API key; send 'Authorization: Bearer <key>'")
+
+
+class Forbidden(MillstreamError):
+    code = "forbidden"
+    status = 403
+
+
+class NotFound(MillstreamError):
+    code = "not_found"
+    status = 404
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class Overloaded(MillstreamError):
+    """This worker cannot take the request now; another moment or another worker can."""
+
+    code = "overloaded"
+    status = 503
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_seconds: int | None = 1) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+
+
+class Draining(Overloaded):
+    code = "draining"
+
+
+class Internal(MillstreamError):
+    """A fault of ours. The cause is in the server's log under the request's id, never in here."""
+
+    def __init__(self) -> None:
+        super().__init__("internal error; the server's log has the details")
+
+
+class ProviderError(MillstreamError):
+    """Base of what a provider did to a stream, before its first event or after.
+
+    ``accepted`` says whether the provider took the request on: then it may bill for the prompt.
+    """
+
+    accepted: bool = True
+
+
+class UpstreamError(ProviderError):
+    """The provider broke: cut the stream, sent nonsense, answered 5xx or reported an error."""
+
+    code = "upstream_error"
+    status = 502
+    retryable = True
+
+
+class UpstreamRefused(ProviderError):
+    """The provider understood and said no. The same request will be refused again."""
+
+    code = "upstream_refused"
+    status = 502
+    accepted = False
+
+
+class UpstreamRateLimited(ProviderError):
+    code = "upstream_rate_limited"
+    status = 429
+    retryable = True
+    accepted = False
+
+
+class UpstreamTimeout(ProviderError):
+    code = "upstream_timeout"
+    status = 504
+    retryable = True
+
+
+class UpstreamModelNotFound(ProviderError):
+    """The provider has no such model. The caller sees the same code as for a model of ours."""
+
+    code = "model_not_found"
+    status = 404
+    accepted = False
+
+
+class LogError(MillstreamError):
+    """Base of what a stream's log refuses."""
+
+
+class StreamClosed(LogError):
+    """The stream already has its terminal event; nothing can follow it."""
+
+
+class StreamFull(LogError):
+    """The stream reached the log's size limit for one stream."""
+
+
+class StreamGone(LogError):
+    """The stream was never here, or its events are no longer kept."""
+
+    code = "stream_gone"
+    status = 410
+
+
+def recorded(code: str, message: str, retry_after_seconds: int | None) -> MillstreamError:
+    """The error that a stream's terminal event has kept, with the status of its code."""
+    error = MillstreamError(message, retry_after_seconds=retry_after_seconds)
+    error.code = code
+    error.status = _statuses(MillstreamError).get(code, Internal.status)
+    return error
+
+
+def _statuses(kind: type[MillstreamError]) -> dict[str, int]:
+    """The status of every code: the one of the class that is highest in the tree."""
+    found: dict[str, int] = {}
+    for child in kind.__subclasses__():
+        found = _statuses(child) | found
+    return found | {kind.code: kind.status}
+
+
+def whereabouts(error: BaseException) -> str:
+    """Where an unexpected exception came from, for the log: its type and the innermost calls, without
+    its text, which may hold a prompt, a key or an address."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    calls = " < ".join(f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in reversed(frames))
+    return f"{type(error).__name__} in {calls}"

@@ -1,0 +1,188 @@
+"""The vocabulary of a stream: what can happen in it, and where.
+
+A stream is a list of events that ends with exactly one terminal event (``StreamEnd`` or
+``StreamFailed``). Text, reasoning, refusals and tool calls are *parts*: each has a start, deltas and
+an end, so that a dialect can encode any event without having seen the ones before it.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+FinishReason: TypeAlias = Literal[
+    "stop", "length", "tool_calls", "content_filter", "cancelled", "budget_exceeded"
+]
+UsageSource: TypeAlias = Literal["provider_final", "provider_partial", "counted", "checkpoint"]
+
+
+class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
+    """Tokens of one answer, in OpenAI's meaning: the prompt count includes cached tokens, the
+    completion count includes hidden reasoning.
+
+    ``source`` says where the numbers come from: ``provider_final`` the provider's last word;
+    ``provider_partial`` its running count when the stream was cut; ``counted`` our tokenizer over the
+    text that was received; ``checkpoint`` our last count before the process died.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    source: UsageSource
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Bill(Struct, frozen=True, gc=False):
+    """Usage with its price. ``cost_usd`` is a decimal string, or None where no price is known."""
+
+    usage: Usage
+    cost_usd: str | None
+
+
+class StreamStart(Struct, frozen=True, gc=False, tag="stream-start"):
+    """The first event of every stream."""
+
+    stream_id: str
+    model: str
+
+
+class TextStart(Struct, frozen=True, gc=False, tag="text-start"):
+    pass
+
+
+class TextDelta(Struct, frozen=True, gc=False, tag="text-delta"):
+    text: str
+
+
+class TextEnd(Struct, frozen=True, gc=False, tag="text-end"):
+    pass
+
+
+class ReasoningStart(Struct, frozen=True, gc=False, tag="reasoning-start"):
+    pass
+
+
+class ReasoningDelta(Struct, frozen=True, gc=False, tag="reasoning-delta"):
+    text: str
+
+
+class ReasoningEnd(Struct, frozen=True, gc=False, tag="reasoning-end"):
+    pass
+
+
+class RefusalStart(Struct, frozen=True, gc=False, tag="refusal-start"):
+    pass
+
+
+class RefusalDelta(Struct, frozen=True, gc=False, tag="refusal-delta"):
+    text: str
+
+
+class RefusalEnd(Struct, frozen=True, gc=False, tag="refusal-end"):
+    pass
+
+
+class ToolCallStart(Struct, frozen=True, gc=False, tag="tool-call-start"):
+    """``index`` counts the tool calls of the answer from 0."""
+
+    index: int
+    call_id: str
+    name: str
+
+
+class ToolCallDelta(Struct, frozen=True, gc=False, tag="tool-call-delta"):
+    """A piece of the call's arguments, which together are JSON."""
+
+    index: int
+    call_id: str
+    arguments: str
+
+
+class ToolCallEnd(Struct, frozen=True, gc=False, tag="tool-call-end"):
+    """Carries the call whole, for formats that state it whole. A cut stream leaves partial JSON."""
+
+    index: int
+    call_id: str
+    name: str
+    arguments: str
+
+
+class StreamEnd(Struct, frozen=True, gc=False, tag="stream-end"):
+    """The answer ended: complete, cut at a limit, or stopped by its reader."""
+
+    finish_reason: FinishReason
+    bill: Bill
+
+
+class StreamFailed(Struct, frozen=True, gc=False, tag="stream-failed"):
+    """The answer broke. ``code`` is from the closed list of ``errors``; ``bill`` is what it cost."""
+
+    code: str
+    message: str
+    retryable: bool
+    bill: Bill
+    retry_after_seconds: int | None = None
+
+
+PartStart: TypeAlias = TextStart | ReasoningStart | RefusalStart | ToolCallStart
+PartDelta: TypeAlias = TextDelta | ReasoningDelta | RefusalDelta | ToolCallDelta
+PartEnd: TypeAlias = TextEnd | ReasoningEnd | RefusalEnd | ToolCallEnd
+PartEvent: TypeAlias = PartStart | PartDelta | PartEnd
+Terminal: TypeAlias = StreamEnd | StreamFailed
+Event: TypeAlias = StreamStart | PartEvent | Terminal
+
+TERMINAL_TYPES = (StreamEnd, StreamFailed)
+
+
+class Position(NamedTuple):
+    """An event's place in its stream. It only grows; ``str()`` is its form on the wire."""
+
+    epoch: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.seq}"
+
+
+class Batch(Struct, frozen=True, gc=False):
+    """Events that follow each other in a stream: the first at ``first``, each other at the next seq."""
+
+    first: Position
+    events: Sequence[Event]
+
+    @property
+    def last(self) -> Position:
+        return Position(self.first.epoch, self.first.seq + len(self.events) - 1)
+
+
+class StreamInfo(Struct, frozen=True):
+    """What is fixed about a stream from its first moment. ``created_at`` is in Unix seconds."""
+
+    stream_id: str
+    owner_id: str
+    model: str
+    created_at: float
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Event)
+
+
+def to_json(event: Event) -> bytes:
+    return _encoder.encode(event)
+
+
+def from_json(data: bytes) -> Event:
+    """Raises ``msgspec.ValidationError`` where ``data`` is not an event."""
+    event: Event = _decoder.decode(data)
+    return event
+
+
+def json_schema() -> dict[str, object]:
+    """The JSON Schema of an event, as ``spec/events.schema.json`` has it."""
+    return msgspec.json.schema(Event)

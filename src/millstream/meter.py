@@ -1,0 +1,53 @@
+"""The meter: usage of your own routes into the ledger, and sums out of it."""
+
+import secrets
+import time
+from decimal import Decimal
+
+from millstream.events import Usage
+from millstream.ledger import Group, Ledger, Opening, Settlement, Total
+
+
+class Meter:
+    """Safe to use from any route. Streams of Millstream's own endpoints are metered without it."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    async def record(
+        self,
+        key_id: str,
+        usage: Usage | int,
+        *,
+        model: str = "",
+        provider: str = "",
+        user: str | None = None,
+        cost_usd: Decimal | None = None,
+        record_id: str | None = None,
+    ) -> str:
+        """Adds a settled row and returns its id, when it is committed.
+
+        A plain number is a count of completion tokens. Give a ``record_id`` of your own (up to 64
+        characters) where a retry must not count twice: a second row of the same id raises
+        ``sqlalchemy.exc.IntegrityError``. Without ``cost_usd`` the row counts as unpriced.
+        """
+        if isinstance(usage, int):
+            usage = Usage(0, usage, "counted")
+        now = time.time()
+        stream_id = record_id or f"rec_{secrets.token_urlsafe(16)}"
+        await self._ledger.record(
+            Settlement(stream_id, "completed", None, None, usage, cost_usd, None, now),
+            Opening(stream_id, key_id, model, provider, now, user),
+        )
+        return stream_id
+
+    async def totals(
+        self,
+        by: Group = "key",
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        key_id: str | None = None,
+    ) -> list[Total]:
+        """Sums per key, model, day (UTC) or end user. ``since`` and ``until`` are Unix seconds."""
+        return await self._ledger.totals(by, since=since, until=until, key_id=key_id)

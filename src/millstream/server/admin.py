@@ -1,0 +1,80 @@
+"""Keys and usage (spec/protocol.md §7)."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict
+
+from millstream.auth import ApiKey, Principal, Scope
+from millstream.ledger import Group
+from millstream.server.dependencies import get_api_key, get_millstream, require_api_key
+from millstream.server.requests import Route, read_body
+
+router = APIRouter(route_class=Route)
+
+_MAX_KEY_BODY_BYTES = 4096
+
+Admin = Annotated[Principal, Depends(require_api_key(scopes=["admin"]))]
+
+
+class NewKey(BaseModel):
+    """The body of ``POST /v1/keys``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    scopes: list[Scope] = ["chat"]
+    test: bool = False
+
+
+@router.post(
+    "/v1/keys",
+    status_code=201,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": NewKey.model_json_schema()}},
+        }
+    },
+)
+async def create_key(request: Request, caller: Admin) -> dict[str, Any]:
+    """Makes a key. ``key`` is in this answer and nowhere else."""
+    asked = await read_body(request, NewKey, _MAX_KEY_BODY_BYTES)
+    created, secret = await get_millstream(request).keys.create(
+        asked.name, asked.scopes, test=asked.test
+    )
+    return {"key": secret, **_shown(created)}
+
+
+@router.get("/v1/keys")
+async def list_keys(request: Request, caller: Admin) -> dict[str, Any]:
+    """All keys, without their secrets."""
+    return {"data": [_shown(key) for key in await get_millstream(request).keys.all()]}
+
+
+@router.delete("/v1/keys/{key_id}")
+async def revoke_key(request: Request, key_id: str, caller: Admin) -> dict[str, Any]:
+    """Revokes a key. Its running streams end within 5 s."""
+    return _shown(await get_millstream(request).keys.revoke(key_id))
+
+
+@router.get("/v1/usage")
+async def usage(
+    request: Request,
+    caller: Annotated[Principal, Depends(get_api_key)],
+    by: Group = "key",
+    since: Annotated[float | None, Query(description="Unix seconds, inclusive")] = None,
+    until: Annotated[float | None, Query(description="Unix seconds, exclusive")] = None,
+) -> dict[str, Any]:
+    """Totals: of all keys with the scope ``usage`` or ``admin``, else of the caller's own."""
+    sees_all = caller.may(["usage"]) or caller.may(["admin"])
+    totals = await get_millstream(request).meter.totals(
+        by, since=since, until=until, key_id=None if sees_all else caller.id
+    )
+    return {"by": by, "data": msgspec.to_builtins(totals)}
+
+
+def _shown(key: ApiKey) -> dict[str, Any]:
+    shown: dict[str, Any] = msgspec.to_builtins(key)
+    return shown

@@ -1,0 +1,84 @@
+"""FastAPI dependencies, usable on any route of an application that runs Millstream's lifespan.
+
+None of them holds anything while a response streams: no database session, no slot.
+"""
+
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+from fastapi.exceptions import HTTPException
+
+from millstream.auth import Principal, Scope
+from millstream.catalog import LLMService
+from millstream.errors import Forbidden, MillstreamError, Unauthorized
+from millstream.meter import Meter
+
+if TYPE_CHECKING:
+    from millstream.server.app import Millstream
+
+STATE = "millstream"  # its name in ``app.state``
+
+
+class Refused(HTTPException):
+    """A refusal as FastAPI knows it, so that your own error handlers apply on your own routes."""
+
+    def __init__(self, error: MillstreamError) -> None:
+        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
+        super().__init__(error.status, error.message, headers)
+        self.error = error
+
+
+def get_millstream(request: Request) -> "Millstream":
+    """The application's Millstream. Raises ``RuntimeError`` where its lifespan is not running."""
+    millstream: Millstream | None = getattr(request.app.state, STATE, None)
+    if millstream is None:
+        raise RuntimeError(
+            "Millstream is not running in this application; start its lifespan: "
+            "FastAPI(lifespan=millstream.lifespan)"
+        )
+    return millstream
+
+
+async def get_api_key(request: Request) -> Principal:
+    """Whoever sent a valid key, in ``Authorization: Bearer`` or ``X-API-Key``. Otherwise 401."""
+    header = request.headers.get("authorization")
+    if header is not None:
+        scheme, _, secret = header.partition(" ")
+        if scheme.lower() != "bearer":
+            raise Refused(Unauthorized())
+    else:
+        secret = request.headers.get("x-api-key", "")
+    try:
+        return await get_millstream(request).keys.verify(secret.strip())
+    except Unauthorized as error:
+        raise Refused(error) from None
+
+
+def require_api_key(
+    *, scopes: Collection[Scope] = ("chat",)
+) -> Callable[[Request], Awaitable[Principal]]:
+    """A dependency like ``get_api_key`` that also asks for scopes: 403 where the key lacks one.
+
+    ``Depends(require_api_key(scopes=["usage"]))``
+    """
+    needed = frozenset(scopes)
+
+    async def api_key(request: Request) -> Principal:
+        principal = await get_api_key(request)
+        if not principal.may(needed):
+            lacking = ", ".join(sorted(needed - principal.scopes))
+            raise Refused(Forbidden(f"this key lacks the scope {lacking}"))
+        return principal
+
+    return api_key
+
+
+async def get_llm_service(request: Request) -> LLMService:
+    """Models by name, for your own code."""
+    return get_millstream(request).llm_service
+
+
+async def get_meter(request: Request) -> Meter:
+    """Where your own routes record usage."""
+    return get_millstream(request).meter

@@ -1,0 +1,156 @@
+"""``millstream serve``: one worker process, from its socket to its last settled row."""
+
+import asyncio
+import errno
+import gc
+import socket
+from types import FrameType
+
+import uvicorn
+from rich.console import Console
+from rich.markup import escape
+
+from millstream import __version__
+from millstream.errors import ConfigurationError
+from millstream.server.app import Millstream, create_app
+from millstream.settings import Settings
+
+# How long a client that died without a word keeps its connection (spec/protocol.md §9: at most 10 s).
+_KEEPALIVE_IDLE_SECONDS = 4
+_KEEPALIVE_EVERY_SECONDS = 2
+_UNACKNOWLEDGED_MILLISECONDS = 8000
+
+_BACKLOG = 4096
+_MODELS_SHOWN = 6
+
+
+def serve(settings: Settings, *, temporary_key: bool = False) -> None:
+    """Serves until a signal; a second signal hurries. Raises ``ConfigurationError``."""
+    listener = _listen(settings.host, settings.port)
+    with listener:
+        millstream = Millstream(settings)
+        config = uvicorn.Config(
+            create_app(millstream),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            backlog=_BACKLOG,
+            # Longer than the 60 s for which nginx keeps its end, so that it never meets a closed one.
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=5,
+        )
+        server = _Server(config, millstream, listener, temporary_key)
+        server.run(sockets=[listener])
+    if not server.started:
+        raise ConfigurationError("the server did not start; its log says why")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise ConfigurationError(f"--host {host} is not an address of this machine") from error
+    listener = socket.socket(family, kind, proto)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit these from their listener. They notice a client that vanished: in silence by
+    # the probes, while sending by the time its system has not acknowledged anything.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        tcp = socket.IPPROTO_TCP
+        listener.setsockopt(tcp, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_SECONDS)
+        listener.setsockopt(tcp, socket.TCP_KEEPINTVL, _KEEPALIVE_EVERY_SECONDS)
+        listener.setsockopt(tcp, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MILLISECONDS)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigurationError(
+                f"port {port} is in use; choose another with --port, or --port 0 for a free one"
+            ) from error
+        raise ConfigurationError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with a beginning that says where it is and an end that loses nothing."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        millstream: Millstream,
+        listener: socket.socket,
+        temporary_key: bool,
+    ) -> None:
+        super().__init__(config)
+        self._millstream = millstream
+        self._listener = listener
+        self._temporary_key = temporary_key
+        self._temporary_key_id: str | None = None
+        self._hurry = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            await self._announce()
+            # What was made until now stays; the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not calling super(): it would raise the signal again at the end, instead of exit code 0.
+        if self.should_exit:
+            self._hurry.set()
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Streams first (uvicorn would wait for them without end), then connections, then stores."""
+        generations = self._millstream.generations
+        drain = asyncio.create_task(generations.drain(self._millstream.settings.drain_seconds))
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        drain.cancel()
+        await asyncio.gather(drain, hurry, return_exceptions=True)
+        await generations.drain(0)
+        if self._temporary_key_id is not None:
+            await self._millstream.keys.revoke(self._temporary_key_id)
+        await super().shutdown(sockets)
+
+    async def _announce(self) -> None:
+        """The banner: where, with which key, which models, and why not others."""
+        host, port = self._listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        keys = self._millstream.keys
+        secret, note = await keys.ensure_first(), "shown this once; it may do everything"
+        if secret is None and self._temporary_key:
+            key, secret = await keys.create("temporary", ["chat", "usage"])
+            self._temporary_key_id, note = key.id, "until the server stops"
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(f"[bold]Millstream[/bold] {__version__}  [bold cyan]{url}[/bold cyan]")
+        if secret is not None:
+            console.print(f"  key     [bold]{secret}[/bold]  ({note})")
+            console.print(f"  chat    {url}/#key={secret}")
+        else:
+            console.print("  key     make one with: millstream keys create --name me")
+        service = self._millstream.llm_service
+        by_provider: dict[str, list[str]] = {}
+        for model, provider in service.models.items():
+            by_provider.setdefault(provider, []).append(model)
+        for provider, models in by_provider.items():
+            more = len(models) - _MODELS_SHOWN
+            names = ", ".join(models[:_MODELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+            console.print(f"  models  {provider}: {escape(names)}")
+        if service.default_model is not None:
+            console.print(f"  default {escape(service.default_model)}")
+        unready = ", ".join(f"{name} ({why})" for name, why in service.unready.items())
+        if unready:
+            console.print(f"  [dim]unready {escape(unready)}[/dim]")
+        console.file.flush()

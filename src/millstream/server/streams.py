@@ -1,0 +1,25 @@
+"""Streams: what is known of one after its start (spec/protocol.md §5)."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request
+
+from millstream.auth import Principal
+from millstream.errors import NotFound
+from millstream.server.dependencies import get_api_key, get_millstream
+from millstream.server.requests import Route
+
+router = APIRouter(route_class=Route)
+
+
+@router.get("/v1/streams/{stream_id}")
+async def receipt(
+    request: Request, stream_id: str, caller: Annotated[Principal, Depends(get_api_key)]
+) -> dict[str, Any]:
+    """The stream's receipt. A stream of another key answers like one that does not exist."""
+    found = await get_millstream(request).ledger.receipt(stream_id)
+    if found.key_id != caller.id and not caller.may(["admin"]):
+        raise NotFound(f"there is no stream '{stream_id}'")
+    receipt: dict[str, Any] = msgspec.to_builtins(found)
+    return receipt

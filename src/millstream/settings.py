@@ -1,0 +1,183 @@
+"""Every setting, read once: environment over ``millstream.toml`` over defaults.
+
+The only module that reads the environment.
+"""
+
+import os
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from millstream.errors import ConfigurationError
+
+TOML_FILE = "millstream.toml"
+
+# Not chat models, though OpenAI lists them beside those.
+_NOT_CHAT = (
+    "audio", "codex", "dall-e", "embedding", "image", "instruct", "moderation", "realtime", "search",
+    "sora", "transcribe", "tts", "whisper", "babbage", "davinci", "deep-research",
+)  # fmt: skip
+
+# Providers that work as soon as their usual variable has a key: variable, base URL, id in genai-prices.
+_KNOWN = {
+    "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1", "openai"),
+    "groq": ("GROQ_API_KEY", "https://api.groq.com/openai/v1", "groq"),
+    "openrouter": ("OPENROUTER_API_KEY", "https://openrouter.ai/api/v1", "openrouter"),
+    "mistral": ("MISTRAL_API_KEY", "https://api.mistral.ai/v1", "mistral"),
+    "deepseek": ("DEEPSEEK_API_KEY", "https://api.deepseek.com/v1", "deepseek"),
+    "together": ("TOGETHER_API_KEY", "https://api.together.xyz/v1", "together"),
+    "xai": ("XAI_API_KEY", "https://api.x.ai/v1", "x-ai"),
+}
+_PREFERRED = {"openai": ("gpt-5-mini", "gpt-4.1-mini", "gpt-4o-mini")}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ProviderSettings(_Section):
+    """A provider: ``[providers.<name>]`` in the file."""
+
+    type: Literal["openai", "local", "scripted"] = Field(
+        "openai", description="`openai` is every server that speaks OpenAI's Chat Completions"
+    )
+    base_url: str | None = Field(None, description="up to and with `/v1`")
+    api_key: SecretStr | None = Field(None, description="sent to that server only")
+    azure: bool = Field(False, description="send the key as Azure wants it, in `api-key`")
+    headers: dict[str, str] = Field({}, description="more headers for every request")
+    models: tuple[str, ...] = Field((), description="its models; without, it is asked for them")
+    extra: dict[str, Any] = Field({}, description="merged into every request's body")
+    price_id: str | None = Field(None, description="its id in genai-prices, for list prices")
+    path: str | None = Field(None, description="of a GGUF file, for `local`")
+    preferred: tuple[str, ...] = Field((), description="models to take as the default, best first")
+    hidden: tuple[str, ...] = Field((), description="parts of model names not to list")
+
+    @model_validator(mode="after")
+    def _has_address(self) -> "ProviderSettings":
+        if self.type == "openai" and not (self.base_url or "").startswith(("http://", "https://")):
+            raise ValueError("a provider of type 'openai' needs a base_url with http:// or https://")
+        return self
+
+
+class PriceSettings(_Section):
+    """A model's price in US dollars per million tokens: ``[prices."<model>"]`` in the file."""
+
+    input: Decimal
+    output: Decimal
+    cached_input: Decimal | None = None
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Settings(BaseSettings):
+    """Set by ``MILLSTREAM_<NAME>`` or in ``millstream.toml``. ``Settings.load`` reads them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MILLSTREAM_",
+        env_nested_delimiter="__",
+        toml_file=TOML_FILE,
+        extra="forbid",
+        frozen=True,
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
+    data_dir: Path = Field(Path("millstream-data"), description="folder of the SQLite database")
+    database_url: str | None = Field(
+        None, description="`sqlite:///file` or `postgresql://…`; by default SQLite in the data folder"
+    )
+    log_url: str = Field("memory:", description="where streams live")
+    default_model: str | None = Field(None, description="for requests that name none")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="longest request body")
+    max_streams: int = Field(10_000, ge=1, description="most streams that run at a time")
+    stream_seconds: Seconds = Field(900, description="longest time a stream may take")
+    connect_seconds: Seconds = Field(10, description="to get a connection to a provider")
+    first_byte_seconds: Seconds = Field(120, description="from a request to a provider's first byte")
+    idle_seconds: Seconds = Field(60, description="longest silence of a provider in its answer")
+    drain_seconds: float = Field(10, ge=0, le=3600, description="what running streams get at shutdown")
+    resume_window_seconds: Seconds = Field(300, description="how long a finished stream is kept")
+    log_max_bytes: int = Field(512 << 20, ge=1 << 20, description="most memory that streams take")
+    providers: dict[str, ProviderSettings] = Field({}, description="more providers, by name")
+    prices: dict[str, PriceSettings] = Field({}, description="prices, by model")
+    unready_providers: dict[str, str] = Field({}, exclude=True, repr=False)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @classmethod
+    def load(cls, **overrides: Any) -> "Settings":
+        """Reads the environment and the file, with the providers whose usual variables are set. Raises
+        ``ConfigurationError`` with one line that names the setting."""
+        try:
+            settings = cls(**overrides)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = ".".join(map(str, first["loc"]))
+            raise ConfigurationError(f"setting {name}: {first['msg']}") from None
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{TOML_FILE} cannot be read: {error}") from None
+        found, unready = _from_environment(os.environ)
+        return settings.model_copy(
+            update={"providers": found | settings.providers, "unready_providers": unready}
+        )
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'millstream.db'}"
+
+
+def _from_environment(
+    environ: "os._Environ[str]",
+) -> tuple[dict[str, ProviderSettings], dict[str, str]]:
+    """The known providers whose variables are set, and why the others are not there."""
+    found: dict[str, ProviderSettings] = {}
+    unready: dict[str, str] = {}
+    for name, (variable, url, price_id) in _KNOWN.items():
+        key = environ.get(variable) or None
+        base_url = environ.get("OPENAI_BASE_URL") or None if name == "openai" else None
+        if key is None and base_url is None:
+            unready[name] = f"{variable} is not set"
+            continue
+        found[name] = _checked(
+            "OPENAI_BASE_URL" if base_url else variable,
+            base_url=base_url or url,
+            api_key=key,
+            price_id=price_id if base_url in (None, url) else None,
+            preferred=_PREFERRED.get(name, ()) if base_url is None else (),
+            hidden=_NOT_CHAT if name == "openai" and base_url is None else (),
+        )
+    endpoint = environ.get("AZURE_OPENAI_ENDPOINT")
+    azure_key = environ.get("AZURE_OPENAI_API_KEY")
+    if endpoint and azure_key:
+        found["azure"] = _checked(
+            "AZURE_OPENAI_ENDPOINT",
+            base_url=f"{endpoint.rstrip('/')}/openai/v1",
+            api_key=azure_key,
+            azure=True,
+            price_id="azure",
+        )
+    return found, unready
+
+
+def _checked(variable: str, **values: Any) -> ProviderSettings:
+    try:
+        return ProviderSettings(**values)
+    except ValidationError:
+        raise ConfigurationError(f"{variable} has to be a URL with http:// or https://") from None

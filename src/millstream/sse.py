@@ -1,0 +1,132 @@
+"""Server-Sent Events: frames to bytes, and bytes -> messages, bounded, no I/O.
+
+Follows the WHATWG HTML standard, §9.2.6 "Interpreting an event stream". Two deliberate differences:
+
+1. ``retry`` fields are ignored: our decoder reads providers, to which nobody reconnects.
+2. A line or an event over its limit raises ``SSELimitExceeded``; the standard knows no limits.
+"""
+
+import re
+
+from msgspec import Struct
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_BOM = b"\xef\xbb\xbf"
+
+
+# A comment line without a blank line after it. Some decoders dispatch an empty event at every blank line
+# once they have seen an id, and their users then parse "" as JSON (openai-python and httpx-sse among them).
+PING = b": ping\n"
+
+
+def frame(data: bytes, *, id: str) -> bytes:
+    """One frame. ``data`` has to be one line, as JSON from our encoder always is."""
+    return b"id: %b\ndata: %b\n\n" % (id.encode(), data)
+
+
+class SSELimitExceeded(ValueError):
+    """A line or an event is longer than the decoder was told to accept."""
+
+
+class Message(Struct, frozen=True, gc=False):
+    """One dispatched event. ``data`` is UTF-8; invalid bytes were replaced by U+FFFD."""
+
+    data: bytes
+    event: str = "message"
+    id: str = ""
+
+
+class Decoder:
+    """``feed()`` it what the socket gave, get the messages that are complete.
+
+    An event that the stream's end leaves unfinished is dropped, as the standard says.
+    """
+
+    def __init__(self, *, max_event_bytes: int = 1 << 20) -> None:
+        self._max_event_bytes = max_event_bytes
+        self._buffer = b""
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+        self._event = ""
+        self._id = ""
+        self._started = False
+        self._skip_lf = False  # the last line ended with CR; an LF that follows belongs to it
+
+    def feed(self, chunk: bytes) -> list[Message]:
+        """Raises ``SSELimitExceeded``; after that the decoder is of no more use."""
+        buffer = self._buffer + chunk if self._buffer else chunk
+        if not self._started:
+            if len(buffer) < 3 and _BOM.startswith(buffer):
+                self._buffer = buffer
+                return []
+            self._started = True
+            buffer = buffer.removeprefix(_BOM)
+        if self._skip_lf and buffer:
+            self._skip_lf = False
+            buffer = buffer.removeprefix(b"\n")
+        messages: list[Message] = []
+        if b"\r" in buffer or self._data or self._event:
+            self._feed_lines(buffer, messages)
+        else:
+            self._feed_blocks(buffer, messages)
+        if len(self._buffer) > self._max_event_bytes:
+            raise SSELimitExceeded(f"a line is over {self._max_event_bytes} bytes")
+        return messages
+
+    def _feed_blocks(self, buffer: bytes, messages: list[Message]) -> None:
+        """The way nearly every event of every provider takes: LF only, one ``data`` line a block."""
+        *blocks, rest = buffer.split(b"\n\n")
+        limit = self._max_event_bytes
+        for block in blocks:
+            if block.startswith(b"data: ") and b"\n" not in block and len(block) <= limit:
+                data = block[6:]
+                messages.append(Message(data if data.isascii() else _valid(data), id=self._id))
+            else:
+                self._feed_lines(block + b"\n\n", messages)
+        if b"\n" in rest:
+            self._feed_lines(rest, messages)
+        else:
+            self._buffer = rest
+
+    def _feed_lines(self, buffer: bytes, messages: list[Message]) -> None:
+        start = 0
+        for end in _LINE_END.finditer(buffer):
+            line = buffer[start : end.start()]
+            start = end.end()
+            self._line(line, messages)
+        self._skip_lf = start == len(buffer) and buffer.endswith(b"\r")
+        self._buffer = buffer[start:]
+
+    def _line(self, line: bytes, messages: list[Message]) -> None:
+        if not line:
+            self._dispatch(messages)
+            return
+        name, _, value = line.partition(b":")
+        if value[:1] == b" ":
+            value = value[1:]
+        if name == b"data":
+            self._data.append(value)
+            self._data_bytes += len(value) + 1
+            if self._data_bytes > self._max_event_bytes:
+                raise SSELimitExceeded(f"an event is over {self._max_event_bytes} bytes")
+        elif name == b"event":
+            self._event = value.decode("utf-8", "replace")
+        elif name == b"id" and b"\0" not in value:
+            self._id = value.decode("utf-8", "replace")
+
+    def _dispatch(self, messages: list[Message]) -> None:
+        if self._data:
+            data = _valid(b"\n".join(self._data))
+            messages.append(Message(data, self._event or "message", self._id))
+            self._data = []
+            self._data_bytes = 0
+        self._event = ""
+
+
+def _valid(data: bytes) -> bytes:
+    """``data`` as valid UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace").encode()
+    return data
