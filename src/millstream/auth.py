@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Literal, TypeAlias, cast, get_args
 
 import sqlalchemy as sa
@@ -106,9 +107,7 @@ class Keys:
             self._verified.popitem(last=False)
         return principal
 
-    async def create(
-        self, name: str, scopes: Sequence[str], *, test: bool = False
-    ) -> tuple[ApiKey, str]:
+    async def create(self, name: str, scopes: Sequence[str], *, test: bool = False) -> tuple[ApiKey, str]:
         """The key and its secret, which cannot be had again. Raises ``InvalidRequest``."""
         key, secret, digest = _new_key(name, scopes, test)
         await self._db.write(lambda connection: _insert(connection, key, digest))
@@ -139,14 +138,11 @@ class Keys:
 
     async def revoked_among(self, key_ids: Collection[str]) -> set[str]:
         """Those of the keys that are revoked."""
-        revoked: set[str] = set()
         ordered = list(key_ids)
+        revoked: set[str] = set()
         for start in range(0, len(ordered), _IDS_PER_QUERY):
-            query = sa.select(database.keys.c.id).where(
-                database.keys.c.id.in_(ordered[start : start + _IDS_PER_QUERY]),
-                database.keys.c.revoked_at.is_not(None),
-            )
-            revoked |= await self._db.read(lambda connection, q=query: set(connection.scalars(q)))
+            some = ordered[start : start + _IDS_PER_QUERY]
+            revoked |= await self._db.read(partial(_revoked, key_ids=some))
         return revoked
 
 
@@ -209,3 +205,9 @@ def _revoke(connection: Connection, key_id: str) -> ApiKey | None:
     )
     row = connection.execute(sa.select(table).where(table.c.id == key_id)).mappings().first()
     return None if row is None else _key(row)
+
+
+def _revoked(connection: Connection, key_ids: Sequence[str]) -> set[str]:
+    table = database.keys
+    query = sa.select(table.c.id).where(table.c.id.in_(key_ids), table.c.revoked_at.is_not(None))
+    return set(connection.scalars(query))

@@ -11,7 +11,13 @@ from contextlib import aclosing
 from msgspec import Struct
 
 from millstream import tokens
-from millstream.errors import ConfigurationError, InvalidRequest, ModelNotFound, ProviderError, UpstreamError
+from millstream.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    ModelNotFound,
+    ProviderError,
+    UpstreamError,
+)
 from millstream.events import FinishReason, TextDelta
 from millstream.messages import ChatMessage, ChatRequest
 from millstream.prices import Price, Prices
@@ -114,7 +120,8 @@ class LLMService:
 
     async def resolve(self, name: str | None) -> tuple[Model, Price | None]:
         """The model of that name (or the default) and its price now. Raises ``ModelNotFound``, or
-        ``InvalidRequest`` where no model is named and there is no default."""
+        ``InvalidRequest`` where no model is named and there is no default.
+        """
         name = name or self.default_model
         if name is None:
             raise InvalidRequest("no model is given and there is no default; see GET /v1/models")
@@ -122,9 +129,7 @@ class LLMService:
             return found
         provider_name, upstream_name = self._locate(name)
         entry = self._providers[provider_name]
-        model = Model(
-            name, provider_name, entry.provider, upstream_name, tokens.encoding_for(upstream_name)
-        )
+        model = Model(name, provider_name, entry.provider, upstream_name, tokens.encoding_for(upstream_name))
         price = await self._prices.find(name, entry.price_id, upstream_name)
         # Names come from callers where a provider takes any; what they can make us remember is bounded.
         if len(self._resolved) < _MAX_RESOLVED:

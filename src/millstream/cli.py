@@ -15,8 +15,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from millstream import __version__
 from millstream.errors import ConfigurationError, MillstreamError
+from millstream.events import Group
+from millstream.version import __version__
 
 Result = TypeVar("Result")
 
@@ -71,9 +72,7 @@ def serve(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(
-            help="Port to listen on; 0 takes a free one.  [env: MILLSTREAM_PORT] [default: 8000]"
-        ),
+        typer.Option(help="Port to listen on; 0 takes a free one.  [env: MILLSTREAM_PORT] [default: 8000]"),
     ] = None,
     data_dir: DataDir = None,
     temporary_key: Annotated[
@@ -135,9 +134,7 @@ def keys_list(data_dir: DataDir = None, as_json: Json = False) -> None:
     table = Table("id", "name", "key", "scopes", "created", "revoked", box=None)
     for key in keys:
         revoked = _date(key.revoked_at) if key.revoked_at else ""
-        table.add_row(
-            key.id, key.name, key.hint, " ".join(key.scopes), _date(key.created_at), revoked
-        )
+        table.add_row(key.id, key.name, key.hint, " ".join(key.scopes), _date(key.created_at), revoked)
     Console().print(table)
 
 
@@ -159,7 +156,7 @@ def keys_revoke(
 
 @app.command()
 def usage(
-    by: Annotated[str, typer.Option(help="key, model, day or user.")] = "key",
+    by: Annotated[Group, typer.Option(help="What to add up by.")] = "key",
     since: Annotated[
         str, typer.Option(help="A date (2026-01-31, UTC) or an age (24h, 7d).", show_default=False)
     ] = "",
@@ -173,8 +170,6 @@ def usage(
     from millstream.ledger import Ledger
     from millstream.meter import Meter
 
-    if by not in ("key", "model", "day", "user"):
-        _exit(f"--by is key, model, day or user, not '{by}'")
     totals = _with_database(
         data_dir,
         lambda db: Meter(Ledger(db)).totals(by, since=_moment(since), until=_moment(until)),
@@ -187,7 +182,7 @@ def usage(
         table.add_column(column, justify="right")
     for total in totals:
         table.add_row(
-            total.group or "–",
+            total.group or "(none)",
             f"{total.streams:,}",
             f"{total.prompt_tokens:,}",
             f"{total.completion_tokens:,}",
@@ -197,9 +192,7 @@ def usage(
     Console().print(table)
 
 
-def _with_database(
-    data_dir: Path | None, work: Callable[[Any], Coroutine[Any, Any, Result]]
-) -> Result:
+def _with_database(data_dir: Path | None, work: Callable[[Any], Coroutine[Any, Any, Result]]) -> Result:
     """Runs ``work`` on the database that the settings name."""
     from millstream.database import Database
     from millstream.settings import Settings

@@ -59,7 +59,13 @@ streams = sa.Table(
     sa.Column("alive_at", sa.Float, nullable=False),  # the owner's last sign of life
     sa.Index("streams_by_key", "key_id", "created_at"),
     sa.Index("streams_by_time", "created_at"),
-    sa.Index("streams_running", "status", "alive_at"),
+    # Only the few that run: a settled row leaves it.
+    sa.Index(
+        "streams_running",
+        "alive_at",
+        sqlite_where=sa.text("status = 'running'"),
+        postgresql_where=sa.text("status = 'running'"),
+    ),
 )
 
 _REVISION = "0001"  # the newest migration
@@ -86,8 +92,7 @@ class Database:
                         return
         except sa.exc.DBAPIError as error:
             raise ConfigurationError(
-                f"cannot open the database {self._engine.url.render_as_string()}: "
-                f"{type(error.orig).__name__}"
+                f"cannot open the database {self._engine.url.render_as_string()}: {type(error.orig).__name__}"
             ) from error
         # Imported here: it takes a third of a second and is needed only when there is something to do.
         from alembic import command
@@ -101,6 +106,21 @@ class Database:
     async def write(self, work: Callable[[Connection], Result]) -> Result:
         """Runs ``work`` in a transaction of its own; returns when it is committed."""
         return await self._run(self._writer, work)
+
+    def submit(
+        self, work: Callable[[Connection], None], done: Callable[[BaseException | None], object]
+    ) -> None:
+        """``write`` without a future: ``done`` is called in the writing thread, after the commit."""
+
+        def run() -> None:
+            try:
+                self.run(work)
+            except BaseException as error:
+                done(error)
+            else:
+                done(None)
+
+        self._writer.submit(run)
 
     async def read(self, work: Callable[[Connection], Result]) -> Result:
         return await self._run(self._readers, work)
@@ -130,9 +150,7 @@ def _engine(url: str) -> Engine:
     if parsed.get_backend_name() == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     elif parsed.get_backend_name() != "sqlite":
-        raise ConfigurationError(
-            f"databases are SQLite or PostgreSQL, not '{parsed.get_backend_name()}'"
-        )
+        raise ConfigurationError(f"databases are SQLite or PostgreSQL, not '{parsed.get_backend_name()}'")
     elif parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     else:
@@ -140,9 +158,7 @@ def _engine(url: str) -> Engine:
     try:
         engine = sa.create_engine(parsed, pool_size=4, pool_pre_ping=parsed.get_backend_name() != "sqlite")
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            "PostgreSQL needs an extra: pip install 'millstream[postgres]'"
-        ) from error
+        raise ConfigurationError("PostgreSQL needs an extra: pip install 'millstream[postgres]'") from error
     if parsed.get_backend_name() == "sqlite":
         sa.event.listen(engine, "connect", _configure_sqlite)
     return engine

@@ -195,7 +195,8 @@ def _statuses(kind: type[MillstreamError]) -> dict[str, int]:
 
 def whereabouts(error: BaseException) -> str:
     """Where an unexpected exception came from, for the log: its type and the innermost calls, without
-    its text, which may hold a prompt, a key or an address."""
+    its text, which may hold a prompt, a key or an address.
+    """
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     calls = " < ".join(f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in reversed(frames))
     return f"{type(error).__name__} in {calls}"

@@ -17,6 +17,10 @@ FinishReason: TypeAlias = Literal[
 UsageSource: TypeAlias = Literal["provider_final", "provider_partial", "counted", "checkpoint"]
 
 
+# What usage is added up by.
+Group: TypeAlias = Literal["key", "model", "day", "user"]
+
+
 class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
     """Tokens of one answer, in OpenAI's meaning: the prompt count includes cached tokens, the
     completion count includes hidden reasoning.

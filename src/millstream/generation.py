@@ -130,7 +130,8 @@ class Generation:
 
     async def run(self) -> None:
         """Produces the stream to its end and settles it. Raises nothing but cancellation, which only
-        the end of the process may bring."""
+        the end of the process may bring.
+        """
         opening = Opening(
             self.info.stream_id,
             self.info.owner_id,
@@ -198,25 +199,22 @@ class Generation:
         if self._settlement is not None:
             return
         bill = self._settle(status, await self._usage(self._called), reason=reason)
-        await self._log.append(
-            self.info.stream_id, [*self._assembler.close(), StreamEnd(reason, bill)]
-        )
+        await self._log.append(self.info.stream_id, [*self._assembler.close(), StreamEnd(reason, bill)])
 
     async def _fail(self, error: MillstreamError) -> None:
         if self._settlement is not None:
             return
         accepted = error.accepted if isinstance(error, ProviderError) else self._called
         bill = self._settle("failed", await self._usage(accepted), error_code=error.code)
-        failed = StreamFailed(
-            error.code, error.message, error.retryable, bill, error.retry_after_seconds
-        )
+        failed = StreamFailed(error.code, error.message, error.retryable, bill, error.retry_after_seconds)
         await self._log.append(self.info.stream_id, [*self._assembler.close(), failed])
 
     # -- what it used -----------------------------------------------------------------------
 
     async def _usage(self, accepted: bool) -> Usage:
         """What the stream has used so far, from the best source there is. A provider that has not
-        ``accepted`` the request bills nothing for it."""
+        ``accepted`` the request bills nothing for it.
+        """
         finish, running = self._assembler.finish, self._assembler.usage
         for usage in (finish.usage if finish is not None else None, running):
             # A provider that counts nothing for something has not counted.
@@ -229,9 +227,7 @@ class Generation:
         if running is not None:
             return Usage(running.prompt_tokens, completion, "counted", running.cached_tokens)
         if self._prompt_tokens is None:
-            self._prompt_tokens = await asyncio.to_thread(
-                tokenizer.count_prompt, self._request.messages
-            )
+            self._prompt_tokens = await tokens.count_prompt(tokenizer, self._request.messages)
         return Usage(self._prompt_tokens, completion, "counted")
 
     def _cost(self, usage: Usage) -> Decimal | None:
@@ -262,17 +258,13 @@ class Generation:
     async def checkpoint(self) -> None:
         """Notes in the ledger what would be lost if the process died now."""
         now = time.monotonic()
-        if self._settlement is not None or not (
-            self._unsaved or now - self._alive_at > LEASE_SECONDS / 3
-        ):
+        if self._settlement is not None or not (self._unsaved or now - self._alive_at > LEASE_SECONDS / 3):
             return
         self._alive_at = now
         self._unsaved = False
         usage = await self._usage(self._called)
         if self._settlement is None:
-            usage = Usage(
-                usage.prompt_tokens, usage.completion_tokens, "checkpoint", usage.cached_tokens
-            )
+            usage = Usage(usage.prompt_tokens, usage.completion_tokens, "checkpoint", usage.cached_tokens)
             self._ledger.checkpoint(self.info.stream_id, usage, self._cost(usage))
 
 
@@ -310,7 +302,7 @@ class Generations:
         return len(self._running)
 
     async def start(self, principal: Principal, request: ChatRequest) -> Generation:
-        """Starts a stream. It runs until its end or until its disconnect policy ends it.
+        """Starts a stream, which runs until its end or until its disconnect policy ends it.
 
         Raises ``Draining``, ``Overloaded``, ``ModelNotFound`` or ``InvalidRequest``; whatever goes wrong after
         that is the stream's terminal event.
@@ -320,12 +312,8 @@ class Generations:
         if len(self._running) >= self._limits.streams:
             raise Overloaded(f"{self._limits.streams} streams are running; try again")
         model, price = await self._service.resolve(request.model)
-        info = StreamInfo(
-            f"str_{secrets.token_urlsafe(16)}", principal.id, model.name, time.time()
-        )
-        generation = Generation(
-            info, request, model, price, self._log, self._ledger, self._limits.seconds
-        )
+        info = StreamInfo(f"str_{secrets.token_urlsafe(16)}", principal.id, model.name, time.time())
+        generation = Generation(info, request, model, price, self._log, self._ledger, self._limits.seconds)
         await self._log.create(info)
         await self._log.append(info.stream_id, [StreamStart(info.stream_id, info.model)])
         task = asyncio.create_task(generation.run(), name=info.stream_id)
@@ -335,7 +323,8 @@ class Generations:
 
     async def drain(self, seconds: float) -> None:
         """Refuses new streams, lets the running ones go on for ``seconds``, cancels the rest and waits
-        until all are settled."""
+        until all are settled.
+        """
         self.draining = True
         if self._running and seconds > 0:
             await asyncio.wait(self._running.values(), timeout=seconds)

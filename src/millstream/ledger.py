@@ -1,14 +1,14 @@
 """The ledger: one row a stream, opened before the provider is called, settled once.
 
-All rows go through one writer, which takes whatever has come up while it was busy: under load one
-transaction carries many rows. While the database is away openings fail, so nothing starts that could not
+Rows are written by one transaction at a time, which takes whatever has come up during the one before:
+under load it carries many. While the database is away openings fail, so nothing starts that could not
 be billed, and settlements wait.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
@@ -18,17 +18,18 @@ from msgspec import Struct
 from sqlalchemy.engine import Connection, RowMapping
 
 from millstream.database import Database, streams
-from millstream.errors import NotFound, Overloaded
-from millstream.events import FinishReason, Usage, UsageSource
+from millstream.errors import NotFound, Overloaded, whereabouts
+from millstream.events import FinishReason, Group, Usage, UsageSource
 from millstream.prices import to_dollars, to_picodollars
 
 log = logging.getLogger("millstream.ledger")
 
 Status: TypeAlias = Literal["running", "completed", "cancelled", "failed", "interrupted"]
-Group: TypeAlias = Literal["key", "model", "day", "user"]
 
 LEASE_SECONDS = 15.0
 _RETRY_SECONDS = 0.5
+# An opening is waited for and goes at once; what need not be waited for goes with it, or after this.
+_SETTLE_SECONDS = 0.02
 
 
 class Opening(Struct, frozen=True):
@@ -79,7 +80,8 @@ class Receipt(Struct, frozen=True):
 
 class Total(Struct, frozen=True):
     """Sums over the streams of one group. ``unpriced`` of them have no known price and are not in
-    ``cost_usd``."""
+    ``cost_usd``.
+    """
 
     group: str
     streams: int
@@ -89,20 +91,26 @@ class Total(Struct, frozen=True):
     unpriced: int
 
 
-class _Write:
-    """A row on its way to the database, and who waits for it."""
+class _Batch:
+    """What one transaction will carry."""
 
-    def __init__(self, row: dict[str, Any]) -> None:
-        self.row = row
-        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self) -> None:
+        self.openings: list[dict[str, Any]] = []
+        self.opened: list[asyncio.Future[None]] = []
+        self.settlements: list[dict[str, Any]] = []
+        self.settled: list[asyncio.Future[None]] = []
+        self.checkpoints: dict[str, dict[str, Any]] = {}
 
-    def done(self, error: BaseException | None = None) -> None:
-        if self.written.done():
-            return
-        if error is None:
-            self.written.set_result(None)
-        else:
-            self.written.set_exception(error)
+    def __bool__(self) -> bool:
+        return bool(self.openings or self.settlements or self.checkpoints)
+
+    def write(self, connection: Connection) -> None:
+        if self.openings:
+            connection.execute(_INSERT, self.openings)
+        if self.checkpoints:
+            connection.execute(_UPDATE, list(self.checkpoints.values()))
+        if self.settlements:
+            connection.execute(_UPDATE, self.settlements)
 
 
 class Ledger:
@@ -110,52 +118,50 @@ class Ledger:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._openings: list[_Write] = []
-        self._settlements: list[_Write] = []
-        self._checkpoints: dict[str, dict[str, Any]] = {}
-        self._work = asyncio.Event()
-        self._writer: asyncio.Task[None] | None = None
+        self._next = _Batch()
+        self._writing = False
+        self._idle = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> "Ledger":
-        self._writer = asyncio.create_task(self._write_forever(), name="ledger-writer")
+        self._idle.set()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._writer is not None
-        self._work.set()
-        while self._openings or self._settlements or self._checkpoints:
-            if not await self._write_once():
-                await asyncio.sleep(_RETRY_SECONDS)
-        self._writer.cancel()
-        await asyncio.gather(self._writer, return_exceptions=True)
+        while self._writing or self._next:
+            self._write_soon(0)
+            self._idle.clear()
+            await self._idle.wait()
 
     # -- one stream -------------------------------------------------------------------------
 
     async def open(self, opening: Opening) -> None:
         """Returns when the row is committed. Raises ``Overloaded`` where it could not be."""
-        row = _opened(opening)
-        write = _Write(row)
-        self._openings.append(write)
-        self._work.set()
-        await write.written
+        written = asyncio.get_running_loop().create_future()
+        self._next.openings.append(_opened(opening))
+        self._next.opened.append(written)
+        self._write_soon(0)
+        await written
 
     async def settle(self, settlement: Settlement) -> None:
         """Closes the row, once: a row that is no longer running stays as it is. Returns when that is
-        committed, however long the database is away."""
-        self._checkpoints.pop(settlement.stream_id, None)
-        write = _Write(_settled(settlement))
-        self._settlements.append(write)
-        self._work.set()
-        await write.written
+        committed, however long the database is away.
+        """
+        written = asyncio.get_running_loop().create_future()
+        self._next.checkpoints.pop(settlement.stream_id, None)
+        self._next.settlements.append(_settled(settlement))
+        self._next.settled.append(written)
+        self._write_soon(_SETTLE_SECONDS)
+        await written
 
     def checkpoint(self, stream_id: str, usage: Usage, cost: Decimal | None) -> None:
         """Notes what a running stream has used so far and that its owner is alive."""
-        self._checkpoints[stream_id] = {
+        self._next.checkpoints[stream_id] = {
             "stream_id": stream_id,
             **_usage_columns(usage, cost),
             "alive_at": time.time(),
         }
-        self._work.set()
+        self._write_soon(_SETTLE_SECONDS)
 
     async def receipt(self, stream_id: str) -> Receipt:
         """Raises ``NotFound``."""
@@ -169,7 +175,8 @@ class Ledger:
 
     async def sweep(self) -> int:
         """Settles streams whose owner has not been heard of for the length of a lease, from their last
-        checkpoint. Returns how many there were."""
+        checkpoint. Returns how many there were.
+        """
         now = time.time()
         stale = (
             sa.update(streams)
@@ -197,41 +204,54 @@ class Ledger:
 
     # -- the writer -------------------------------------------------------------------------
 
-    async def _write_forever(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._openings or self._settlements or self._checkpoints:
-                if not await self._write_once():
-                    await asyncio.sleep(_RETRY_SECONDS)
+    def _write_soon(self, seconds: float) -> None:
+        """Plans a transaction for ``seconds`` from now, or for when the running one has ended."""
+        if self._writing or not self._next:
+            return
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        if seconds == 0:
+            self._write()
+        else:
+            self._timer = loop.call_later(seconds, self._write)
 
-    async def _write_once(self) -> bool:
-        """Writes all that is pending; whether the database took it."""
-        openings, self._openings = self._openings, []
-        settlements, self._settlements = self._settlements, []
-        checkpoints, self._checkpoints = list(self._checkpoints.values()), {}
-        try:
-            await self._db.write(
-                _writing(
-                    [write.row for write in openings],
-                    [write.row for write in settlements],
-                    checkpoints,
-                )
-            )
-        except sa.exc.DBAPIError as error:
-            log.error("the ledger cannot be written: %s", type(error.orig).__name__)
-            for write in openings:
-                write.done(Overloaded("the ledger cannot be written; nothing was started"))
-            # Money waits for the database; a checkpoint is soon followed by a better one.
-            self._settlements = settlements + self._settlements
-            return False
-        except asyncio.CancelledError:
-            self._openings = openings + self._openings
-            self._settlements = settlements + self._settlements
-            raise
-        for write in (*openings, *settlements):
-            write.done()
-        return True
+    def _write(self) -> None:
+        self._timer = None
+        batch, self._next = self._next, _Batch()
+        self._writing = True
+        self._idle.clear()
+        loop = asyncio.get_running_loop()
+        self._db.submit(batch.write, lambda error: loop.call_soon_threadsafe(self._written, batch, error))
+
+    def _written(self, batch: _Batch, error: BaseException | None) -> None:
+        self._writing = False
+        seconds = 0.0 if self._next.openings else _SETTLE_SECONDS
+        if error is None:
+            _resolve(batch.opened)
+            _resolve(batch.settled)
+        else:
+            log.error("the ledger cannot be written: %s", whereabouts(error))
+            _resolve(batch.opened, Overloaded("the ledger cannot be written; nothing was started"))
+            # Money waits for the database. A checkpoint does not: a better one is on its way.
+            self._next.settlements[:0] = batch.settlements
+            self._next.settled[:0] = batch.settled
+            seconds = _RETRY_SECONDS
+        self._write_soon(seconds)
+        if not self._next:
+            self._idle.set()
+
+
+def _resolve(waiting: list[asyncio.Future[None]], error: Exception | None = None) -> None:
+    for future in waiting:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
 
 
 def _opened(opening: Opening) -> dict[str, Any]:
@@ -276,25 +296,7 @@ def _usage_columns(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
 
 
 _INSERT = sa.insert(streams)
-_UPDATE = sa.update(streams).where(
-    streams.c.id == sa.bindparam("stream_id"), streams.c.status == "running"
-)
-
-
-def _writing(
-    openings: list[dict[str, Any]],
-    settlements: list[dict[str, Any]],
-    checkpoints: list[dict[str, Any]],
-) -> Callable[[Connection], None]:
-    def write(connection: Connection) -> None:
-        if openings:
-            connection.execute(_INSERT, openings)
-        if checkpoints:
-            connection.execute(_UPDATE, checkpoints)
-        if settlements:
-            connection.execute(_UPDATE, settlements)
-
-    return write
+_UPDATE = sa.update(streams).where(streams.c.id == sa.bindparam("stream_id"), streams.c.status == "running")
 
 
 def _receipt(row: RowMapping) -> Receipt:
@@ -319,9 +321,7 @@ def totals(
     if by == "day":
         days = streams.c.created_at / 86400
         # PostgreSQL rounds where it casts, SQLite may lack floor() and cuts where it casts.
-        column = sa.cast(
-            days if connection.dialect.name == "sqlite" else sa.func.floor(days), sa.Integer
-        )
+        column = sa.cast(days if connection.dialect.name == "sqlite" else sa.func.floor(days), sa.Integer)
     else:
         column = {"key": streams.c.key_id, "model": streams.c.model, "user": streams.c.user}[by]
     query = sa.select(
@@ -337,7 +337,8 @@ def totals(
         *([streams.c.created_at < until] if until is not None else []),
         *([streams.c.key_id == key_id] if key_id is not None else []),
     ]
-    query = query.where(*conditions).group_by(column).order_by(column)
+    # By its place: the same expression with other parameters would be another one to PostgreSQL.
+    query = query.where(*conditions).group_by(sa.literal_column("1")).order_by(sa.literal_column("1"))
     return [
         Total(
             _group(row["group"], by),

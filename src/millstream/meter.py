@@ -4,8 +4,8 @@ import secrets
 import time
 from decimal import Decimal
 
-from millstream.events import Usage
-from millstream.ledger import Group, Ledger, Opening, Settlement, Total
+from millstream.events import Group, Usage
+from millstream.ledger import Ledger, Opening, Settlement, Total
 
 
 class Meter:

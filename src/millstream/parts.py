@@ -26,7 +26,7 @@ from millstream.events import (
 from millstream.providers import Finish, Produced, ToolCallPiece
 from millstream.tokens import GrowingCount
 
-_PROSE = {
+_PROSE: dict[type[Event], tuple[PartEvent, PartEvent]] = {
     TextDelta: (TextStart(), TextEnd()),
     ReasoningDelta: (ReasoningStart(), ReasoningEnd()),
     RefusalDelta: (RefusalStart(), RefusalEnd()),

@@ -84,7 +84,7 @@ class Prices:
         if override := self._overrides.get(name):
             return override
         if provider_id is None:
-            return None
+            return None  # nobody lists prices for it
         return await asyncio.to_thread(_list_price, provider_id, upstream_name)
 
 

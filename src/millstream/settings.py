@@ -93,7 +93,8 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
     data_dir: Path = Field(Path("millstream-data"), description="folder of the SQLite database")
     database_url: str | None = Field(
-        None, description="`sqlite:///file` or `postgresql://…`; by default SQLite in the data folder"
+        None,
+        description="`sqlite:///file` or `postgresql://…`; by default SQLite in the data folder",
     )
     log_url: str = Field("memory:", description="where streams live")
     default_model: str | None = Field(None, description="for requests that name none")
@@ -124,7 +125,8 @@ class Settings(BaseSettings):
     @classmethod
     def load(cls, **overrides: Any) -> "Settings":
         """Reads the environment and the file, with the providers whose usual variables are set. Raises
-        ``ConfigurationError`` with one line that names the setting."""
+        ``ConfigurationError`` with one line that names the setting.
+        """
         try:
             settings = cls(**overrides)
         except ValidationError as error:

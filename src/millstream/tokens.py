@@ -7,9 +7,9 @@ is counted with ``o200k_base``, which is an estimate; the ledger says ``counted`
 import asyncio
 import gzip
 import hashlib
+import threading
 from base64 import b64decode
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 import tiktoken
@@ -94,14 +94,32 @@ class Tokenizer:
         return total
 
 
-@cache
+_loaded: dict[str, Tokenizer] = {}
+_loading = threading.Lock()
+
+
 def _load(encoding: str) -> Tokenizer:
-    return Tokenizer(encoding)
+    with _loading:
+        if encoding not in _loaded:
+            _loaded[encoding] = Tokenizer(encoding)
+        return _loaded[encoding]
 
 
 async def load(encoding: str) -> Tokenizer:
     """The tokenizer of ``encoding``, built once a process, in a thread."""
-    return await asyncio.to_thread(_load, encoding)
+    loaded = _loaded.get(encoding)
+    return loaded if loaded is not None else await asyncio.to_thread(_load, encoding)
+
+
+# Characters that are counted in a few milliseconds. More of them leave the event loop.
+_INLINE = 20_000
+
+
+async def count_prompt(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> int:
+    """``Tokenizer.count_prompt``, in a thread where it would hold up the event loop."""
+    if sum(len(message.text) for message in messages) <= _INLINE:
+        return tokenizer.count_prompt(messages)
+    return await asyncio.to_thread(tokenizer.count_prompt, messages)
 
 
 class GrowingCount:
@@ -112,8 +130,7 @@ class GrowingCount:
     the open rest is counted anew at every ``total``.
     """
 
-    _KEEP = 256  # characters that stay open, so that a boundary never lies at the very edge
-    _INLINE = 20_000  # characters that are counted in a few milliseconds; more go to a thread
+    _KEEP = 32  # characters that stay open, so that a boundary never lies at the very edge
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
@@ -128,7 +145,7 @@ class GrowingCount:
         async with self._lock:
             taken = len(self._pieces)
             text = "".join(self._pieces)
-            if len(text) <= self._INLINE:
+            if len(text) <= _INLINE:
                 done, rest, open_tokens = self._count(tokenizer, text)
             else:
                 done, rest, open_tokens = await asyncio.to_thread(self._count, tokenizer, text)

@@ -35,7 +35,6 @@ class _ToolCall(Struct):
     arguments: str | UnsetType = UNSET
 
 
-
 class _Frame(Struct):
     """What a frame's ``data`` can hold besides text."""
 
@@ -87,9 +86,7 @@ class NativeDialect:
         return b"".join(frames)
 
     def error(self, error: MillstreamError, request_id: str) -> bytes:
-        return _json(
-            {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
-        )
+        return _json({"error": {"code": error.code, "message": error.message, "request_id": request_id}})
 
 
 def _frame(event: Event, position: str) -> bytes:

@@ -27,9 +27,7 @@ class EventLog(Protocol):
         A terminal event is always taken, full or not.
         """
 
-    def read(
-        self, stream_id: str, after: Position | None = None
-    ) -> AsyncGenerator[Batch]:
+    def read(self, stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
         """What follows ``after`` (or everything), then live, up to and with the terminal event.
 
         Raises ``StreamGone``, also where ``after`` lies in the future.

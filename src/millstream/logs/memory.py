@@ -1,9 +1,8 @@
 """The log in this process's memory: survives reconnects, not the process."""
 
 import asyncio
-import itertools
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
 from millstream.errors import StreamClosed, StreamFull, StreamGone
@@ -38,7 +37,8 @@ class _Stream:
 
 class MemoryLog:
     """``window_seconds`` is how long a finished stream can still be read. Over ``max_bytes`` the finished
-    streams go earlier, oldest first; a single stream is refused more than ``max_stream_bytes``."""
+    streams go earlier, oldest first; a single stream is refused more than ``max_stream_bytes``.
+    """
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class MemoryLog:
         self._max_bytes = max_bytes
         self._max_stream_bytes = max_stream_bytes
         self._streams: dict[str, _Stream] = {}
-        self._closed: OrderedDict[str, None] = OrderedDict()  # oldest first
+        self._closed: deque[_Stream] = deque()  # oldest first
         self._bytes = 0
 
     async def create(self, info: StreamInfo) -> None:
@@ -76,7 +76,7 @@ class MemoryLog:
         self._bytes += size
         if closing:
             stream.closed_at = time.monotonic()
-            self._closed[stream_id] = None
+            self._closed.append(stream)
         if self._bytes > self._max_bytes:
             self._forget()
         waiting, stream.waiting = stream.waiting, []
@@ -85,9 +85,7 @@ class MemoryLog:
                 reader.set_result(None)
         return Position(_EPOCH, len(stream.events))
 
-    async def read(
-        self, stream_id: str, after: Position | None = None
-    ) -> AsyncGenerator[Batch]:
+    async def read(self, stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
         stream = self._stream(stream_id)
         seq = 0 if after is None else after.seq
         if after is not None and (after.epoch != _EPOCH or not 0 <= seq <= len(stream.events)):
@@ -119,14 +117,14 @@ class MemoryLog:
     def _forget(self) -> None:
         """Drops finished streams that are past their window, or the oldest while over the limit."""
         past = time.monotonic() - self._window_seconds
-        for stream_id in list(itertools.islice(self._closed, 1000)):
-            stream = self._streams[stream_id]
-            assert stream.closed_at is not None
-            if stream.closed_at > past and self._bytes <= self._max_bytes:
+        while self._closed:
+            oldest = self._closed[0]
+            assert oldest.closed_at is not None
+            if oldest.closed_at > past and self._bytes <= self._max_bytes:
                 return
-            del self._closed[stream_id]
-            del self._streams[stream_id]
-            self._bytes -= stream.bytes
+            self._closed.popleft()
+            del self._streams[oldest.info.stream_id]
+            self._bytes -= oldest.bytes
 
 
 def _size(event: Event) -> int:

@@ -42,7 +42,7 @@ class Provider(Protocol):
         """
 
     async def models(self) -> list[str]:
-        """The models that are ready. Raises ``ProviderError`` or ``ConfigurationError`` saying why none is."""
+        """The models that are ready. Raises ``ProviderError`` or ``ConfigurationError``: why none is."""
 
     async def close(self) -> None:
         """Gives up connections and processes."""

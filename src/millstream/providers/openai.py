@@ -72,7 +72,8 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 
 class OpenAIProvider:
     """``max_tokens_field`` is the request's field for the longest answer, which OpenAI has renamed.
-    ``extra`` is merged into every request."""
+    ``extra`` is merged into every request.
+    """
 
     def __init__(
         self,
@@ -201,32 +202,32 @@ async def _drain(batches: AsyncGenerator[object]) -> None:
 def _usage(usage: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if not (_is_count(prompt) and _is_count(completion)):
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if prompt is None or completion is None:
         return None
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
-    return Usage(
-        prompt, completion, "provider_partial", min(cached, prompt), min(reasoning, completion)
-    )
+    return Usage(prompt, completion, "provider_partial", min(cached, prompt), min(reasoning, completion))
 
 
 def _timings(timings: Any) -> Usage | None:
     """llama.cpp: ``prompt_n`` tokens were read anew, ``cache_n`` came from its cache."""
     if not isinstance(timings, dict):
         return None
-    prompt, cached = timings.get("prompt_n"), timings.get("cache_n", 0)
-    completion = timings.get("predicted_n")
-    if not (_is_count(prompt) and _is_count(cached) and _is_count(completion)):
+    read, completion = _count(timings.get("prompt_n")), _count(timings.get("predicted_n"))
+    if read is None or completion is None:
         return None
-    return Usage(prompt + cached, completion, "provider_partial", cached)
+    cached = _count(timings.get("cache_n")) or 0
+    return Usage(read + cached, completion, "provider_partial", cached)
 
 
 def _detail(usage: dict[str, Any], group: str, name: str) -> int:
     details = usage.get(group)
-    value = details.get(name) if isinstance(details, dict) else None
-    return value if _is_count(value) else 0
+    return (_count(details.get(name)) or 0) if isinstance(details, dict) else 0
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_TOKENS
+def _count(value: Any) -> int | None:
+    """``value`` where it can be a number of tokens."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_TOKENS:
+        return value
+    return None

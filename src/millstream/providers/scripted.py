@@ -29,7 +29,20 @@ _DEMO = (
     "Millstream again."
 )
 _PACE = 0.03
-_WORDS = "stream after stream turns the wheel and every turn is counted once ".split()
+_WORDS = [
+    "stream",
+    "after",
+    "stream",
+    "turns",
+    "the",
+    "wheel",
+    "and",
+    "every",
+    "turn",
+    "is",
+    "counted",
+    "once",
+]
 _TIMED = re.compile(r"(\d{1,6})x(\d{1,6})")
 
 

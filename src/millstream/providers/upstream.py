@@ -15,7 +15,6 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
-from millstream import __version__
 from millstream.errors import (
     ProviderError,
     UpstreamError,
@@ -25,6 +24,7 @@ from millstream.errors import (
     UpstreamTimeout,
 )
 from millstream.sse import Decoder, Message, SSELimitExceeded
+from millstream.version import __version__
 
 log = logging.getLogger("millstream.providers")
 
@@ -168,7 +168,13 @@ class Upstream:
         try:
             async with asyncio.timeout(2):
                 body = msgspec.json.decode(await _read(response, _MAX_ERROR_BYTES))
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError):
+        except (
+            aiohttp.ClientError,
+            OSError,
+            TimeoutError,
+            msgspec.DecodeError,
+            UnicodeDecodeError,
+        ):
             body = None
         error = refusal(self._name, status, body.get("error") if isinstance(body, dict) else None)
         if isinstance(error, UpstreamRateLimited):
@@ -249,7 +255,8 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 class _Clock:
     """Calls ``ring`` once after a silence. Restarting it costs nothing: its one timer, when it fires,
-    looks whether it is due and otherwise sets itself to when it will be."""
+    looks whether it is due and otherwise sets itself to when it will be.
+    """
 
     def __init__(self, seconds: float, ring: Callable[[], None]) -> None:
         self.seconds = seconds

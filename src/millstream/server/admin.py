@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from millstream.auth import ApiKey, Principal, Scope
-from millstream.ledger import Group
+from millstream.events import Group
 from millstream.server.dependencies import get_api_key, get_millstream, require_api_key
 from millstream.server.requests import Route, read_body
 
@@ -41,9 +41,7 @@ class NewKey(BaseModel):
 async def create_key(request: Request, caller: Admin) -> dict[str, Any]:
     """Makes a key. ``key`` is in this answer and nowhere else."""
     asked = await read_body(request, NewKey, _MAX_KEY_BODY_BYTES)
-    created, secret = await get_millstream(request).keys.create(
-        asked.name, asked.scopes, test=asked.test
-    )
+    created, secret = await get_millstream(request).keys.create(asked.name, asked.scopes, test=asked.test)
     return {"key": secret, **_shown(created)}
 
 

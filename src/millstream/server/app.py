@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
-from millstream import __version__, tokens
+from millstream import tokens
 from millstream.auth import Keys
 from millstream.catalog import LLMService, ProviderEntry
 from millstream.database import Database
@@ -31,6 +31,7 @@ from millstream.server import admin, chat, health, pages, streams
 from millstream.server.dependencies import STATE
 from millstream.server.requests import error_response
 from millstream.settings import ProviderSettings, Settings
+from millstream.version import __version__
 
 log = logging.getLogger("millstream.server")
 
@@ -75,7 +76,8 @@ class Millstream:
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
         """Serves while it is entered. Leaving it cancels what still runs and settles it first, then
-        closes the providers, then the database."""
+        closes the providers, then the database.
+        """
         setattr(app.state, STATE, self)
         async with AsyncExitStack() as stack:
             stack.callback(self.database.close)
@@ -141,9 +143,7 @@ def _event_log(settings: Settings) -> EventLog:
             f"MILLSTREAM_LOG_URL: '{settings.log_url.partition(':')[0]}' is not a log of this version; "
             "use memory:"
         )
-    return MemoryLog(
-        window_seconds=settings.resume_window_seconds, max_bytes=settings.log_max_bytes
-    )
+    return MemoryLog(window_seconds=settings.resume_window_seconds, max_bytes=settings.log_max_bytes)
 
 
 def _service(settings: Settings, given: Mapping[str, Provider]) -> LLMService:
@@ -176,9 +176,7 @@ def _entry(name: str, settings: Settings, config: ProviderSettings) -> ProviderE
     if config.api_key is not None:
         secret = config.api_key.get_secret_value()
         headers |= {"api-key": secret} if config.azure else {"Authorization": f"Bearer {secret}"}
-    clocks = Clocks(
-        settings.connect_seconds, settings.first_byte_seconds, settings.idle_seconds
-    )
+    clocks = Clocks(settings.connect_seconds, settings.first_byte_seconds, settings.idle_seconds)
     official = config.azure or config.base_url.startswith("https://api.openai.com/")
     provider = OpenAIProvider(
         name,

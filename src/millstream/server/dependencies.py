@@ -17,6 +17,7 @@ from millstream.meter import Meter
 if TYPE_CHECKING:
     from millstream.server.app import Millstream
 
+_CHAT: tuple[Scope, ...] = ("chat",)
 STATE = "millstream"  # its name in ``app.state``
 
 
@@ -55,9 +56,7 @@ async def get_api_key(request: Request) -> Principal:
         raise Refused(error) from None
 
 
-def require_api_key(
-    *, scopes: Collection[Scope] = ("chat",)
-) -> Callable[[Request], Awaitable[Principal]]:
+def require_api_key(*, scopes: Collection[Scope] = _CHAT) -> Callable[[Request], Awaitable[Principal]]:
     """A dependency like ``get_api_key`` that also asks for scopes: 403 where the key lacks one.
 
     ``Depends(require_api_key(scopes=["usage"]))``

@@ -31,7 +31,8 @@ _MAX_SHOWN_LOCATION = 100
 async def read_body(request: Request, model: type[Body], limit: int) -> Body:
     """The body as a ``model``. Raises ``TooLarge`` before reading more than ``limit`` bytes,
     ``MalformedBody`` where it is not JSON (or is nested over 200 deep), ``InvalidRequest`` saying
-    which field is wrong."""
+    which field is wrong.
+    """
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise TooLarge(f"the body is over {limit} bytes")

@@ -10,10 +10,10 @@ import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
-from millstream import __version__
 from millstream.errors import ConfigurationError
 from millstream.server.app import Millstream, create_app
 from millstream.settings import Settings
+from millstream.version import __version__
 
 # How long a client that died without a word keeps its connection (spec/protocol.md §9: at most 10 s).
 _KEEPALIVE_IDLE_SECONDS = 4

@@ -7,7 +7,7 @@ the middle of a write alike.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 
 import msgspec
@@ -35,6 +35,7 @@ log = logging.getLogger("millstream.server")
 
 HOLD_SECONDS = 10.0  # how long the status line waits for a provider's first event
 PING_SECONDS = 15.0  # the longest silence on a connection
+LOOK_SECONDS = 1.0  # how exactly these two are kept
 
 _STREAM_HEADERS = {
     # no-transform keeps proxies from compressing, X-Accel-Buffering nginx from buffering.
@@ -44,7 +45,7 @@ _STREAM_HEADERS = {
 
 
 class _StreamResponse(Response):
-    """Starts a stream when it is sent, and sends what ``_respond`` makes of it."""
+    """Starts a stream when it is sent, and sends what ``_take`` and ``_ended`` make of it."""
 
     def __init__(
         self,
@@ -60,32 +61,31 @@ class _StreamResponse(Response):
         self._log = event_log
         self._dialect = dialect
         self._loop = asyncio.get_running_loop()
-        self._began_at = self._loop.time()
+        self._complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
         gone = asyncio.create_task(_disconnected(receive))
-        work = asyncio.create_task(self._run())
         try:
-            while not work.done() and not gone.done():
-                await asyncio.wait(
-                    (work, gone),
-                    timeout=self._seconds_to_wait(),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if not work.done() and not gone.done():
-                    await self._waited()
+            async with asyncio.timeout(None) as present:
+
+                def leave(watcher: asyncio.Task[None]) -> None:
+                    if not (watcher.cancelled() or self._complete):
+                        present.reschedule(self._loop.time())
+
+                gone.add_done_callback(leave)
+                await self._run()
+        except TimeoutError:
+            pass  # the client has left; there is nobody to tell
         finally:
-            work.cancel()
+            self._complete = True
             gone.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _run(self) -> None:
         try:
             generation = await self._start()
             with generation.reading():
-                stream_id = generation.info.stream_id
-                async with aclosing(self._log.read(stream_id)) as batches:
+                async with aclosing(self._log.read(generation.info.stream_id)) as batches:
                     async for batch in batches:
                         await self._take(generation, batch)
                 await self._ended(generation)
@@ -105,20 +105,18 @@ class _StreamResponse(Response):
         """An error before the response has begun is an HTTP status."""
         identity = request_id(self._request)
         await self._head(error.status, error_headers(error, identity))
-        await self._body(self._dialect.error(error, identity), more=False)
+        await self._finish(self._dialect.error(error, identity))
 
-    def _seconds_to_wait(self) -> float | None:
-        return None
-
-    async def _waited(self) -> None:
-        """That time has passed."""
-
-    async def _head(self, status: int, headers: dict[str, str]) -> None:
+    async def _head(self, status: int, headers: Mapping[str, str]) -> None:
         raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
-    async def _body(self, body: bytes, *, more: bool) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+    async def _body(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _finish(self, body: bytes = b"") -> None:
+        self._complete = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -145,73 +143,87 @@ class EventStreamResponse(_StreamResponse):
         self._failed_first: StreamFailed | None = None
         self._held = b""
         self._generation: Generation | None = None
-        self._sent_at = self._began_at
-        # Frames and pings come from two tasks; one at a time may write.
-        self._writing = asyncio.Lock()
+        self._sent_at = self._loop.time()
+        # Frames go out from the request's task, a held status line and pings from a timer's. Each
+        # keeps out of the other's way: ``_busy`` is the first at work, ``_tick`` the second.
+        self._busy = False
+        self._tick: asyncio.Task[None] | None = None
+
+    async def _run(self) -> None:
+        self._timer = self._loop.call_later(HOLD_SECONDS, self._look)
+        try:
+            await super()._run()
+        finally:
+            self._timer.cancel()
+            if self._tick is not None:
+                self._tick.cancel()
 
     async def _take(self, generation: Generation, batch: Batch) -> None:
-        self._generation = generation
+        if self._tick is not None:
+            await self._tick
+        self._busy = True
         if not self._committed:
-            first = next((e for e in batch.events if not isinstance(e, StreamStart)), None)
-            if isinstance(first, StreamFailed):
-                self._failed_first = first
-                return
+            self._generation = generation
+            first = next((e for e in batch.events if type(e) is not StreamStart), None)
             if first is None:
                 self._held += self._dialect.encode(generation.info, batch)
-                return
-        async with self._writing:
+            elif isinstance(first, StreamFailed):
+                self._failed_first = first
+            else:
+                await self._commit(self._dialect.encode(generation.info, batch))
+        else:
             frames = self._dialect.encode(generation.info, batch)
-            await self._body(await self._commit() + frames, more=True)
+            await self._send({"type": "http.response.body", "body": frames, "more_body": True})
             self._sent_at = self._loop.time()
+        self._busy = False
 
     async def _ended(self, generation: Generation) -> None:
-        if self._failed_first is not None:
-            await self._failed(_failure(self._failed_first))
+        if self._failed_first is None:
+            await self._finish()
         else:
-            async with self._writing:
-                await self._body(b"", more=False)
+            await self._failed(_failure(self._failed_first))
 
     async def _failed(self, error: MillstreamError) -> None:
-        async with self._writing:
-            if self._committed:
-                # Too late for a status. No terminal frame: the client sees an interrupted stream.
-                await self._body(b"", more=False)
-            else:
-                self._committed = True
-                await super()._failed(error)
-
-    def _seconds_to_wait(self) -> float | None:
-        due = self._sent_at + PING_SECONDS if self._committed else self._began_at + HOLD_SECONDS
-        return max(due - self._loop.time(), 0.05)
-
-    async def _waited(self) -> None:
-        if self._writing.locked() or self._seconds_to_wait() > 0.05:
-            return
-        async with self._writing:
-            if not self._committed and self._generation is not None:
-                await self._body(await self._commit(), more=True)
-            elif self._committed:
-                await self._body(self._dialect.ping, more=True)
-            self._sent_at = self._loop.time()
-
-    async def _commit(self) -> bytes:
-        """Sends the status line and the headers, once; what was held back has to follow."""
         if self._committed:
-            return b""
+            # Too late for a status. Without a terminal frame the client sees an interrupted stream.
+            await self._finish()
+        else:
+            self._committed = True
+            await super()._failed(error)
+
+    def _look(self) -> None:
+        """The one timer of a connection: when it fires, it looks whether there was a silence, and
+        sets itself to when the next one could be over.
+        """
+        due = self._sent_at + (PING_SECONDS if self._committed else HOLD_SECONDS)
+        if self._loop.time() >= due and not self._busy and self._generation is not None:
+            self._tick = asyncio.create_task(self._break_silence())
+            due = self._loop.time() + PING_SECONDS
+        self._timer = self._loop.call_at(max(due, self._loop.time() + LOOK_SECONDS), self._look)
+
+    async def _break_silence(self) -> None:
+        if self._committed:
+            await self._body(self._dialect.ping)
+        else:
+            await self._commit(b"")
+        self._sent_at = self._loop.time()
+        self._tick = None
+
+    async def _commit(self, frames: bytes) -> None:
+        """The status line, the headers, what was held back, and ``frames``."""
         assert self._generation is not None
         self._committed = True
         stream_id = self._generation.info.stream_id
         prefix = self._request.url.path.rpartition("/v1/")[0]
-        await self._head(
-            200,
-            {
-                **self._dialect.headers,
-                **_STREAM_HEADERS,
-                "X-Stream-Id": stream_id,
-                "Location": f"{prefix}/v1/streams/{stream_id}",
-            },
-        )
-        return self._held
+        headers = {
+            **self._dialect.headers,
+            **_STREAM_HEADERS,
+            "X-Stream-Id": stream_id,
+            "Location": f"{prefix}/v1/streams/{stream_id}",
+        }
+        await self._head(200, headers)
+        await self._body(self._held + frames)
+        self._sent_at = self._loop.time()
 
 
 class AnswerResponse(_StreamResponse):
@@ -279,7 +291,7 @@ class AnswerResponse(_StreamResponse):
             "X-Stream-Id": info.stream_id,
         }
         await self._head(200, headers)
-        await self._body(msgspec.json.encode(answer), more=False)
+        await self._finish(msgspec.json.encode(answer))
 
 
 def _failure(event: StreamFailed) -> MillstreamError:

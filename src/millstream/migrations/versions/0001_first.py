@@ -42,7 +42,14 @@ def upgrade() -> None:
     )
     op.create_index("streams_by_key", "streams", ["key_id", "created_at"])
     op.create_index("streams_by_time", "streams", ["created_at"])
-    op.create_index("streams_running", "streams", ["status", "alive_at"])
+    running = sa.text("status = 'running'")
+    op.create_index(
+        "streams_running",
+        "streams",
+        ["alive_at"],
+        sqlite_where=running,
+        postgresql_where=running,
+    )
 
 
 def downgrade() -> None:

@@ -1,0 +1,122 @@
+"""A client at the ASGI level: it sees every message as it is sent and leaves when it wants to."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Exchange:
+    """One request and what came back for it, while it goes on."""
+
+    app: object
+    method: str
+    path: str
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    def __post_init__(self):
+        self.status = None
+        self.response_headers = {}
+        self.received = b""
+        self.complete = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._left = asyncio.Event()
+        self._body_sent = False
+
+    async def __aenter__(self):
+        path, _, query = self.path.partition("?")
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": self.method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": query.encode(),
+            "headers": [(k.lower().encode(), v.encode()) for k, v in self.headers.items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+        }
+        self.task = asyncio.create_task(self.app(scope, self._receive, self._send))
+        return self
+
+    async def __aexit__(self, *_):
+        self.leave()
+        async with asyncio.timeout(10):
+            await self.task
+
+    def leave(self):
+        self._left.set()
+
+    async def _receive(self):
+        if not self._body_sent:
+            self._body_sent = True
+            return {"type": "http.request", "body": self.body, "more_body": False}
+        waits = [asyncio.create_task(e.wait()) for e in (self._left, self.complete)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message):
+        async with self._changed:
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+                self.response_headers = {k.decode(): v.decode() for k, v in message["headers"]}
+            else:
+                self.received += message.get("body", b"")
+                if not message.get("more_body"):
+                    self.complete.set()
+            self._changed.notify_all()
+
+    async def until(self, condition, seconds=10):
+        """Waits until ``condition(self)`` holds."""
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(lambda: condition(self))
+
+    async def finished(self, seconds=10):
+        async with asyncio.timeout(seconds):
+            await self.complete.wait()
+        return self
+
+    @property
+    def frames(self):
+        """The data of the frames so far; ``[DONE]`` as it is."""
+        found = []
+        for block in self.received.decode().split("\n\n"):
+            for line in block.split("\n"):
+                if line.startswith("data: "):
+                    data = line.removeprefix("data: ")
+                    found.append(data if data == "[DONE]" else json.loads(data))
+        return found
+
+    @property
+    def text(self):
+        return "".join(f["delta"] for f in self.frames if f != "[DONE]" and "delta" in f)
+
+    @property
+    def json(self):
+        return json.loads(self.received)
+
+
+def post(app, path, body, key=None, **headers):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Exchange(app, "POST", path, _with_key(headers, key), content)
+
+
+def get(app, path, key=None, **headers):
+    return Exchange(app, "GET", path, _with_key(headers, key))
+
+
+def delete(app, path, key=None):
+    return Exchange(app, "DELETE", path, _with_key({}, key))
+
+
+def _with_key(headers, key):
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return headers | ({"authorization": f"Bearer {key}"} if key else {})

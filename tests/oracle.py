@@ -1,0 +1,147 @@
+"""A provider on a real socket that does exactly what a test says, and remembers what it did.
+
+The oracle of the streaming tests: what it wrote is what a client may have seen, when its socket closed is when
+the provider was let go.
+"""
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+
+SSE_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+
+
+class Request:
+    """One request that reached the provider, as its handler and the test see it."""
+
+    def __init__(self, path, headers, body, writer):
+        self.path, self.headers, self.body = path, headers, body
+        self.sent: list[str] = []  # pieces of text put on the wire
+        self.sent_at: list[float] = []
+        self.closed_at: float | None = None
+        self.gone = asyncio.Event()
+        self._writer = writer
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+    async def raw(self, data: bytes):
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def head(self):
+        await self.raw(SSE_HEAD)
+
+    async def chunk(self, data: bytes):
+        """One HTTP chunk."""
+        await self.raw(b"%x\r\n%s\r\n" % (len(data), data))
+
+    async def event(self, value):
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        await self.chunk(b"data: " + data + b"\n\n")
+
+    async def say(self, text):
+        self.sent.append(text)
+        self.sent_at.append(time.monotonic())
+        await self.event({"choices": [{"index": 0, "delta": {"content": text}}]})
+
+    async def finish(self, reason="stop", usage=None):
+        await self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+        if usage is not None:
+            await self.event({"choices": [], "usage": usage})
+        await self.event(b"[DONE]")
+        await self.end()
+
+    async def end(self):
+        """The end of the body, as it should be."""
+        await self.raw(b"0\r\n\r\n")
+
+    async def answer(self, status, value, headers=()):
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *headers]
+        if not any(line.lower().startswith("content-type") for line in headers):
+            lines.append("content-type: application/json")
+        await self.raw("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+    def cut(self, *, reset=False):
+        """The connection goes away in the middle."""
+        if reset:
+            self._writer.transport.abort()
+        else:
+            self._writer.close()
+
+
+class Oracle:
+    def __init__(self, handler):
+        self.handler = handler
+        self.requests: list[Request] = []
+        self.connections = 0
+        self.open = 0
+        self.writers = set()
+        self.arrived = asyncio.Event()
+
+    @property
+    def base_url(self):
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def _serve(self, reader, writer):
+        self.connections += 1
+        self.open += 1
+        self.writers.add(writer)
+        request = work = None
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                first, *lines = head.decode().split("\r\n")
+                headers = {
+                    k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines if line)
+                }
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                request = Request(first.split(" ")[1], headers, body, writer)
+                self.requests.append(request)
+                self.arrived.set()
+                work = asyncio.create_task(self.handler(request))
+                # The client sends nothing while it waits for an answer: more bytes or the end of
+                # the connection both end this read.
+                more = asyncio.create_task(reader.read(1))
+                await asyncio.wait({work, more}, return_when=asyncio.FIRST_COMPLETED)
+                if not work.done():
+                    request.closed_at = time.monotonic()
+                    request.gone.set()
+                    more.cancel()
+                    return
+                work.result()
+                if not await more:
+                    request.closed_at = time.monotonic()
+                    request.gone.set()
+                    return
+                reader._buffer[:0] = more.result()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.open -= 1
+            self.writers.discard(writer)
+            if work is not None:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+            if request is not None and request.closed_at is None:
+                request.closed_at = time.monotonic()
+                request.gone.set()
+            writer.close()
+
+
+@asynccontextmanager
+async def oracle(handler):
+    """An Oracle that answers every request with ``handler(request)``."""
+    found = Oracle(handler)
+    server = await asyncio.start_server(found._serve, "127.0.0.1", 0)
+    found.port = server.sockets[0].getsockname()[1]
+    try:
+        yield found
+    finally:
+        server.close()
+        for writer in list(found.writers):
+            writer.transport.abort()

@@ -1,0 +1,352 @@
+"""Chat over ASGI: what goes over the wire, and what is left in the ledger."""
+
+import asyncio
+
+import pytest
+from asgi import get, post
+from millstream.errors import UpstreamError, UpstreamRateLimited, UpstreamRefused
+from millstream.events import ReasoningDelta, RefusalDelta, TextDelta, Usage
+from millstream.providers import Finish, ToolCallPiece
+from millstream.providers.scripted import ScriptedProvider
+from millstream.server import streaming
+
+USAGE = Usage(9, 2, "provider_final")
+HELLO = [TextDelta("Hel"), TextDelta("lo"), Finish("stop", USAGE)]
+BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def scripted(**scripts):
+    return {"scripted": ScriptedProvider({"m": HELLO, **scripts})}
+
+
+async def test_an_answer_is_streamed_frame_by_frame(run):
+    async with run(scripted()) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+        await call.finished()
+        assert call.status == 200
+        stream_id = call.response_headers["x-stream-id"]
+        assert call.response_headers == {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-store, no-transform",
+            "x-accel-buffering": "no",
+            "x-stream-id": stream_id,
+            "location": f"/v1/streams/{stream_id}",
+        }
+        assert call.received.decode() == (
+            f'retry: 1000\nid: 1-1\ndata: {{"delta":"","finish_reason":null,"stream_id":"{stream_id}",'
+            '"model":"m"}\n\n'
+            'id: 1-2\ndata: {"delta":"","finish_reason":null}\n\n'
+            'id: 1-3\ndata: {"delta":"Hel","finish_reason":null}\n\n'
+            'id: 1-4\ndata: {"delta":"lo","finish_reason":null}\n\n'
+            'id: 1-5\ndata: {"delta":"","finish_reason":null}\n\n'
+            'id: 1-6\ndata: {"delta":"","finish_reason":"stop","usage":{"prompt_tokens":9,'
+            '"completion_tokens":2,"total_tokens":11,"source":"provider_final","cost_usd":null}}\n\n'
+            "data: [DONE]\n\n"
+        )
+        (row,) = await app.receipts()
+        assert (row["status"], row["finish_reason"], row["completion_tokens"]) == ("completed", "stop", 2)
+        assert row["key_id"] == app.key_id
+        async with get(app.app, f"/v1/streams/{stream_id}", app.key) as receipt:
+            assert (await receipt.finished()).json["usage_source"] == "provider_final"
+        async with get(app.app, f"/v1/streams/{stream_id}", app.admin) as receipt:
+            assert (await receipt.finished()).status == 200
+        _, other = await app.millstream.keys.create("other", ["chat"])
+        async with get(app.app, f"/v1/streams/{stream_id}", other) as receipt:
+            assert (await receipt.finished()).status == 404
+
+
+async def test_the_whole_answer_comes_as_json(run):
+    script = [
+        ReasoningDelta("hm"),
+        TextDelta("Hello"),
+        RefusalDelta("no"),
+        ToolCallPiece(0, '{"a":', "call_1", "look"),
+        ToolCallPiece(0, "1}"),
+        Finish("tool_calls", USAGE),
+    ]
+    async with run(scripted(m=script)) as app, post(app.app, "/v1/chat", BODY, app.key) as call:
+        answer = (await call.finished()).json
+        assert call.status == 200
+        assert answer.pop("stream_id") == call.response_headers["x-stream-id"]
+        assert answer == {
+            "model": "m",
+            "content": "Hello",
+            "reasoning": "hm",
+            "refusal": "no",
+            "tool_calls": [
+                {
+                    "id": "call_1",
+                    "type": "function",
+                    "function": {"name": "look", "arguments": '{"a":1}'},
+                }
+            ],
+            "finish_reason": "tool_calls",
+            "usage": {
+                "prompt_tokens": 9,
+                "completion_tokens": 2,
+                "total_tokens": 11,
+                "source": "provider_final",
+                "cost_usd": None,
+            },
+        }
+
+
+async def test_every_kind_of_part_has_its_frame(run):
+    script = [
+        ReasoningDelta("hm"),
+        RefusalDelta("no"),
+        ToolCallPiece(0, "{}", "call_1", "look"),
+        Finish("tool_calls", USAGE),
+    ]
+    async with run(scripted(m=script)) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+        frames = (await call.finished()).frames
+        assert [f for f in frames[1:-2] if len(f) > 2] == [
+            {"delta": "", "finish_reason": None, "reasoning": "hm"},
+            {"delta": "", "finish_reason": None, "refusal": "no"},
+            {
+                "delta": "",
+                "finish_reason": None,
+                "tool_call": {"index": 0, "id": "call_1", "name": "look"},
+            },
+            {"delta": "", "finish_reason": None, "tool_call": {"index": 0, "arguments": "{}"}},
+        ]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/stream", "/v1/chat"])
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (UpstreamError("it broke"), 502, "upstream_error"),
+        (UpstreamRefused("it said no"), 502, "upstream_refused"),
+        (UpstreamRateLimited("slow down", retry_after_seconds=7), 429, "upstream_rate_limited"),
+    ],
+)
+async def test_a_failure_before_the_first_token_is_a_status(run, path, error, status, code):
+    async with run(scripted(m=[error])) as app, post(app.app, path, BODY, app.key) as call:
+        await call.finished()
+        assert call.status == status
+        assert call.json["error"]["code"] == code
+        assert call.response_headers.get("retry-after") == ("7" if status == 429 else None)
+        (row,) = await app.receipts()
+        assert (row["status"], row["error_code"]) == ("failed", code)
+        assert row["completion_tokens"] == 0
+
+
+async def test_a_failure_after_the_first_token_is_the_last_frame(run):
+    gate = asyncio.Event()
+    script = [TextDelta("Hel"), gate.wait, UpstreamError("it broke")]
+    async with run(scripted(m=script)) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+        await call.until(lambda c: "Hel" in c.text)
+        gate.set()
+        await call.finished()
+        assert call.status == 200
+        last = call.frames[-1]
+        assert last["error"] == {"code": "upstream_error", "message": "it broke", "retryable": True}
+        assert last["usage"]["source"] == "counted"
+        assert last["usage"]["completion_tokens"] == 1
+        assert b"[DONE]" not in call.received
+
+
+async def test_text_arrives_while_the_provider_still_speaks(run):
+    gates = [asyncio.Event() for _ in range(3)]
+    script = []
+    for i, gate in enumerate(gates):
+        script += [TextDelta(f"{i} "), gate.wait]
+    script.append(Finish("stop", USAGE))
+    async with run(scripted(m=script)) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+        for i, gate in enumerate(gates):
+            await call.until(lambda c, i=i: c.text.endswith(f"{i} "))
+            assert not call.complete.is_set()
+            gate.set()
+        await call.finished()
+
+
+async def test_a_silent_provider_gets_its_status_and_pings_after_the_hold(run, monkeypatch):
+    monkeypatch.setattr(streaming, "HOLD_SECONDS", 0.05)
+    monkeypatch.setattr(streaming, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(streaming, "LOOK_SECONDS", 0.01)
+    gate = asyncio.Event()
+    script = [gate.wait, UpstreamError("it broke")]
+    async with run(scripted(m=script)) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+        await call.until(lambda c: c.received.count(b": ping\n") >= 2)
+        assert call.status == 200
+        assert call.frames[0]["model"] == "m"
+        # A comment is one line: with a blank line some decoders would make an empty event of it.
+        assert b": ping\n\n" not in call.received
+        gate.set()
+        await call.finished()
+        assert call.frames[-1]["error"]["code"] == "upstream_error"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/stream", "/v1/chat"])
+@pytest.mark.parametrize("moment", ["before the first token", "in silence"])
+async def test_leaving_closes_the_provider_and_settles(run, path, moment):
+    never, asked, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Provider(ScriptedProvider):
+        async def stream(self, request, model):
+            try:
+                asked.set()
+                if moment == "in silence":
+                    yield [TextDelta("Hello there")]
+                await never.wait()
+            finally:
+                closed.set()
+
+    async with run({"p": Provider({"m": []})}) as app:
+        async with post(app.app, path, BODY, app.key) as call:
+            async with asyncio.timeout(5):
+                await asked.wait()
+            if moment == "in silence" and path.endswith("stream"):
+                await call.until(lambda c: "there" in c.text)
+            call.leave()
+            async with asyncio.timeout(1):
+                await closed.wait()
+        (row,) = await app.receipts()
+        assert (row["status"], row["finish_reason"]) == ("cancelled", "cancelled")
+        assert row["usage_source"] == "counted"
+        assert row["completion_tokens"] == (2 if moment == "in silence" else 0)
+        assert row["prompt_tokens"] > 0
+
+
+async def test_who_leaves_at_once_costs_nothing(run):
+    async with run(scripted()) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            call.leave()
+        rows = await app.receipts()
+        assert all(row["status"] in ("cancelled", "completed") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("policy", "status"), [("cancel", "cancelled"), ("continue", "completed"), ({"grace_seconds": 0}, "cancelled")]
+)
+async def test_the_disconnect_policy_decides_what_leaving_means(run, policy, status):
+    gate = asyncio.Event()
+    script = [TextDelta("Hello"), gate.wait, TextDelta(" again"), Finish("stop", USAGE)]
+    async with run(scripted(m=script)) as app:
+        async with post(app.app, "/v1/chat/stream", {**BODY, "on_disconnect": policy}, app.key) as call:
+            await call.until(lambda c: c.text == "Hello")
+        if policy == "continue":
+            gate.set()
+        (row,) = await app.receipts()
+        assert row["status"] == status
+
+
+async def test_a_provider_that_never_stops_is_stopped_by_the_total_clock(run):
+    script = [TextDelta("Hello"), asyncio.Event().wait]
+    async with run(scripted(m=script), stream_seconds=0.05) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            await call.finished()
+            assert call.frames[-1]["error"]["code"] == "upstream_timeout"
+
+
+async def test_a_broken_provider_is_an_internal_error_without_its_text(run, caplog):
+    class Broken(ScriptedProvider):
+        async def stream(self, request, model):
+            raise RuntimeError("secret-in-the-text")
+            yield
+
+    async with run({"p": Broken({"m": []})}) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+        await call.finished()
+        assert call.status == 500
+        assert b"secret" not in call.received
+        assert "secret" not in caplog.text
+        assert "RuntimeError" in caplog.text
+
+
+async def test_a_revoked_key_ends_its_running_streams(run):
+    script = [TextDelta("Hello"), asyncio.Event().wait]
+    async with run(scripted(m=script)) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+        await call.until(lambda c: c.text == "Hello")
+        await app.millstream.keys.revoke(app.key_id)
+        await call.finished(5)
+        assert call.frames[-1]["error"]["code"] == "unauthorized"
+
+
+async def test_no_more_streams_run_than_there_may(run):
+    script = [TextDelta("Hello"), asyncio.Event().wait]
+    async with run(scripted(m=script), max_streams=1) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as first:
+            await first.until(lambda c: c.text == "Hello")
+            async with post(app.app, "/v1/chat/stream", BODY, app.key) as second:
+                await second.finished()
+                assert (second.status, second.json["error"]["code"]) == (503, "overloaded")
+                assert second.response_headers["retry-after"] == "1"
+
+
+BAD = {
+    "not JSON": (b"{", 400, "not JSON"),
+    "nothing": (b"", 400, "not JSON"),
+    "not UTF-8": (b"\xff\xfe", 400, "not JSON"),
+    "a list": (b"[]", 422, "object"),
+    "a lone surrogate": (b'{"messages":[{"role":"user","content":"\\ud800"}]}', 400, "not JSON"),
+    "nested too deep": (b'{"messages":' + b"[" * 100_000, 400, "recursion"),
+    "no messages": ({"model": "m"}, 422, "messages: Field required"),
+    "an empty list of messages": ({"messages": []}, 422, "messages"),
+    "an unknown field": ({**BODY, "max_token": 5}, 422, "max_token: unknown field"),
+    "an unknown field inside": (
+        {"messages": [{"role": "user", "content": "x", "api_base": "http://x"}]},
+        422,
+        "messages.0.api_base: unknown field",
+    ),
+    "an unknown role": ({"messages": [{"role": "root", "content": "x"}]}, 422, "messages.0.role"),
+    "a wrong type": ({**BODY, "max_tokens": "many"}, 422, "max_tokens"),
+    "not a number": (b'{"messages":[{"role":"user","content":"x"}],"temperature":NaN}', 422, "finite"),
+    "not a number in a schema": (
+        b'{"messages":[{"role":"user","content":"x"}],"tools":[{"function":{"name":"f","parameters":{"x":NaN}}}]}',
+        422,
+        "finite",
+    ),
+    "a tool message of nothing": ({"messages": [{"role": "tool", "content": "x"}]}, 422, "tool_call_id"),
+    "a line feed in the model": ({**BODY, "model": "a\nb"}, 422, "model"),
+    "NUL in the user": ({**BODY, "user": "a\x00"}, 422, "user"),
+    "an unknown model": ({**BODY, "model": "nope"}, 404, "there is no model 'nope'"),
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/stream", "/v1/chat"])
+@pytest.mark.parametrize("case", BAD)
+async def test_bad_input_is_refused_and_says_where(run, path, case):
+    body, status, words = BAD[case]
+    async with run(scripted()) as app, post(app.app, path, body, app.key) as call:
+        await call.finished()
+        assert call.status == status, call.received
+        assert words in call.json["error"]["message"]
+        assert call.json["error"]["request_id"] == call.response_headers["x-request-id"]
+        assert await app.receipts() == []
+
+
+async def test_a_body_over_the_limit_is_not_read(run):
+    async with run(scripted(), max_body_bytes=2048) as app:
+        async with post(app.app, "/v1/chat/stream", b"x", app.key, content_length="100000000") as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (413, "too_large")
+        async with post(app.app, "/v1/chat/stream", b"x" * 3000, app.key) as call:  # unannounced
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer x"}, {"authorization": "Basic eDp5"}])
+async def test_every_bad_credential_gets_the_same_answer(run, headers):
+    async with run(scripted()) as app, post(app.app, "/v1/chat/stream", BODY, **headers) as call:
+        await call.finished()
+        assert call.status == 401
+        assert call.response_headers["www-authenticate"] == "Bearer"
+        error = call.json["error"]
+        assert error["code"] == "unauthorized"
+        assert error["message"] == "missing or invalid API key; send 'Authorization: Bearer <key>'"
+
+
+async def test_an_answer_in_two_ways_has_the_same_words(run):
+    async with run(scripted()) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, x_api_key=app.key) as streamed:
+            await streamed.finished()
+        async with post(app.app, "/v1/chat", BODY, x_api_key=app.key) as whole:
+            await whole.finished()
+        assert streamed.text == whole.json["content"] == "Hello"
+
+
+async def test_the_models_are_listed_with_the_default_first(run):
+    async with run(scripted(), default_model="m") as app, get(app.app, "/v1/models", app.key) as call:
+        await call.finished()
+        assert [model["id"] for model in call.json["data"]] == ["m", "scripted"]
+

@@ -1,0 +1,72 @@
+"""The decoder against the rules of the standard, and against every way to cut a stream."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from millstream.sse import Decoder, SSELimitExceeded
+
+CASES = json.loads(
+    (Path(__file__).parent.parent / "spec" / "fixtures" / "sse.json").read_text(encoding="utf-8")
+)
+
+
+def decode(pieces, **limits):
+    decoder = Decoder(**limits)
+    return [
+        {"data": m.data.decode(), "event": m.event, "id": m.id}
+        for piece in pieces
+        for m in decoder.feed(piece)
+    ]
+
+
+def expected(case):
+    return [{"event": "message", "id": "", **message} for message in case["messages"]]
+
+
+def stream(case):
+    return bytes.fromhex(case["hex"]) if "hex" in case else case["stream"].encode()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_a_stream_is_read_as_the_standard_says(case):
+    assert decode([stream(case)]) == expected(case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_a_stream_is_read_the_same_wherever_it_is_cut(case):
+    data = stream(case)
+    assert decode([data[i : i + 1] for i in range(len(data))]) == expected(case)
+    for cut in range(len(data) + 1):
+        assert decode([data[:cut], data[cut:]]) == expected(case), cut
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=6))
+def test_no_bytes_raise_and_no_cut_changes_them(data, cuts):
+    edges = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
+    pieces = [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    assert decode(pieces) == decode([data])
+
+
+LINES = st.sampled_from(["data: a", "data:", "id: 1", "event: e", ": c", "", "data: {}", "junk"])
+
+
+@given(st.lists(LINES, max_size=12), st.sampled_from(["\n", "\r", "\r\n"]))
+def test_every_line_end_means_the_same(lines, end):
+    text = "".join(f"{line}\n" for line in lines)
+    assert decode([text.replace("\n", end).encode()]) == decode([text.encode()])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"data: " + b"x" * 2000, b"data: " + b"x" * 2000 + b"\n\n", b"data: xxxxx\n" * 300],
+    ids=["a line", "an event of one line", "an event of many lines"],
+)
+def test_what_is_too_long_is_refused_with_bounded_memory(data):
+    decoder = Decoder(max_event_bytes=1000)
+    with pytest.raises(SSELimitExceeded):
+        for start in range(0, len(data), 100):
+            decoder.feed(data[start : start + 100])
+    assert len(decoder._buffer) <= 1100

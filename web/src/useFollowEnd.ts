@@ -1,0 +1,53 @@
+import { useEffect, useLayoutEffect, useRef } from "react";
+import type { RefObject } from "react";
+
+const NEAR = 24;
+
+/**
+ * Keeps the end of a scroller in view while the reader is there. Scrolling up lets go, however little
+ * it was: a distance alone would pull a slow scroll back. Coming back to the end holds on again.
+ */
+export function useFollowEnd(
+  scroller: RefObject<HTMLElement | null>,
+  content: unknown,
+): { follow(): void } {
+  const following = useRef(true);
+  const lastTop = useRef(0);
+
+  function toEnd(): void {
+    const element = scroller.current;
+    if (element === null || !following.current) return;
+    element.scrollTop = element.scrollHeight;
+    lastTop.current = element.scrollTop;
+  }
+
+  useLayoutEffect(toEnd, [content]);
+
+  useEffect(() => {
+    const element = scroller.current;
+    if (element === null) return;
+    function scrolled(): void {
+      if (element === null) return;
+      const { scrollTop, scrollHeight, clientHeight } = element;
+      const distance = scrollHeight - scrollTop - clientHeight;
+      // Moved up and yet at the very end: the view grew, the reader did nothing.
+      if (scrollTop < lastTop.current && distance > 1) following.current = false;
+      else if (distance <= NEAR) following.current = true;
+      lastTop.current = scrollTop;
+    }
+    element.addEventListener("scroll", scrolled, { passive: true });
+    // The window or the writing area changed its size.
+    const observer = new ResizeObserver(toEnd);
+    observer.observe(element);
+    return () => {
+      element.removeEventListener("scroll", scrolled);
+      observer.disconnect();
+    };
+  }, [scroller]);
+
+  return {
+    follow() {
+      following.current = true;
+    },
+  };
+}
