@@ -9,6 +9,8 @@ export default defineConfig({
     // Every file stands on its own: the page's policy lets nothing inline run.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
+    // The notices of what the script contains travel with it.
+    license: { fileName: "assets/licenses.md" },
   },
   server: {
     proxy: { "/v1": "http://127.0.0.1:8000" },

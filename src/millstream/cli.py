@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from millstream.errors import ConfigurationError, MillstreamError
 from millstream.events import Group
@@ -131,11 +131,11 @@ def keys_list(data_dir: DataDir = None, as_json: Json = False) -> None:
     if as_json:
         _print_json(msgspec.to_builtins(keys))
         return
-    table = Table("id", "name", "key", "scopes", "created", "revoked", box=None)
+    table = Table(Column("id", no_wrap=True, min_width=20), "name", "key", "scopes", "created", "revoked", box=None)
     for key in keys:
         revoked = _date(key.revoked_at) if key.revoked_at else ""
         table.add_row(key.id, key.name, key.hint, " ".join(key.scopes), _date(key.created_at), revoked)
-    Console().print(table)
+    _print_table(table)
 
 
 @keys_app.command("revoke")
@@ -189,7 +189,7 @@ def usage(
             total.cost_usd,
             f"{total.unpriced:,}" if total.unpriced else "",
         )
-    Console().print(table)
+    _print_table(table)
 
 
 def _with_database(data_dir: Path | None, work: Callable[[Any], Coroutine[Any, Any, Result]]) -> Result:
@@ -219,6 +219,11 @@ def _moment(text: str) -> float | None:
 
 def _date(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _print_table(table: Table) -> None:
+    # Into a file or a pipe a row is one line, however long.
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 def _print_json(value: object) -> None:

@@ -56,16 +56,10 @@ streams = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("first_event_at", sa.Float),
     sa.Column("ended_at", sa.Float),
-    sa.Column("alive_at", sa.Float, nullable=False),  # the owner's last sign of life
+    sa.Column("alive_at", sa.Float),  # its owner's last sign of life while it runs, then null
     sa.Index("streams_by_key", "key_id", "created_at"),
     sa.Index("streams_by_time", "created_at"),
-    # Only the few that run: a settled row leaves it.
-    sa.Index(
-        "streams_running",
-        "alive_at",
-        sqlite_where=sa.text("status = 'running'"),
-        postgresql_where=sa.text("status = 'running'"),
-    ),
+    sa.Index("streams_running", "alive_at"),
 )
 
 _REVISION = "0001"  # the newest migration
@@ -152,7 +146,7 @@ def _engine(url: str) -> Engine:
     elif parsed.get_backend_name() != "sqlite":
         raise ConfigurationError(f"databases are SQLite or PostgreSQL, not '{parsed.get_backend_name()}'")
     elif parsed.database and parsed.database != ":memory:":
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(parsed.database).parent)
     else:
         raise ConfigurationError("an SQLite database needs a file: sqlite:///path/to/file.db")
     try:
@@ -162,6 +156,13 @@ def _engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         sa.event.listen(engine, "connect", _configure_sqlite)
     return engine
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"the folder {folder} cannot be made: {error.strerror}") from error
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

@@ -180,8 +180,8 @@ class Ledger:
         now = time.time()
         stale = (
             sa.update(streams)
-            .where(streams.c.status == "running", streams.c.alive_at < now - LEASE_SECONDS)
-            .values(status="interrupted", ended_at=now)
+            .where(streams.c.alive_at < now - LEASE_SECONDS)  # null where it has ended
+            .values(status="interrupted", ended_at=now, alive_at=None)
         )
         return await self._db.write(lambda connection: connection.execute(stale).rowcount)
 
@@ -281,6 +281,7 @@ def _settled(settlement: Settlement) -> dict[str, Any]:
         **_usage_columns(settlement.usage, settlement.cost),
         "first_event_at": settlement.first_event_at,
         "ended_at": settlement.ended_at,
+        "alive_at": None,
     }
 
 

@@ -52,10 +52,11 @@ export function Chat({ apiKey, chat, dispatch, onUnauthorized, onForget }: Props
             className="button"
             type="button"
             data-testid="new-chat"
+            aria-label="New chat"
             disabled={chat.messages.length === 0}
             onClick={startOver}
           >
-            New chat
+            New<span className="wide-only"> chat</span>
           </button>
         </div>
       </header>
@@ -91,7 +92,7 @@ export function Chat({ apiKey, chat, dispatch, onUnauthorized, onForget }: Props
           />
           <div className="footnote">
             <span className="hint">
-              {streaming ? "Escape stops the answer" : "Enter sends, Shift+Enter starts a new line"}
+              {streaming ? "Escape stops the answer" : "Shift+Enter starts a new line"}
             </span>
             <button className="link" type="button" data-testid="forget-key" onClick={onForget}>
               Forget key

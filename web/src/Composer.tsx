@@ -50,12 +50,20 @@ export function Composer({ draft, streaming, ready, onDraft, onSend, onStop }: P
         onKeyDown={sendOnEnter}
         autoFocus
       />
+      {/* Two elements, told apart by key: a press that began on Stop must never end on Send. */}
       {streaming ? (
-        <button className="button" type="button" data-testid="stop" onClick={() => act(onStop)}>
+        <button
+          key="stop"
+          className="button"
+          type="button"
+          data-testid="stop"
+          onClick={() => act(onStop)}
+        >
           Stop
         </button>
       ) : (
         <button
+          key="send"
           className="button primary"
           type="button"
           data-testid="send"

@@ -1,3 +1,4 @@
+import type { Model } from "./api";
 import type { Models } from "./useModels";
 
 interface Props {
@@ -8,6 +9,7 @@ interface Props {
 
 export function ModelSelect({ models, chosen, onChoose }: Props) {
   const list = models.state === "ready" ? models.models : [];
+  const owners = [...new Set(list.map((model) => model.owner))];
   return (
     <label className="model">
       <span className="model-label">Model</span>
@@ -21,12 +23,22 @@ export function ModelSelect({ models, chosen, onChoose }: Props) {
         {list.length === 0 && (
           <option value="">{models.state === "loading" ? "Loading…" : "No models"}</option>
         )}
-        {list.map((model) => (
-          <option key={model.id} value={model.id}>
-            {model.owner === "" ? model.id : `${model.id} · ${model.owner}`}
-          </option>
-        ))}
+        {owners.length < 2
+          ? options(list)
+          : owners.map((owner) => (
+              <optgroup key={owner} label={owner}>
+                {options(list.filter((model) => model.owner === owner))}
+              </optgroup>
+            ))}
       </select>
     </label>
   );
+}
+
+function options(models: Model[]) {
+  return models.map((model) => (
+    <option key={model.id} value={model.id}>
+      {model.id}
+    </option>
+  ));
 }

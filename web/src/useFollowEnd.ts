@@ -1,7 +1,8 @@
 import { useEffect, useLayoutEffect, useRef } from "react";
 import type { RefObject } from "react";
 
-const NEAR = 24;
+/** In pixels; the end moves on while a reader scrolls towards it. */
+const NEAR = 96;
 
 /**
  * Keeps the end of a scroller in view while the reader is there. Scrolling up lets go, however little
@@ -32,7 +33,7 @@ export function useFollowEnd(
       const distance = scrollHeight - scrollTop - clientHeight;
       // Moved up and yet at the very end: the view grew, the reader did nothing.
       if (scrollTop < lastTop.current && distance > 1) following.current = false;
-      else if (distance <= NEAR) following.current = true;
+      else if (scrollTop > lastTop.current && distance <= NEAR) following.current = true;
       lastTop.current = scrollTop;
     }
     element.addEventListener("scroll", scrolled, { passive: true });

@@ -38,18 +38,11 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Float, nullable=False),
         sa.Column("first_event_at", sa.Float),
         sa.Column("ended_at", sa.Float),
-        sa.Column("alive_at", sa.Float, nullable=False),
+        sa.Column("alive_at", sa.Float),
     )
     op.create_index("streams_by_key", "streams", ["key_id", "created_at"])
     op.create_index("streams_by_time", "streams", ["created_at"])
-    running = sa.text("status = 'running'")
-    op.create_index(
-        "streams_running",
-        "streams",
-        ["alive_at"],
-        sqlite_where=running,
-        postgresql_where=running,
-    )
+    op.create_index("streams_running", "streams", ["alive_at"])
 
 
 def downgrade() -> None:

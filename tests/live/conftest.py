@@ -1,0 +1,114 @@
+"""Real processes on free ports, each stopped by its pid."""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+class Server:
+    """A running ``millstream serve``."""
+
+    def __init__(self, process, output: Path, url: str) -> None:
+        self.process, self.output, self.url = process, output, url
+        self.pid = process.pid
+
+    @property
+    def port(self):
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def printed(self):
+        return self.output.read_text(encoding="utf-8")
+
+    @property
+    def key(self):
+        return re.search(r"ms_live_\w+", self.printed)[0]
+
+    def terminate(self, seconds=15):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def running(folder: Path, *arguments, **environment):
+    """Starts a server as its user would and waits until it is ready."""
+    folder.mkdir(parents=True, exist_ok=True)
+    output = folder / f"output-{time.monotonic_ns()}"
+    command = [sys.executable, "-m", "millstream", "serve", "--port", "0", *arguments]
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **environment}, stdout=out, stderr=subprocess.STDOUT
+        )
+    try:
+        url = wait_for(lambda: re.search(r"http://[\d.]+:\d+", output.read_text(encoding="utf-8")), process)[0]
+        wait_for(lambda: answers(f"{url}/readyz"), process)
+        yield Server(process, output, url)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_for(condition, process=None, seconds=60):
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if found := condition():
+            return found
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"the process ended with {process.returncode}")
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def needed(program):
+    """The path of a program that ``make test`` installs. Its absence fails the test."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    assert path, f"{program} is not installed; run: make test-deps"
+    return path
+
+
+@pytest.fixture
+def serve(tmp_path):
+    def start(*arguments, openai=None, **environment):
+        if openai is not None:
+            environment |= {"OPENAI_BASE_URL": openai, "OPENAI_API_KEY": "sk-test"}
+        return running(tmp_path / "server", *arguments, **environment)
+
+    return start
+
+
+async def request(port, method, path, body=b"", host="127.0.0.1", **headers):
+    """Sends a request; the reader of its answer and the writer, which closes the connection."""
+    reader, writer = await asyncio.open_connection(host, port)
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    await writer.drain()
+    return reader, writer
+
+
+@pytest.fixture
+def ask():
+    return request

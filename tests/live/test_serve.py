@@ -1,0 +1,217 @@
+"""``millstream serve`` as a process: how it starts, what it says, how it ends."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from oracle import oracle
+
+from live.conftest import wait_for
+
+BODY = json.dumps({"messages": [{"role": "user", "content": "Hello"}]}).encode()
+
+
+def rows(tmp_path):
+    with sqlite3.connect(tmp_path / "server" / "millstream-data" / "millstream.db") as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute("select * from streams order by created_at")]
+
+
+def command(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "millstream", *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_first_start_shows_a_key_once(serve, tmp_path):
+    with serve(MILLSTREAM_PROVIDERS='{"demo": {"type": "scripted"}}') as server:
+        key = server.key
+        assert f"{server.url}/#key={key}" in server.printed
+        request = urllib.request.Request(
+            f"{server.url}/v1/chat", BODY, {"Authorization": f"Bearer {key}"}
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert "script" in json.load(answer)["content"]
+        assert server.terminate() == 0
+    with serve(MILLSTREAM_PROVIDERS='{"demo": {"type": "scripted"}}') as server:
+        assert "ms_live" not in server.printed
+    with serve("--temporary-key", MILLSTREAM_PROVIDERS='{"demo": {"type": "scripted"}}') as server:
+        assert server.key != key
+        server.terminate()
+        listed = json.loads(command("keys", "list", "--json", cwd=tmp_path / "server").stdout)
+        assert [bool(k["revoked_at"]) for k in listed] == [False, True]
+
+
+async def test_any_compatible_server_works_with_two_variables(serve):
+    async def handler(request):
+        if request.path.endswith("/models"):
+            return await request.answer(200, {"data": [{"id": "their-model"}]})
+        assert request.headers["authorization"] == "Bearer sk-test"
+        assert request.json["model"] == "their-model"
+        await request.head()
+        await request.say("Hello")
+        await request.finish(usage={"prompt_tokens": 1, "completion_tokens": 1})
+
+    async with oracle(handler) as provider:
+
+        def talk():
+            with serve(openai=provider.base_url) as server:
+                assert "openai: their-model" in server.printed
+                request = urllib.request.Request(
+                    f"{server.url}/v1/chat", BODY, {"Authorization": f"Bearer {server.key}"}
+                )
+                return json.load(urllib.request.urlopen(request, timeout=20))
+
+        assert (await asyncio.to_thread(talk))["content"] == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (["--port", "{busy}"], {}, "port {busy} is in use"),
+        ([], {"MILLSTREAM_PORT": "many"}, "setting port"),
+        ([], {"MILLSTREAM_DATABASE_URL": "mysql://x"}, "SQLite or PostgreSQL"),
+        ([], {"MILLSTREAM_LOG_URL": "redis://x"}, "MILLSTREAM_LOG_URL"),
+        ([], {"OPENAI_BASE_URL": "localhost:1"}, "OPENAI_BASE_URL"),
+        ([], {"MILLSTREAM_DATABASE_URL": "sqlite:////proc/nowhere/x.db"}, "cannot"),
+        (["--host", "300.0.0.1"], {}, "is not an address"),
+        (["--nonsense"], {}, "nonsense"),
+    ],
+)
+def test_what_cannot_work_is_one_clear_line_and_exit_code_2(tmp_path, arguments, environment, words):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
+        arguments = [argument.replace("{busy}", port) for argument in arguments]
+        result = command("serve", *arguments, cwd=tmp_path, **environment)
+    assert result.returncode == 2
+    assert words.replace("{busy}", port) in result.stderr
+    assert "Traceback" not in result.stderr
+    if arguments != ["--nonsense"]:
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_an_unknown_name_in_the_file_is_refused(tmp_path):
+    (tmp_path / "millstream.toml").write_text('prot = 80\n[providers.x]\nbase_url = "http://x"\n')
+    result = command("serve", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "setting prot" in result.stderr
+
+
+async def slow(request):
+    if request.path.endswith("/models"):
+        return await request.answer(200, {"data": [{"id": "m"}]})
+    await request.head()
+    for i in range(10_000):
+        await request.say(f"word{i} ")
+        await asyncio.sleep(0.01)
+    await request.finish()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_streams_settles_them_and_exits_0(serve, ask, tmp_path, number):
+    async with oracle(slow) as provider:
+        context = serve(openai=provider.base_url, MILLSTREAM_DRAIN_SECONDS="0.2")
+        server = await asyncio.to_thread(context.__enter__)
+        try:
+            reader, writer = await ask(
+                server.port, "POST", "/v1/chat/stream", BODY, Authorization=f"Bearer {server.key}"
+            )
+            await reader.readuntil(b"word3")
+            server.process.send_signal(number)
+            rest = await asyncio.wait_for(reader.read(), 10)
+            assert b'"finish_reason":"cancelled"' in rest
+            assert b"data: [DONE]" in rest
+            assert await asyncio.to_thread(server.process.wait, 10) == 0
+            writer.close()
+        finally:
+            await asyncio.to_thread(context.__exit__, None, None, None)
+    (row,) = rows(tmp_path)
+    assert (row["status"], row["usage_source"]) == ("cancelled", "counted")
+    assert row["completion_tokens"] > 0
+
+
+async def test_after_a_kill_the_row_is_settled_from_its_checkpoint(serve, ask, tmp_path):
+    async with oracle(slow) as provider:
+        context = serve(openai=provider.base_url)
+        server = await asyncio.to_thread(context.__enter__)
+        try:
+            reader, writer = await ask(
+                server.port, "POST", "/v1/chat/stream", BODY, Authorization=f"Bearer {server.key}"
+            )
+            await reader.readuntil(b"word5")
+            await asyncio.to_thread(wait_for, lambda: rows(tmp_path)[0]["completion_tokens"] > 0)
+            server.process.kill()
+            await asyncio.to_thread(server.process.wait, 10)
+            writer.close()
+        finally:
+            await asyncio.to_thread(context.__exit__, None, None, None)
+    path = tmp_path / "server" / "millstream-data" / "millstream.db"
+    with sqlite3.connect(path) as connection:  # as if it had been longer ago
+        connection.execute("update streams set alive_at = alive_at - 60")
+    with serve(MILLSTREAM_PROVIDERS='{"demo": {"type": "scripted"}}'):
+        await asyncio.to_thread(wait_for, lambda: rows(tmp_path)[0]["status"] == "interrupted")
+    (row,) = rows(tmp_path)
+    assert row["usage_source"] == "checkpoint"
+    assert 0 < row["completion_tokens"]
+
+
+def test_keys_and_usage_work_from_the_command_line(tmp_path):
+    made = command("keys", "create", "--name", "n", "--scopes", "chat,usage", "--json", cwd=tmp_path)
+    key = json.loads(made.stdout)
+    assert key["scopes"] == ["chat", "usage"]
+    assert key["key"].startswith("ms_live_")
+    plain = command("keys", "create", "--name", "t", "--test", cwd=tmp_path).stdout
+    assert plain.startswith("ms_test_")
+    assert plain.count("\n") == 1
+    listed = command("keys", "list", cwd=tmp_path).stdout
+    assert key["id"] in listed
+    assert key["key"] not in listed
+    assert key["id"] in command("keys", "revoke", key["id"], cwd=tmp_path).stdout
+    missing = command("keys", "revoke", "key_x", cwd=tmp_path)
+    assert (missing.returncode, "no key has the id" in missing.stderr) == (2, True)
+    assert command("keys", "create", "--name", "x", "--scopes", "root", cwd=tmp_path).returncode == 2
+    assert json.loads(command("usage", "--json", "--since", "7d", cwd=tmp_path).stdout) == []
+    assert "streams" in command("usage", "--by", "model", cwd=tmp_path).stdout
+    assert command("usage", "--since", "yesterday", cwd=tmp_path).returncode == 2
+    assert command("--version", cwd=tmp_path).stdout.strip()
+
+
+async def test_raw_bad_input_gets_4xx_and_never_5xx(serve, ask):
+    with serve(MILLSTREAM_PROVIDERS='{"demo": {"type": "scripted"}}') as server:
+        key = f"Bearer {server.key}"
+        bodies = [b"{", b"\xff", b"[" * 100_000, b'{"messages":' * 50_000, b"null", b"NaN", b'"\\ud800"', b"{}"]
+        for body in bodies:
+            reader, writer = await ask(server.port, "POST", "/v1/chat/stream", body, Authorization=key)
+            status = (await asyncio.wait_for(reader.readline(), 10)).split()[1]
+            assert status in (b"400", b"422"), (body[:20], status)
+            writer.close()
+        reader, writer = await ask(server.port, "POST", "/v1/chat/stream", Authorization=key, Expect="100-continue")
+        writer.close()
+        # A hundred megabytes: announced, answered before they are read.
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: 104857600\r\n"
+            b"Authorization: " + key.encode() + b"\r\n\r\n" + b"x" * 1000
+        )
+        assert (await asyncio.wait_for(reader.readline(), 10)).split()[1] == b"413"
+        writer.close()
+        for path in ("/nowhere", "/v1/chat/stream", "/v1/streams/str_x", "/v1/streams/" + "x" * 5000):
+            reader, writer = await ask(server.port, "GET", path, Authorization=key)
+            status = int((await asyncio.wait_for(reader.readline(), 10)).split()[1])
+            assert 400 <= status < 500
+            writer.close()
+        assert "Traceback" not in server.printed

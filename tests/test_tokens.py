@@ -1,0 +1,105 @@
+import pytest
+import tiktoken_ext.openai_public as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from millstream import tokens
+from millstream.messages import ChatMessage
+from millstream.tokens import GrowingCount, Tokenizer
+
+# Counts that OpenAI's cookbook states ("How to count tokens with tiktoken").
+KNOWN = [
+    ("cl100k_base", "tiktoken is great!", 6),
+    ("o200k_base", "tiktoken is great!", 6),
+    ("cl100k_base", "antidisestablishmentarianism", 6),
+    ("o200k_base", "antidisestablishmentarianism", 6),
+    ("cl100k_base", "2 + 2 = 4", 7),
+    ("o200k_base", "2 + 2 = 4", 7),
+    ("cl100k_base", "お誕生日おめでとう", 9),
+    ("o200k_base", "お誕生日おめでとう", 8),
+]
+
+
+@pytest.mark.parametrize(("encoding", "text", "count"), KNOWN)
+async def test_known_texts_have_their_known_counts(encoding, text, count):
+    assert (await tokens.load(encoding)).count(text) == count
+
+
+@pytest.mark.parametrize("encoding", ["o200k_base", "cl100k_base"])
+def test_the_patterns_and_digests_are_those_of_tiktoken(encoding, monkeypatch):
+    asked = {}
+
+    def load(address, expected_hash):
+        asked["sha256"] = expected_hash
+        return {}
+
+    monkeypatch.setattr(reference, "load_tiktoken_bpe", load)
+    assert getattr(reference, encoding)()["pat_str"] == tokens._PATTERN[encoding]
+    assert asked["sha256"] == tokens._SHA256[encoding]
+
+
+def test_a_damaged_rank_file_is_refused(monkeypatch):
+    monkeypatch.setitem(tokens._SHA256, "o200k_base", "0" * 64)
+    with pytest.raises(RuntimeError, match="damaged"):
+        Tokenizer("o200k_base")
+
+
+@pytest.mark.parametrize(
+    ("model", "encoding"),
+    [
+        ("gpt-4o-mini", "o200k_base"),
+        ("gpt-4.1", "o200k_base"),
+        ("gpt-5", "o200k_base"),
+        ("gpt-4-turbo", "cl100k_base"),
+        ("gpt-3.5-turbo", "cl100k_base"),
+        ("openai/gpt-4", "cl100k_base"),
+        ("llama-3.3", "o200k_base"),
+    ],
+)
+def test_a_model_is_counted_with_its_vocabulary(model, encoding):
+    assert tokens.encoding_for(model) == encoding
+
+
+WORDS = st.sampled_from(
+    "the stream turns 12 3.14 don't It's über straße 東京 日本語 😀 👩‍👩‍👧 \n \n\n  \t ... -- (a) x=1; 'll naïve é ١٢٣ foo_bar".split(" ")
+)
+
+
+@pytest.mark.parametrize("encoding", ["o200k_base", "cl100k_base"])
+@settings(max_examples=60, deadline=None)
+@given(pieces=st.lists(st.one_of(WORDS, st.text(max_size=8)), max_size=400), space=st.booleans(), every=st.integers(1, 50))
+def test_a_growing_text_has_the_count_of_the_whole(encoding, pieces, space, every):
+    import asyncio
+
+    async def go():
+        tokenizer = await tokens.load(encoding)
+        growing, whole = GrowingCount(), ""
+        for i, piece in enumerate(pieces):
+            piece = f"{piece} " if space else piece
+            growing.add(piece)
+            whole += piece
+            if i % every == 0:
+                assert await growing.total(tokenizer) == tokenizer.count(whole)
+        assert await growing.total(tokenizer) == tokenizer.count(whole)
+
+    asyncio.run(go())
+
+
+async def test_what_was_counted_is_let_go():
+    tokenizer = await tokens.load("o200k_base")
+    growing = GrowingCount()
+    for _ in range(100):
+        growing.add("and so the wheel turns on " * 20)
+        await growing.total(tokenizer)
+        assert sum(map(len, growing._pieces)) < 100
+
+
+async def test_a_text_without_spaces_is_counted_in_bounded_time():
+    tokenizer = await tokens.load("o200k_base")
+    assert 0 < tokenizer.count("x" * 1_000_000) < 1_000_000
+
+
+async def test_a_prompt_counts_what_stands_around_its_messages():
+    tokenizer = await tokens.load("o200k_base")
+    message = ChatMessage(role="user", content="tiktoken is great!")
+    assert tokenizer.count_prompt([message]) == 3 + 3 + 1 + 6
+    assert await tokens.count_prompt(tokenizer, [message] * 5000) == 3 + 5000 * 10

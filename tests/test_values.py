@@ -1,0 +1,115 @@
+"""Small values: keys, prices, positions, errors, events."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from millstream import errors, events
+from millstream.auth import is_wellformed, new_secret
+from millstream.dialects.native import NativeDialect
+from millstream.events import Batch, Bill, Position, StreamInfo, Usage
+from millstream.prices import FlatPrice, Prices, to_dollars, to_picodollars
+
+SPEC = Path(__file__).parent.parent / "spec"
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_a_new_key_is_wellformed_and_no_typing_error_is(test):
+    secret = new_secret(test=test)
+    assert secret.startswith("ms_test_" if test else "ms_live_")
+    assert len(secret) == 44
+    assert is_wellformed(secret)
+    for i in range(8, len(secret)):
+        assert not is_wellformed(secret[:i] + ("a" if secret[i] != "a" else "b") + secret[i + 1 :])
+
+
+@given(st.text(max_size=60))
+def test_junk_is_no_key(text):
+    assert not is_wellformed(text)
+
+
+def test_positions_are_short_and_plain():
+    assert str(Position(2, 42)) == "2-42"
+    assert str(events.Batch(Position(1, 3), [events.TextStart()] * 4).last) == "1-6"
+
+
+async def test_a_set_price_comes_before_the_list():
+    prices = Prices({"gpt-4o": FlatPrice(Decimal(1), Decimal(2), Decimal("0.5"))})
+    price = await prices.find("gpt-4o", "openai", "gpt-4o")
+    assert price.cost(Usage(1_000_000, 1_000_000, "counted", 400_000)) == Decimal("2.8")
+
+
+async def test_a_list_price_knows_cached_tokens_and_an_unknown_model_has_none():
+    prices = Prices({})
+    price = await prices.find("x", "openai", "gpt-4o")
+    whole = price.cost(Usage(1000, 100, "counted"))
+    assert 0 < price.cost(Usage(1000, 100, "counted", 500)) < whole
+    assert await prices.find("x", "openai", "no-such-model") is None
+    assert await prices.find("x", None, "gpt-4o") is None
+
+
+@given(st.integers(0, 10**18))
+def test_money_is_exact_on_its_way_to_text(picodollars):
+    text = to_dollars(picodollars)
+    assert Decimal(text) * 10**12 == picodollars
+    assert len(text.partition(".")[2]) >= 6
+    assert to_picodollars(Decimal(text)) == picodollars
+
+
+def codes(kind):
+    return {kind.code} | {code for child in kind.__subclasses__() for code in codes(child)}
+
+
+def test_the_codes_are_those_of_the_specification_with_their_status():
+    table = (SPEC / "protocol.md").read_text(encoding="utf-8").partition("## 8. Errors")[2]
+    for code in codes(errors.MillstreamError):
+        assert f"`{code}`" in table, code
+        status = errors.recorded(code, "", None).status
+        line = next(line for line in table.splitlines() if f"`{code}`" in line)
+        assert str(status) in line.partition(f"`{code}`")[2], code
+
+
+def test_whereabouts_name_places_and_not_words():
+    try:
+        raise ValueError("a secret")
+    except ValueError as error:
+        said = errors.whereabouts(error)
+    assert "ValueError" in said
+    assert "test_values.py" in said
+    assert "secret" not in said
+
+
+def test_every_event_survives_json():
+    bill = Bill(Usage(1, 2, "counted", 1, 1), "0.1")
+    for event in [
+        events.StreamStart("s", "m"),
+        events.TextDelta("é\u2028"),
+        events.ToolCallEnd(0, "c", "n", "{}"),
+        events.StreamEnd("stop", bill),
+        events.StreamFailed("internal", "x", False, bill, 3),
+    ]:
+        assert events.from_json(events.to_json(event)) == event
+
+
+def test_the_native_fixtures_are_what_is_sent():
+    fixtures = json.loads((SPEC / "fixtures" / "native.json").read_text(encoding="utf-8"))
+    info = StreamInfo("str_1", "key_1", "m", 0.0)
+    for fixture in fixtures:
+        event = events.from_json(json.dumps(fixture["event"]).encode())
+        batch = Batch(Position(1, fixture["seq"]), [event])
+        assert NativeDialect().encode(info, batch).decode() == fixture["frame"], fixture["event"]["type"]
+    kinds = {fixture["event"]["type"] for fixture in fixtures}
+    schema = json.loads((SPEC / "events.schema.json").read_text(encoding="utf-8"))
+    assert kinds == set(schema["discriminator"]["mapping"])
+
+
+def test_a_batch_is_its_events_one_by_one():
+    dialect, info = NativeDialect(), StreamInfo("str_1", "key_1", "m", 0.0)
+    some = [events.TextStart(), events.TextDelta('a"\n'), events.TextEnd()]
+    whole = dialect.encode(info, Batch(Position(1, 4), some))
+    assert whole == b"".join(
+        dialect.encode(info, Batch(Position(1, 4 + i), [event])) for i, event in enumerate(some)
+    )
