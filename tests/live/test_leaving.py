@@ -74,7 +74,9 @@ async def test_two_hundred_clients_leave_at_random_moments(serve, ask, tmp_path)
                 for user, request in requests.items():
                     if rows[str(user)]["status"] == "cancelled":
                         await request.gone.wait()
-                while descriptors(server.pid) > before + 5:  # connections kept for the next request
+            async with asyncio.timeout(15):
+                # Connections that wait for another request go after seconds; the database's few stay.
+                while upstream.open or descriptors(server.pid) > before + 10:
                     await asyncio.sleep(0.05)
         finally:
             await asyncio.to_thread(context.__exit__, None, None, None)
@@ -111,8 +113,8 @@ async def test_two_hundred_clients_leave_at_random_moments(serve, ask, tmp_path)
 
 
 def unasked(rows, requests):
-    """Streams whose client had left before their provider was asked."""
-    return sum(row["completion_tokens"] == row["prompt_tokens"] == 0 for user, row in rows.items() if int(user) not in requests)
+    """Streams whose client had left before their request reached the provider."""
+    return sum(row["completion_tokens"] == 0 for user, row in rows.items() if int(user) not in requests)
 
 
 def descriptors(pid):

@@ -1,0 +1,99 @@
+"""The real model: llama.cpp serving SmolLM2, which says exactly how many tokens it made."""
+
+import asyncio
+import json
+import urllib.request
+from contextlib import aclosing
+
+import pytest
+from asgi import post
+from millstream.events import TextDelta, Usage
+from millstream.messages import ChatRequest
+from millstream.providers import Finish
+from millstream.providers.local import LocalProvider, weights
+
+BODY = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+
+
+@pytest.fixture
+async def model():
+    provider = LocalProvider(weights())
+    yield provider
+    await provider.close()
+
+
+async def test_every_running_count_is_exact_and_the_last_is_the_final_one(model):
+    request = ChatRequest.model_validate({**BODY, "max_tokens": 24, "temperature": 0})
+    counts, pieces, finish = [], 0, None
+    async for batch in model.stream(request, BODY["model"]):
+        for item in batch:
+            if isinstance(item, Usage):
+                counts.append(item.completion_tokens)
+            elif isinstance(item, TextDelta):
+                pieces += 1
+            elif isinstance(item, Finish):
+                finish = item
+    assert counts == sorted(counts)
+    assert counts[-1] == finish.usage.completion_tokens == 24
+    assert pieces <= 24
+    assert (finish.reason, finish.usage.source) == ("length", "provider_final")
+
+
+async def test_a_cut_answer_is_settled_with_the_models_own_count(run, model):
+    async with run({"local": model}) as app:
+        await app.millstream.llm_service.discover()
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            await call.until(lambda c: len(c.frames) > 8, seconds=60)
+        (row,) = await app.receipts()
+    words = sum(1 for frame in call.frames if frame != "[DONE]" and frame.get("delta"))
+    assert (row["status"], row["usage_source"]) == ("cancelled", "provider_partial")
+    assert row["prompt_tokens"] > 10
+    assert words <= row["completion_tokens"] <= words + 3  # what came while it was being closed
+
+
+async def test_our_tokenizer_is_near_another_models_count(run, model):
+    """What ``counted`` is worth for a model whose vocabulary we do not have."""
+    request = ChatRequest.model_validate({**BODY, "max_tokens": 60, "temperature": 0})
+    text, finish = "", None
+    async with aclosing(model.stream(request, BODY["model"])) as batches:
+        async for batch in batches:
+            text += "".join(item.text for item in batch if isinstance(item, TextDelta))
+            finish = next((item for item in batch if isinstance(item, Finish)), finish)
+    from millstream import tokens
+
+    counted = (await tokens.load("o200k_base")).count(text)
+    assert abs(counted - finish.usage.completion_tokens) <= 0.2 * finish.usage.completion_tokens
+
+
+async def test_stopping_is_felt_by_the_model(model):
+    """After a cut the model's one thread is free again: the next answer begins at once."""
+    long = ChatRequest.model_validate({**BODY, "max_tokens": 2000})
+    for _ in range(3):
+        async with aclosing(model.stream(long, BODY["model"])) as batches:
+            await anext(batches)
+    short = ChatRequest.model_validate({**BODY, "max_tokens": 2})
+    async with asyncio.timeout(10):
+        assert [item async for batch in model.stream(short, BODY["model"]) for item in batch]
+
+
+def test_without_any_key_the_local_model_serves(serve):
+    with serve() as server:
+        assert "local: smollm2-135m" in server.printed
+        request = urllib.request.Request(
+            f"{server.url}/v1/chat",
+            json.dumps({**BODY, "max_tokens": 8}).encode(),
+            {"Authorization": f"Bearer {server.key}"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            reply = json.load(answer)
+        assert reply["content"].strip()
+        assert reply["usage"]["completion_tokens"] == 8
+
+
+async def test_a_model_process_that_died_is_started_again(model):
+    request = ChatRequest.model_validate({**BODY, "max_tokens": 2})
+    async for _ in model.stream(request, BODY["model"]):
+        pass
+    model._process.kill()
+    await model._process.wait()
+    assert [item async for batch in model.stream(request, BODY["model"]) for item in batch]

@@ -1,0 +1,82 @@
+"""Through a real nginx with its default buffering: frames arrive one by one, leaving is passed on."""
+
+import asyncio
+import json
+import subprocess
+from contextlib import contextmanager
+
+from live.conftest import answers, needed, wait_for
+from oracle import oracle
+
+CONFIGURATION = """
+daemon off;
+worker_processes 1;
+pid {folder}/pid;
+error_log {folder}/error.log;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    gzip on;
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{ proxy_pass http://127.0.0.1:{upstream}; }}
+    }}
+}}
+"""
+
+
+@contextmanager
+def nginx(folder, upstream):
+    import socket
+
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = folder / "nginx.conf"
+    path.write_text(CONFIGURATION.format(folder=folder, port=port, upstream=upstream))
+    process = subprocess.Popen([needed("nginx"), "-c", str(path), "-e", str(folder / "error.log")])
+    try:
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/healthz"), process)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def test_frames_arrive_one_by_one_and_leaving_reaches_the_provider(serve, ask, tmp_path):
+    gates = [asyncio.Event() for _ in range(5)]
+
+    async def provider(request):
+        if request.path.endswith("/models"):
+            return await request.answer(200, {"data": [{"id": "m"}]})
+        await request.head()
+        for i, gate in enumerate(gates):
+            await request.say(f"word{i} ")
+            await gate.wait()
+        await asyncio.Event().wait()
+
+    body = json.dumps({"messages": [{"role": "user", "content": "Hello"}]}).encode()
+    async with oracle(provider) as upstream:
+        context = serve(openai=upstream.base_url)
+        server = await asyncio.to_thread(context.__enter__)
+        proxy = nginx(tmp_path / "nginx", server.port)
+        port = await asyncio.to_thread(proxy.__enter__)
+        try:
+            headers = {"Authorization": f"Bearer {server.key}", "Accept-Encoding": "gzip"}
+            reader, writer = await ask(port, "POST", "/v1/chat/stream", body, **headers)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            assert b"200 OK" in head
+            assert b"gzip" not in head.lower()
+            for i, gate in enumerate(gates):
+                # The next word is not sent before this one has come through.
+                await asyncio.wait_for(reader.readuntil(b"word%d" % i), 5)
+                gate.set()
+            writer.close()
+            async with asyncio.timeout(2):
+                await upstream.requests[-1].gone.wait()
+        finally:
+            await asyncio.to_thread(proxy.__exit__, None, None, None)
+            await asyncio.to_thread(context.__exit__, None, None, None)
