@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from fastapi import FastAPI
+
 from millstream.server.app import Millstream, create_app
 from millstream.settings import ProviderSettings, Settings
 
@@ -33,6 +34,7 @@ class Running:
 
     async def receipts(self):
         import sqlalchemy as sa
+
         from millstream.database import streams
 
         await self.idle()

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+
 from millstream.errors import ProviderError
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta, Usage
 from millstream.messages import ChatRequest
@@ -75,7 +76,9 @@ async def test_a_recorded_stream_is_read(path, size):
             call["arguments"] += piece.arguments
     assert list(calls.values()) == expected.get("tool_calls", [])
     assert finish.reason == expected["finish_reason"]
-    assert finish.usage == (Usage(**expected["usage"], source="provider_final") if "usage" in expected else None)
+    assert finish.usage == (
+        Usage(**expected["usage"], source="provider_final") if "usage" in expected else None
+    )
 
 
 async def test_the_request_asks_for_usage_and_nothing_of_ours_is_in_it():
@@ -141,8 +144,14 @@ async def test_an_empty_answer_is_an_answer():
 @pytest.mark.parametrize(
     ("usages", "expected"),
     [
-        ([{"prompt_tokens": 5, "completion_tokens": 1}, {"prompt_tokens": 5, "completion_tokens": 3}], (5, 3)),
-        ([{"prompt_tokens": 5, "completion_tokens": 3}, {"prompt_tokens": 5, "completion_tokens": -1}], (5, 3)),
+        (
+            [{"prompt_tokens": 5, "completion_tokens": 1}, {"prompt_tokens": 5, "completion_tokens": 3}],
+            (5, 3),
+        ),
+        (
+            [{"prompt_tokens": 5, "completion_tokens": 3}, {"prompt_tokens": 5, "completion_tokens": -1}],
+            (5, 3),
+        ),
         ([{"prompt_tokens": 5, "completion_tokens": 10**12}], None),
         ([{"prompt_tokens": True, "completion_tokens": 1}], None),
         ([{"prompt_tokens": 1.5, "completion_tokens": "x"}], None),
@@ -261,7 +270,9 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("handler", "code", "retryable"), FAILURES, ids=lambda v: getattr(v, "__name__", None))
+@pytest.mark.parametrize(
+    ("handler", "code", "retryable"), FAILURES, ids=lambda v: getattr(v, "__name__", None)
+)
 async def test_every_failure_is_one_of_the_list_and_says_nothing_of_the_provider(handler, code, retryable):
     error = (await produce(handler))[-1]
     assert isinstance(error, ProviderError)
@@ -354,7 +365,9 @@ async def test_a_name_that_does_not_resolve_is_told():
 # -- letting go ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("handler", [silent_before_headers, silent_before_the_first_byte, silent_between_tokens])
+@pytest.mark.parametrize(
+    "handler", [silent_before_headers, silent_before_the_first_byte, silent_between_tokens]
+)
 async def test_cancelling_closes_the_connection(handler):
     async with oracle(handler) as server:
         asked = provider(server.base_url)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from millstream import errors, events
 from millstream.auth import is_wellformed, new_secret
 from millstream.dialects.native import NativeDialect

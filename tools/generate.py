@@ -1,6 +1,6 @@
 """Writes the files that are made from the code; ``--check`` only says whether they are up to date.
 
-    python tools/generate.py [--check]
+python tools/generate.py [--check]
 """
 
 import json

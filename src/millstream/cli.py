@@ -131,7 +131,9 @@ def keys_list(data_dir: DataDir = None, as_json: Json = False) -> None:
     if as_json:
         _print_json(msgspec.to_builtins(keys))
         return
-    table = Table(Column("id", no_wrap=True, min_width=20), "name", "key", "scopes", "created", "revoked", box=None)
+    table = Table(
+        Column("id", no_wrap=True, min_width=20), "name", "key", "scopes", "created", "revoked", box=None
+    )
     for key in keys:
         revoked = _date(key.revoked_at) if key.revoked_at else ""
         table.add_row(key.id, key.name, key.hint, " ".join(key.scopes), _date(key.created_at), revoked)

@@ -304,8 +304,8 @@ class Generations:
     async def start(self, principal: Principal, request: ChatRequest) -> Generation:
         """Starts a stream, which runs until its end or until its disconnect policy ends it.
 
-        Raises ``Draining``, ``Overloaded``, ``ModelNotFound`` or ``InvalidRequest``; whatever goes wrong after
-        that is the stream's terminal event.
+        Raises ``Draining``, ``Overloaded``, ``ModelNotFound`` or ``InvalidRequest``; whatever goes wrong
+        after that is the stream's terminal event.
         """
         if self.draining:
             raise Draining("the server is shutting down; try again")

@@ -7,6 +7,7 @@ from decimal import Decimal
 
 import pytest
 import sqlalchemy as sa
+
 from millstream import database
 from millstream.auth import Keys, is_wellformed
 from millstream.database import Database
@@ -41,7 +42,16 @@ def db(request, tmp_path):
 
 
 def opening(stream_id="s", **more):
-    return Opening(**{"stream_id": stream_id, "key_id": "k", "model": "m", "provider": "p", "created_at": time.time(), **more})
+    return Opening(
+        **{
+            "stream_id": stream_id,
+            "key_id": "k",
+            "model": "m",
+            "provider": "p",
+            "created_at": time.time(),
+            **more,
+        }
+    )
 
 
 def settlement(stream_id="s", **more):
@@ -107,7 +117,10 @@ async def test_a_revocation_elsewhere_is_felt(db, monkeypatch):
         await here.verify(secret)
 
 
-@pytest.mark.parametrize(("name", "scopes"), [("", ["chat"]), ("n" * 129, ["chat"]), ("a\nb", ["chat"]), ("n", []), ("n", ["root"])])
+@pytest.mark.parametrize(
+    ("name", "scopes"),
+    [("", ["chat"]), ("n" * 129, ["chat"]), ("a\nb", ["chat"]), ("n", []), ("n", ["root"])],
+)
 async def test_a_key_that_makes_no_sense_is_refused(db, name, scopes):
     with pytest.raises(InvalidRequest):
         await Keys(db).create(name, scopes)
@@ -184,7 +197,11 @@ async def test_a_stream_whose_owner_died_is_settled_from_its_checkpoint(db):
     await db.write(lambda c: c.execute(sa.update(table).where(table.c.id == "dead").values(alive_at=past)))
     assert await ledger.sweep() == 1
     receipt = await ledger.receipt("dead")
-    assert (receipt.status, receipt.usage_source, receipt.completion_tokens) == ("interrupted", "checkpoint", 3)
+    assert (receipt.status, receipt.usage_source, receipt.completion_tokens) == (
+        "interrupted",
+        "checkpoint",
+        3,
+    )
     assert receipt.cost_usd == "0.500000"
     assert (await ledger.receipt("alive")).status == "running"
     assert await ledger.sweep() == 0
@@ -234,8 +251,15 @@ async def test_the_meter_records_once_for_each_id(db):
     async with Ledger(db) as ledger:
         meter = Meter(ledger)
         await meter.record("k", 7)
-        await meter.record("k", Usage(1, 2, "provider_final"), model="m", cost_usd=Decimal("0.25"), record_id="r")
+        await meter.record(
+            "k", Usage(1, 2, "provider_final"), model="m", cost_usd=Decimal("0.25"), record_id="r"
+        )
         with pytest.raises(sa.exc.IntegrityError):
             await meter.record("k", 7, record_id="r")
         (total,) = await meter.totals()
-    assert (total.streams, total.prompt_tokens, total.completion_tokens, total.cost_usd) == (2, 1, 9, "0.250000")
+    assert (total.streams, total.prompt_tokens, total.completion_tokens, total.cost_usd) == (
+        2,
+        1,
+        9,
+        "0.250000",
+    )

@@ -6,6 +6,7 @@ from contextlib import aclosing
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from millstream.errors import StreamClosed, StreamFull, StreamGone
 from millstream.events import (
     Bill,

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
+
 from millstream.errors import ProviderError, UpstreamError
 from millstream.events import TextDelta, Usage
 from millstream.messages import ChatRequest

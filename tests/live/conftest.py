@@ -50,7 +50,9 @@ def running(folder: Path, *arguments, **environment):
             command, cwd=folder, env={**os.environ, **environment}, stdout=out, stderr=subprocess.STDOUT
         )
     try:
-        url = wait_for(lambda: re.search(r"http://[\d.]+:\d+", output.read_text(encoding="utf-8")), process)[0]
+        url = wait_for(lambda: re.search(r"http://[\d.]+:\d+", output.read_text(encoding="utf-8")), process)[
+            0
+        ]
         wait_for(lambda: answers(f"{url}/readyz"), process)
         yield Server(process, output, url)
     finally:

