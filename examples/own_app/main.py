@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import Depends, FastAPI
+
 from millstream import (
     ChatMessage,
     LLMService,

@@ -4,8 +4,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from asgi import get, post
 from fastapi import Depends, FastAPI
+
+from asgi import get, post
 from millstream import ChatMessage, Millstream, Settings, get_api_key
 from millstream.errors import ModelNotFound, UpstreamError
 from millstream.events import TextDelta

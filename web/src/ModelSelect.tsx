@@ -1,6 +1,9 @@
 import type { Model } from "./api";
 import type { Models } from "./useModels";
 
+// What the server falls back on without a provider's key.
+const DEMOS = new Set(["local", "scripted"]);
+
 interface Props {
   models: Models;
   chosen: string | undefined;
@@ -38,7 +41,7 @@ export function ModelSelect({ models, chosen, onChoose }: Props) {
 function options(models: Model[]) {
   return models.map((model) => (
     <option key={model.id} value={model.id}>
-      {model.id}
+      {DEMOS.has(model.owner) ? `${model.id} (demo)` : model.id}
     </option>
   ));
 }

@@ -22,6 +22,10 @@ _UNACKNOWLEDGED_MILLISECONDS = 8000
 
 _BACKLOG = 4096
 _MODELS_SHOWN = 6
+_DEMOS = {
+    "local": "  (a demo model on this machine: fluent, often wrong)",
+    "scripted": "  (a script, no model)",
+}
 
 
 def serve(settings: Settings, *, temporary_key: bool = False) -> None:
@@ -147,7 +151,7 @@ class _Server(uvicorn.Server):
         for provider, models in by_provider.items():
             more = len(models) - _MODELS_SHOWN
             names = ", ".join(models[:_MODELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
-            console.print(f"  models  {provider}: {escape(names)}")
+            console.print(f"  models  {provider}: {escape(names)}{_DEMOS.get(provider, '')}")
         if service.default_model is not None:
             console.print(f"  default {escape(service.default_model)}")
         unready = ", ".join(f"{name} ({why})" for name, why in service.unready.items())
