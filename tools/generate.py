@@ -7,7 +7,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,8 +23,16 @@ def event_schema() -> str:
 
 def command_line() -> str:
     """Every command's own help."""
-    pages = ["# Command line\n\nMade from the program's own help by `make docs`.\n"]
-    commands = [[], ["serve"], ["keys"], ["keys", "create"], ["keys", "list"], ["keys", "revoke"], ["usage"]]
+    pages: list[str] = ["# Command line\n\nMade from the program's own help by `make docs`.\n"]
+    commands: list[list[str]] = [
+        [],
+        ["serve"],
+        ["keys"],
+        ["keys", "create"],
+        ["keys", "list"],
+        ["keys", "revoke"],
+        ["usage"],
+    ]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
     for command in commands:
         shown = subprocess.run(
@@ -40,7 +51,7 @@ def command_line() -> str:
 def settings_reference() -> str:
     from millstream.settings import PriceSettings, ProviderSettings, Settings
 
-    def table(model, name):
+    def table(model: type[BaseModel], name: Callable[[str], str]) -> str:
         rows = ["| setting | default | meaning |", "|---|---|---|"]
         for field, info in model.model_fields.items():
             if info.exclude:
@@ -65,8 +76,8 @@ def settings_reference() -> str:
     )
 
 
-def _plain(value) -> str:
-    return {None: "none"}.get(value, str(value)) if not isinstance(value, (dict, tuple)) else "none"
+def _plain(value: object) -> str:
+    return "none" if value is None or isinstance(value, (dict, tuple)) else str(value)
 
 
 FILES = {
