@@ -69,9 +69,10 @@ class Millstream:
             self.keys,
             Limits(self.settings.stream_seconds, self.settings.max_streams),
         )
-        self.router = APIRouter()
-        for part in (chat, streams, admin):
-            self.router.include_router(part.router)
+        # One flat list of routes: an included router is one more round of matching for every request.
+        self.router = APIRouter(
+            routes=[*chat.router.routes, *streams.router.routes, *admin.router.routes]
+        )
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
@@ -102,9 +103,8 @@ def create_app(millstream: Millstream) -> FastAPI:
         lifespan=millstream.lifespan,
         redoc_url=None,
     )
-    app.include_router(millstream.router)
-    app.include_router(health.router)
-    app.include_router(pages.router)
+    for router in (millstream.router, health.router, pages.router):
+        app.router.routes.extend(router.routes)
     app.router.routes.append(pages.assets())
     app.add_exception_handler(HTTPException, _http_error)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
