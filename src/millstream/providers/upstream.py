@@ -117,8 +117,11 @@ class Upstream:
                         raise UpstreamError(
                             f"provider '{self._name}' sent over {_MAX_STREAM_BYTES >> 20} MiB"
                         )
-                    if messages := decoder.feed(chunk):
+                    messages = decoder.feed(chunk)
+                    chunk = b""
+                    if messages:
                         yield messages
+                        messages.clear()
             except (aiohttp.ClientError, OSError) as error:
                 if clock is not None and clock.rang:
                     raise UpstreamTimeout(

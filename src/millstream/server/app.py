@@ -70,9 +70,7 @@ class Millstream:
             Limits(self.settings.stream_seconds, self.settings.max_streams),
         )
         # One flat list of routes: an included router is one more round of matching for every request.
-        self.router = APIRouter(
-            routes=[*chat.router.routes, *streams.router.routes, *admin.router.routes]
-        )
+        self.router = APIRouter(routes=[*chat.router.routes, *streams.router.routes, *admin.router.routes])
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
@@ -103,6 +101,7 @@ def create_app(millstream: Millstream) -> FastAPI:
         lifespan=millstream.lifespan,
         redoc_url=None,
     )
+    app.router.routes[:0] = chat.direct_routes()
     for router in (millstream.router, health.router, pages.router):
         app.router.routes.extend(router.routes)
     app.router.routes.append(pages.assets())

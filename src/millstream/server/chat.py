@@ -3,13 +3,16 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.routing import BaseRoute
+from starlette.routing import Route as StarletteRoute
+from starlette.types import Receive, Scope, Send
 
 from millstream.auth import Principal
 from millstream.dialects.native import NativeDialect
 from millstream.generation import Generation
 from millstream.messages import ChatRequest
 from millstream.server.dependencies import get_millstream, require_api_key
-from millstream.server.requests import Route, read_body
+from millstream.server.requests import Route, read_body, with_errors
 from millstream.server.streaming import AnswerResponse, EventStreamResponse
 
 router = APIRouter(route_class=Route)
@@ -22,7 +25,8 @@ _BODY = {
     }
 }
 
-Caller = Annotated[Principal, Depends(require_api_key(scopes=["chat"]))]
+_chat_key = require_api_key(scopes=["chat"])
+Caller = Annotated[Principal, Depends(_chat_key)]
 
 
 @router.post(
@@ -59,6 +63,29 @@ async def _respond(
         return await millstream.generations.start(caller, chat)
 
     return response(request, start, millstream.event_log, _NATIVE)
+
+
+class _Direct:
+    """The same as bare ASGI, for the application that is all ours: what FastAPI keeps around a response for
+    as long as it streams is a fifth of an open stream's memory (docs/decisions/0005-direct-routes.md)."""
+
+    def __init__(self, response: type[EventStreamResponse] | type[AnswerResponse]) -> None:
+        async def handle(request: Request) -> Response:
+            return await _respond(request, await _chat_key(request), response)
+
+        self._handle = with_errors(handle)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handle(Request(scope, receive))
+        await response(scope, receive, send)
+
+
+def direct_routes() -> list[BaseRoute]:
+    """To stand before ``router`` where nothing is added to its routes."""
+    return [
+        StarletteRoute(path, _Direct(response), methods=["POST"], include_in_schema=False)
+        for path, response in (("/v1/chat/stream", EventStreamResponse), ("/v1/chat", AnswerResponse))
+    ]
 
 
 @router.get("/v1/models")

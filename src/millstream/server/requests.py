@@ -2,8 +2,8 @@
 
 import re
 import secrets
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 from fastapi import Request, Response
@@ -22,6 +22,7 @@ from millstream.errors import (
 from millstream.server.dependencies import Refused
 
 Body = TypeVar("Body", bound=BaseModel)
+Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _MAX_SHOWN_ERRORS = 3
@@ -87,22 +88,26 @@ def error_response(error: MillstreamError, request: Request) -> Response:
     return Response(msgspec.json.encode(body), error.status, error_headers(error, identity))
 
 
+def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
+    """``handle``, whose errors become responses."""
+
+    async def handler(request: Request) -> Response:
+        try:
+            return await handle(request)
+        except MillstreamError as error:
+            return error_response(error, request)
+        except Refused as refused:
+            return error_response(refused.error, request)
+        except RequestValidationError as error:
+            return error_response(_invalid(error.errors()), request)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there to read it
+
+    return handler
+
+
 class Route(APIRoute):
     """A route whose errors have our shape, whatever application it is mounted in."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handler(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except MillstreamError as error:
-                return error_response(error, request)
-            except Refused as refused:
-                return error_response(refused.error, request)
-            except RequestValidationError as error:
-                return error_response(_invalid(error.errors()), request)
-            except ClientDisconnect:
-                return Response(status_code=400)  # nobody is there to read it
-
-        return handler
+    def get_route_handler(self) -> Handler:
+        return with_errors(super().get_route_handler())

@@ -42,6 +42,7 @@ def serve(settings: Settings, *, temporary_key: bool = False) -> None:
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing here depends on where a request says it comes from
             date_header=False,
             backlog=_BACKLOG,
             # Longer than the 60 s for which nginx keeps its end, so that it never meets a closed one.
