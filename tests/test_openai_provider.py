@@ -150,7 +150,7 @@ async def test_an_empty_answer_is_an_answer():
         ),
         (
             [{"prompt_tokens": 5, "completion_tokens": 3}, {"prompt_tokens": 5, "completion_tokens": -1}],
-            (5, 3),
+            None,
         ),
         ([{"prompt_tokens": 5, "completion_tokens": 10**12}], None),
         ([{"prompt_tokens": True, "completion_tokens": 1}], None),
@@ -169,6 +169,16 @@ async def test_usage_is_the_last_that_can_be_true(usages, expected):
 
     usage = (await produce(handler))[-1].usage
     assert (usage and (usage.prompt_tokens, usage.completion_tokens)) == expected
+
+
+async def test_usage_that_text_came_after_is_not_final():
+    async def handler(request):
+        await request.head()
+        await request.event(chunk({"content": "a"}, usage={"prompt_tokens": 5, "completion_tokens": 1}))
+        await request.say("b c d")
+        await request.finish()
+
+    assert (await produce(handler))[-1].usage is None
 
 
 # -- what goes wrong -------------------------------------------------------------------------------

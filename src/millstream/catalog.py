@@ -17,6 +17,7 @@ from millstream.errors import (
     ModelNotFound,
     ProviderError,
     UpstreamError,
+    whereabouts,
 )
 from millstream.events import FinishReason, TextDelta
 from millstream.messages import ChatMessage, ChatRequest
@@ -86,11 +87,17 @@ class LLMService:
 
     async def _ask(self, name: str) -> None:
         entry = self._providers[name]
+        why: str | None = None
         try:
             found = await entry.provider.models()
         except (ProviderError, ConfigurationError) as error:
+            why = str(error)
+        except Exception as error:  # somebody's own provider; the others are none the worse for it
+            log.error("provider %s: %s", name, whereabouts(error))
+            why = "it does not say which models it has; the server's log has the details"
+        if why is not None:
             if not entry.models:
-                self.unready[name] = str(error)
+                self.unready[name] = why
             return
         self.unready.pop(name, None)
         if not entry.models:
@@ -143,7 +150,7 @@ class LLMService:
         prefix, _, rest = name.partition("/")
         if rest and prefix in self._providers:
             entry = self._providers[prefix]
-            if entry.any_model or rest in entry.models or self._models.get(rest) == prefix:
+            if not entry.models or rest in entry.models:
                 return prefix, rest
         for provider, entry in self._providers.items():
             if entry.any_model:
@@ -183,5 +190,7 @@ class LLMService:
         raise UpstreamError(f"provider '{target.provider_name}' cut its answer off")
 
     async def close(self) -> None:
-        for entry in self._providers.values():
-            await entry.provider.close()
+        closing = (entry.provider.close() for entry in self._providers.values())
+        for result in await asyncio.gather(*closing, return_exceptions=True):
+            if isinstance(result, Exception):
+                log.error("a provider did not close: %s", whereabouts(result))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from millstream.errors import ConfigurationError, MillstreamError
@@ -37,7 +38,7 @@ app.add_typer(keys_app, name="keys")
 
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder of the SQLite database.  [env: MILLSTREAM_DATA_DIR]", show_default=False),
+    typer.Option(help="Folder of the SQLite database.  \\[env: MILLSTREAM_DATA_DIR]", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -48,6 +49,11 @@ def main() -> None:
         app()
     except (ConfigurationError, MillstreamError) as error:
         _exit(str(error))
+    except Exception as error:
+        # Asked by name: most commands end without having loaded it.
+        if type(error).__module__ != "sqlalchemy.exc":
+            raise
+        _exit(f"the database does not work: {type(error).__name__}; is it locked, full or read-only?")
 
 
 def _exit(message: str) -> NoReturn:
@@ -68,11 +74,13 @@ def _root(
 def serve(
     host: Annotated[
         str | None,
-        typer.Option(help="Address to listen on.  [env: MILLSTREAM_HOST] [default: 127.0.0.1]"),
+        typer.Option(help="Address to listen on.  \\[env: MILLSTREAM_HOST] \\[default: 127.0.0.1]"),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(help="Port to listen on; 0 takes a free one.  [env: MILLSTREAM_PORT] [default: 8000]"),
+        typer.Option(
+            help="Port to listen on; 0 takes a free one.  \\[env: MILLSTREAM_PORT] \\[default: 8000]"
+        ),
     ] = None,
     data_dir: DataDir = None,
     temporary_key: Annotated[
@@ -136,7 +144,9 @@ def keys_list(data_dir: DataDir = None, as_json: Json = False) -> None:
     )
     for key in keys:
         revoked = _date(key.revoked_at) if key.revoked_at else ""
-        table.add_row(key.id, key.name, key.hint, " ".join(key.scopes), _date(key.created_at), revoked)
+        table.add_row(
+            key.id, escape(key.name), key.hint, " ".join(key.scopes), _date(key.created_at), revoked
+        )
     _print_table(table)
 
 
@@ -184,7 +194,7 @@ def usage(
         table.add_column(column, justify="right")
     for total in totals:
         table.add_row(
-            total.group or "(none)",
+            escape(total.group) or "(none)",
             f"{total.streams:,}",
             f"{total.prompt_tokens:,}",
             f"{total.completion_tokens:,}",
@@ -214,7 +224,8 @@ def _moment(text: str) -> float | None:
     if age := re.fullmatch(r"(\d{1,6})([hd])", text):
         return time.time() - int(age[1]) * {"h": 3600, "d": 86_400}[age[2]]
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except ValueError:
         _exit(f"'{text}' is neither a date like 2026-01-31 nor an age like 24h or 7d")
 

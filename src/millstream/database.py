@@ -64,13 +64,22 @@ streams = sa.Table(
 
 _REVISION = "0001"  # the newest migration
 
+# Errors that say that the database cannot be had now; others say that it does not want this row.
+AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
+
+# For PostgreSQL, so that a database which hangs is one that is away.
+_POSTGRES_OPTIONS = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,
+    "options": "-c statement_timeout=10000",
+}
+
 
 class Database:
     """Opens ``url``, creating the folder of an SQLite file. Raises ``ConfigurationError``."""
 
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
-        self.is_sqlite = self._engine.dialect.name == "sqlite"
         # Writers wait for each other in any case; in one thread they do so without holding a connection.
         self._writer = ThreadPoolExecutor(1, "millstream-write")
         self._readers = ThreadPoolExecutor(2, "millstream-read")
@@ -91,24 +100,28 @@ class Database:
         # Imported here: it takes a third of a second and is needed only when there is something to do.
         from alembic import command
         from alembic.config import Config
+        from alembic.util import CommandError
 
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         config.attributes["engine"] = self._engine
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise ConfigurationError(
+                "the database was made by a newer version of Millstream; use that one"
+            ) from error
 
     async def write(self, work: Callable[[Connection], Result]) -> Result:
         """Runs ``work`` in a transaction of its own; returns when it is committed."""
         return await self._run(self._writer, work)
 
-    def submit(
-        self, work: Callable[[Connection], None], done: Callable[[BaseException | None], object]
-    ) -> None:
-        """``write`` without a future: ``done`` is called in the writing thread, after the commit."""
+    def submit(self, work: Callable[[], None], done: Callable[[BaseException | None], object]) -> None:
+        """Runs ``work`` in the writing thread, and after it ``done`` with what it raised."""
 
         def run() -> None:
             try:
-                self.run(work)
+                work()
             except BaseException as error:
                 done(error)
             else:
@@ -150,10 +163,17 @@ def _engine(url: str) -> Engine:
     else:
         raise ConfigurationError("an SQLite database needs a file: sqlite:///path/to/file.db")
     try:
-        engine = sa.create_engine(parsed, pool_size=4, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+        is_sqlite = parsed.get_backend_name() == "sqlite"
+        engine = sa.create_engine(
+            parsed,
+            pool_size=4,
+            pool_pre_ping=not is_sqlite,
+            hide_parameters=True,  # its errors are logged, and rows are nobody's business
+            connect_args={} if is_sqlite else _POSTGRES_OPTIONS,
+        )
     except ModuleNotFoundError as error:
         raise ConfigurationError("PostgreSQL needs an extra: pip install 'millstream[postgres]'") from error
-    if parsed.get_backend_name() == "sqlite":
+    if is_sqlite:
         sa.event.listen(engine, "connect", _configure_sqlite)
     return engine
 

@@ -2,7 +2,7 @@
 
 A generation belongs to its stream, not to a connection: it lives in the application's lifespan, so that no
 request that is cancelled can take the bill with it. Readers only come and go; what their leaving means
-is decided here, in ``Generation.left``.
+is decided here, in ``Generation._left``.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Generator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from decimal import Decimal
 
 from msgspec import Struct
@@ -21,6 +21,7 @@ from millstream.catalog import LLMService, Model
 from millstream.errors import (
     Draining,
     Internal,
+    LogError,
     MillstreamError,
     Overloaded,
     ProviderError,
@@ -48,6 +49,7 @@ from millstream.prices import Price, to_dollars, to_picodollars
 log = logging.getLogger("millstream.generation")
 
 _CHECKPOINT_SECONDS = 1.0
+_SETTLE_SECONDS = 10.0
 _SWEEP_SECONDS = 5.0
 _REVOKED_SECONDS = 2.0
 
@@ -108,6 +110,8 @@ class Generation:
     def _left(self) -> None:
         """The disconnect policy: what it means that nobody reads any more."""
         policy = self._request.on_disconnect
+        if self._settlement is not None:
+            return
         if policy == "cancel":
             self.cancel()
         elif isinstance(policy, Grace):
@@ -121,10 +125,12 @@ class Generation:
         """Closes the provider at once. The stream ends ``cancelled``, or failed with ``because``."""
         if self._stopped or self._settlement is not None:
             return
+        if self._scope is not None:
+            if self._scope.expired():
+                return  # the total clock was first
+            self._scope.reschedule(asyncio.get_running_loop().time())
         self._stopped = True
         self._stopped_by = because
-        if self._scope is not None:
-            self._scope.reschedule(asyncio.get_running_loop().time())
 
     # -- the producer -----------------------------------------------------------------------
 
@@ -145,9 +151,28 @@ class Generation:
         except MillstreamError as error:
             await self._fail(error)  # no row, no call
             return
-        await self._relay()
-        if self._settlement is not None:
-            await self._ledger.settle(self._settlement)
+        try:
+            await self._relay()
+        except Exception as error:  # whatever breaks, the stream ends and its row is settled
+            log.error("stream %s: %s", self.info.stream_id, whereabouts(error))
+            await self._abandon()
+        assert self._settlement is not None
+        await self._ledger.settle(self._settlement)
+
+    async def _abandon(self) -> None:
+        """The end of a stream whose proper end failed, with what needs no more work to be known."""
+        error = Internal()
+        if self._settlement is None:
+            usage = self._assembler.usage or Usage(0, 0, "counted")
+            self._settlement = Settlement(
+                *(self.info.stream_id, "failed", None, error.code, usage, None),
+                *(self._first_event_at, time.time()),
+            )
+        bill = Bill(self._settlement.usage, None)
+        with suppress(LogError):  # it has its terminal event
+            await self._log.append(
+                self.info.stream_id, [StreamFailed(error.code, error.message, False, bill)]
+            )
 
     async def _relay(self) -> None:
         """From the provider to the terminal event, whatever happens on the way."""
@@ -161,14 +186,16 @@ class Generation:
                         await self._produce()
                 finally:
                     self._scope = None
-        except TimeoutError:
-            if not self._stopped:
-                await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"))
         except MillstreamError as error:
             await self._fail(error)
-        except Exception as error:
-            log.error("stream %s: %s", self.info.stream_id, whereabouts(error))
-            await self._fail(Internal())
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_cancelled():
+                raise
+            if not scope.expired():
+                log.error("stream %s: %s", self.info.stream_id, whereabouts(error))
+                await self._fail(Internal())
+            elif not self._stopped:
+                await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"))
         if self._stopped_by is not None:
             await self._fail(self._stopped_by)
         elif self._stopped:
@@ -216,14 +243,19 @@ class Generation:
         ``accepted`` the request bills nothing for it.
         """
         finish, running = self._assembler.finish, self._assembler.usage
-        for usage in (finish.usage if finish is not None else None, running):
+        final = finish.usage if finish is not None else None
+        for usage in (final, None if self._assembler.usage_is_stale else running):
             # A provider that counts nothing for something has not counted.
             if usage is not None and (usage.completion_tokens or not self._grown):
                 return usage
         if not accepted and not self._grown:
             return Usage(0, 0, "counted")
-        tokenizer = await tokens.load(self._model.encoding)
-        completion = await self._assembler.generated.total(tokenizer)
+        try:
+            tokenizer = await tokens.load(self._model.encoding)
+            completion = await self._assembler.generated.total(tokenizer)
+        except Exception as error:  # a stream that cannot be counted has to be settled all the same
+            log.error("stream %s cannot be counted: %s", self.info.stream_id, whereabouts(error))
+            return running or Usage(0, 0, "counted")
         if running is not None:
             return Usage(running.prompt_tokens, completion, "counted", running.cached_tokens)
         if self._prompt_tokens is None:
@@ -268,6 +300,12 @@ class Generation:
             self._ledger.checkpoint(self.info.stream_id, usage, self._cost(usage))
 
 
+def _is_cancelled() -> bool:
+    """Whether this task itself is being cancelled, and not something that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class Generations:
     """All generations of this process. To be entered (``async with``) for as long as it serves."""
 
@@ -307,11 +345,9 @@ class Generations:
         Raises ``Draining``, ``Overloaded``, ``ModelNotFound`` or ``InvalidRequest``; whatever goes wrong
         after that is the stream's terminal event.
         """
-        if self.draining:
-            raise Draining("the server is shutting down; try again")
-        if len(self._running) >= self._limits.streams:
-            raise Overloaded(f"{self._limits.streams} streams are running; try again")
+        self._admit()
         model, price = await self._service.resolve(request.model)
+        self._admit()  # again: that may have taken a while
         info = StreamInfo(f"str_{secrets.token_urlsafe(16)}", principal.id, model.name, time.time())
         generation = Generation(info, request, model, price, self._log, self._ledger, self._limits.seconds)
         await self._log.create(info)
@@ -321,9 +357,15 @@ class Generations:
         task.add_done_callback(lambda _: self._running.pop(generation, None))
         return generation
 
+    def _admit(self) -> None:
+        if self.draining:
+            raise Draining("the server is shutting down; try again")
+        if len(self._running) >= self._limits.streams:
+            raise Overloaded(f"{self._limits.streams} streams are running; try again")
+
     async def drain(self, seconds: float) -> None:
         """Refuses new streams, lets the running ones go on for ``seconds``, cancels the rest and waits
-        until all are settled.
+        until all are settled; if the database is away, not for ever.
         """
         self.draining = True
         if self._running and seconds > 0:
@@ -331,7 +373,7 @@ class Generations:
         for generation in list(self._running):
             generation.cancel()
         if self._running:
-            await asyncio.wait(self._running.values())
+            await asyncio.wait(self._running.values(), timeout=_SETTLE_SECONDS)
 
     # -- the watch --------------------------------------------------------------------------
 
@@ -356,7 +398,10 @@ class Generations:
 
     async def _checkpoint(self) -> None:
         for generation in list(self._running):
-            await generation.checkpoint()
+            try:
+                await generation.checkpoint()
+            except Exception as error:  # the others' must not wait for it
+                log.error("stream %s: %s", generation.info.stream_id, whereabouts(error))
 
     async def _sweep(self) -> None:
         if swept := await self._ledger.sweep():

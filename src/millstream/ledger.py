@@ -11,13 +11,14 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection, RowMapping
 
-from millstream.database import Database, streams
+from millstream.database import AWAY, Database, streams
 from millstream.errors import NotFound, Overloaded, whereabouts
 from millstream.events import FinishReason, Group, Usage, UsageSource
 from millstream.prices import to_dollars, to_picodollars
@@ -27,9 +28,15 @@ log = logging.getLogger("millstream.ledger")
 Status: TypeAlias = Literal["running", "completed", "cancelled", "failed", "interrupted"]
 
 LEASE_SECONDS = 15.0
+_SWEEP_ROWS = 500
+_LEAVE_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
 # An opening is waited for and goes at once; what need not be waited for goes with it, or after this.
 _SETTLE_SECONDS = 0.02
+
+
+def _not_opened() -> Overloaded:
+    return Overloaded("the ledger cannot be written; nothing was started")
 
 
 class Opening(Struct, frozen=True):
@@ -91,30 +98,67 @@ class Total(Struct, frozen=True):
     unpriced: int
 
 
+class _Row:
+    """A row on its way to the database, and who waits for it."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.error: Exception | None = None
+
+    def resolve(self, error: Exception | None = None) -> None:
+        if self.written.done():
+            return
+        if error is None:
+            self.written.set_result(None)
+        else:
+            self.written.set_exception(error)
+
+
 class _Batch:
     """What one transaction will carry."""
 
     def __init__(self) -> None:
-        self.openings: list[dict[str, Any]] = []
-        self.opened: list[asyncio.Future[None]] = []
-        self.settlements: list[dict[str, Any]] = []
-        self.settled: list[asyncio.Future[None]] = []
+        self.openings: list[_Row] = []
+        self.settlements: list[_Row] = []
         self.checkpoints: dict[str, dict[str, Any]] = {}
 
     def __bool__(self) -> bool:
         return bool(self.openings or self.settlements or self.checkpoints)
 
-    def write(self, connection: Connection) -> None:
+    def write(self, db: Database) -> None:
+        """Raises where the database is away. A row that it will never take does not hold up the others:
+        then they go one by one, and each keeps its error."""
+        try:
+            db.run(self._write_all)
+        except AWAY:
+            raise
+        except Exception:
+            for statement, rows in ((_INSERT, self.openings), (_UPDATE, self.settlements)):
+                for row in rows:
+                    try:
+                        db.run(partial(_execute, statement=statement, values=row.values))
+                    except AWAY:
+                        raise
+                    except Exception as error:
+                        row.error = error
+
+    def _write_all(self, connection: Connection) -> None:
         if self.openings:
-            connection.execute(_INSERT, self.openings)
+            connection.execute(_INSERT, [row.values for row in self.openings])
         if self.checkpoints:
             connection.execute(_UPDATE, list(self.checkpoints.values()))
         if self.settlements:
-            connection.execute(_UPDATE, self.settlements)
+            connection.execute(_UPDATE, [row.values for row in self.settlements])
+
+
+def _execute(connection: Connection, statement: Any, values: dict[str, Any]) -> None:
+    connection.execute(statement, values)
 
 
 class Ledger:
-    """Has to be entered (``async with``) before rows are written; leaving it writes what is pending."""
+    """Has to be entered (``async with``) before rows are written. Leaving it writes what is pending, for as
+    long as ``_LEAVE_SECONDS``; what the database did not take by then is settled by a later sweep."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -122,37 +166,45 @@ class Ledger:
         self._writing = False
         self._idle = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._mine: set[str] = set()  # rows that are ours to settle
 
     async def __aenter__(self) -> "Ledger":
         self._idle.set()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        while self._writing or self._next:
-            self._write_soon(0)
-            self._idle.clear()
-            await self._idle.wait()
+        try:
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                while self._writing or self._next:
+                    self._write_soon(0)
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            log.error("the database is away; open rows will be settled from their checkpoints")
 
     # -- one stream -------------------------------------------------------------------------
 
     async def open(self, opening: Opening) -> None:
         """Returns when the row is committed. Raises ``Overloaded`` where it could not be."""
-        written = asyncio.get_running_loop().create_future()
-        self._next.openings.append(_opened(opening))
-        self._next.opened.append(written)
+        row = _Row(_opened(opening))
+        self._mine.add(opening.stream_id)
+        self._next.openings.append(row)
         self._write_soon(0)
-        await written
+        try:
+            await row.written
+        except Overloaded:
+            self._mine.discard(opening.stream_id)
+            raise
 
     async def settle(self, settlement: Settlement) -> None:
         """Closes the row, once: a row that is no longer running stays as it is. Returns when that is
-        committed, however long the database is away.
-        """
-        written = asyncio.get_running_loop().create_future()
+        committed, however long the database is away."""
+        row = _Row(_settled(settlement))
         self._next.checkpoints.pop(settlement.stream_id, None)
-        self._next.settlements.append(_settled(settlement))
-        self._next.settled.append(written)
+        self._next.settlements.append(row)
         self._write_soon(_SETTLE_SECONDS)
-        await written
+        await row.written
+        self._mine.discard(settlement.stream_id)
 
     def checkpoint(self, stream_id: str, usage: Usage, cost: Decimal | None) -> None:
         """Notes what a running stream has used so far and that its owner is alive."""
@@ -175,15 +227,22 @@ class Ledger:
 
     async def sweep(self) -> int:
         """Settles streams whose owner has not been heard of for the length of a lease, from their last
-        checkpoint. Returns how many there were.
-        """
+        checkpoint. Returns how many there were. Our own are never among them, however late we are."""
         now = time.time()
-        stale = (
-            sa.update(streams)
-            .where(streams.c.alive_at < now - LEASE_SECONDS)  # null where it has ended
-            .values(status="interrupted", ended_at=now, alive_at=None)
-        )
-        return await self._db.write(lambda connection: connection.execute(stale).rowcount)
+        stale = streams.c.alive_at < now - LEASE_SECONDS  # null where it has ended
+
+        def settle_others(connection: Connection) -> int:
+            found = connection.scalars(sa.select(streams.c.id).where(stale).limit(_SWEEP_ROWS))
+            others = [stream_id for stream_id in found if stream_id not in self._mine]
+            if others:
+                connection.execute(
+                    sa.update(streams)
+                    .where(streams.c.id.in_(others), stale)
+                    .values(status="interrupted", ended_at=now, alive_at=None)
+                )
+            return len(others)
+
+        return await self._db.write(settle_others)
 
     async def record(self, settlement: Settlement, opening: Opening) -> None:
         """A row that is opened and settled at once."""
@@ -224,34 +283,32 @@ class Ledger:
         self._writing = True
         self._idle.clear()
         loop = asyncio.get_running_loop()
-        self._db.submit(batch.write, lambda error: loop.call_soon_threadsafe(self._written, batch, error))
+        self._db.submit(
+            partial(batch.write, self._db),
+            lambda error: loop.call_soon_threadsafe(self._written, batch, error),
+        )
 
     def _written(self, batch: _Batch, error: BaseException | None) -> None:
         self._writing = False
         seconds = 0.0 if self._next.openings else _SETTLE_SECONDS
         if error is None:
-            _resolve(batch.opened)
-            _resolve(batch.settled)
+            for row in batch.openings:
+                row.resolve(_not_opened() if row.error else None)
+            for row in batch.settlements:
+                row.resolve()
+            for row in (*batch.openings, *batch.settlements):
+                if row.error is not None:
+                    log.error("a row of the ledger was refused: %s", whereabouts(row.error))
         else:
             log.error("the ledger cannot be written: %s", whereabouts(error))
-            _resolve(batch.opened, Overloaded("the ledger cannot be written; nothing was started"))
+            for row in batch.openings:
+                row.resolve(_not_opened())
             # Money waits for the database. A checkpoint does not: a better one is on its way.
             self._next.settlements[:0] = batch.settlements
-            self._next.settled[:0] = batch.settled
             seconds = _RETRY_SECONDS
         self._write_soon(seconds)
         if not self._next:
             self._idle.set()
-
-
-def _resolve(waiting: list[asyncio.Future[None]], error: Exception | None = None) -> None:
-    for future in waiting:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
 
 
 def _opened(opening: Opening) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class ChatRequest(_Strict):
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    user: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")] | None = None
+    user: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,256}$")] | None = None
     metadata: (
         Annotated[
             dict[

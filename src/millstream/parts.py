@@ -46,6 +46,7 @@ class Assembler:
     def __init__(self) -> None:
         self.finish: Finish | None = None
         self.usage: Usage | None = None  # the provider's latest running count
+        self.usage_is_stale = False  # something came after it
         self.generated = GrowingCount()
         self._open: type[TextDelta | ReasoningDelta | RefusalDelta] | None = None
         self._calls: dict[int, _OpenCall] = {}
@@ -60,11 +61,13 @@ class Assembler:
                     self._open = kind
                     events.append(_PROSE[kind][0])
                 self.generated.add(item.text)
+                self.usage_is_stale = True
                 events.append(item)
             elif isinstance(item, ToolCallPiece):
                 self._call(item, events)
             elif isinstance(item, Usage):
                 self.usage = item
+                self.usage_is_stale = False
             else:
                 self.finish = item
         return events
@@ -84,6 +87,7 @@ class Assembler:
             self._open = None
 
     def _call(self, piece: ToolCallPiece, events: list[Event]) -> None:
+        self.usage_is_stale = True
         call = self._calls.get(piece.index)
         if call is None:
             self._close_prose(events)

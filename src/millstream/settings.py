@@ -13,6 +13,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -70,9 +71,9 @@ class ProviderSettings(_Section):
 class PriceSettings(_Section):
     """A model's price in US dollars per million tokens: ``[prices."<model>"]`` in the file."""
 
-    input: Decimal
-    output: Decimal
-    cached_input: Decimal | None = None
+    input: Annotated[Decimal, Field(ge=0)]
+    output: Annotated[Decimal, Field(ge=0)]
+    cached_input: Annotated[Decimal, Field(ge=0)] | None = None
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -94,7 +95,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("millstream-data"), description="folder of the SQLite database")
     database_url: str | None = Field(
         None,
-        description="`sqlite:///file` or `postgresql://…`; by default SQLite in the data folder",
+        description="`sqlite:///file` or `postgresql://…`; else a file in the data folder",
     )
     log_url: str = Field("memory:", description="where streams live")
     default_model: str | None = Field(None, description="for requests that name none")
@@ -106,7 +107,9 @@ class Settings(BaseSettings):
     idle_seconds: Seconds = Field(60, description="longest silence of a provider in its answer")
     drain_seconds: float = Field(10, ge=0, le=3600, description="what running streams get at shutdown")
     resume_window_seconds: Seconds = Field(300, description="how long a finished stream is kept")
-    log_max_bytes: int = Field(512 << 20, ge=1 << 20, description="most memory that streams take")
+    log_max_bytes: int = Field(
+        512 << 20, ge=1 << 20, description="most memory that finished streams are kept in"
+    )
     providers: dict[str, ProviderSettings] = Field({}, description="more providers, by name")
     prices: dict[str, PriceSettings] = Field({}, description="prices, by model")
     unready_providers: dict[str, str] = Field({}, exclude=True, repr=False)
@@ -133,8 +136,14 @@ class Settings(BaseSettings):
             first = error.errors(include_url=False, include_input=False)[0]
             name = ".".join(map(str, first["loc"]))
             raise ConfigurationError(f"setting {name}: {first['msg']}") from None
+        except SettingsError as error:
+            raise ConfigurationError(f"a MILLSTREAM_ variable is not valid JSON: {error}") from None
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{TOML_FILE} cannot be read: {error}") from None
+        known = {f"MILLSTREAM_{name.upper()}" for name in cls.model_fields}
+        for name in os.environ:
+            if name.startswith("MILLSTREAM_") and name.partition("__")[0] not in known:
+                raise ConfigurationError(f"there is no setting {name}; see docs/reference/settings.md")
         found, unready = _from_environment(os.environ)
         return settings.model_copy(
             update={"providers": found | settings.providers, "unready_providers": unready}

@@ -117,7 +117,11 @@ _INLINE = 20_000
 
 async def count_prompt(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> int:
     """``Tokenizer.count_prompt``, in a thread where it would hold up the event loop."""
-    if sum(len(message.text) for message in messages) <= _INLINE:
+    length = sum(
+        len(message.text) + sum(len(call.function.arguments) for call in message.tool_calls or ())
+        for message in messages
+    )
+    if length <= _INLINE:
         return tokenizer.count_prompt(messages)
     return await asyncio.to_thread(tokenizer.count_prompt, messages)
 

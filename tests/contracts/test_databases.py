@@ -195,6 +195,8 @@ async def test_a_stream_whose_owner_died_is_settled_from_its_checkpoint(db):
     past = time.time() - LEASE_SECONDS - 1
     table = database.streams
     await db.write(lambda c: c.execute(sa.update(table).where(table.c.id == "dead").values(alive_at=past)))
+    assert await ledger.sweep() == 0  # our own are ours to settle, however late we are
+    ledger = Ledger(db)
     assert await ledger.sweep() == 1
     receipt = await ledger.receipt("dead")
     assert (receipt.status, receipt.usage_source, receipt.completion_tokens) == (
@@ -224,6 +226,34 @@ async def test_while_the_database_is_away_nothing_starts_and_settlements_wait(db
         async with asyncio.timeout(5):
             await settling
         assert (await ledger.receipt("s")).status == "completed"
+
+
+async def test_a_row_that_cannot_be_written_does_not_hold_up_the_others(db):
+    async with asyncio.timeout(10), Ledger(db) as ledger:
+        await ledger.open(opening("good"))
+        await ledger.open(opening("bad"))
+        impossible = settlement("bad", usage=Usage(1, 2**70, "counted"))
+        await asyncio.gather(ledger.settle(impossible), ledger.settle(settlement("good")))
+        await ledger.open(opening("after"))
+    assert (await ledger.receipt("good")).status == "completed"
+    assert (await ledger.receipt("bad")).status == "running"
+
+
+async def test_leaving_does_not_wait_for_ever_for_a_database_that_is_away(db, monkeypatch):
+    monkeypatch.setattr("millstream.ledger._LEAVE_SECONDS", 0.05)
+
+    def away(work):
+        raise sa.exc.OperationalError("", {}, Exception("away"))
+
+    async with asyncio.timeout(5), Ledger(db) as ledger:
+        await ledger.open(opening())
+        monkeypatch.setattr(db, "run", away)
+        settling = asyncio.create_task(ledger.settle(settlement()))
+        await asyncio.sleep(0)
+    settling.cancel()
+    monkeypatch.undo()
+    while ledger._writing:
+        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("by", ["key", "model", "day", "user"])

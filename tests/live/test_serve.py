@@ -82,6 +82,8 @@ async def test_any_compatible_server_works_with_two_variables(serve):
         ([], {"MILLSTREAM_PORT": "many"}, "setting port"),
         ([], {"MILLSTREAM_DATABASE_URL": "mysql://x"}, "SQLite or PostgreSQL"),
         ([], {"MILLSTREAM_LOG_URL": "redis://x"}, "MILLSTREAM_LOG_URL"),
+        ([], {"MILLSTREAM_PROVIDERS": "{bad"}, "not valid JSON"),
+        ([], {"MILLSTREAM_MAX_STREAM": "5"}, "there is no setting MILLSTREAM_MAX_STREAM"),
         ([], {"OPENAI_BASE_URL": "localhost:1"}, "OPENAI_BASE_URL"),
         ([], {"MILLSTREAM_DATABASE_URL": "sqlite:////proc/nowhere/x.db"}, "cannot"),
         (["--host", "300.0.0.1"], {}, "is not an address"),
@@ -182,6 +184,8 @@ def test_keys_and_usage_work_from_the_command_line(tmp_path):
     missing = command("keys", "revoke", "key_x", cwd=tmp_path)
     assert (missing.returncode, "no key has the id" in missing.stderr) == (2, True)
     assert command("keys", "create", "--name", "x", "--scopes", "root", cwd=tmp_path).returncode == 2
+    command("keys", "create", "--name", "[/]", cwd=tmp_path)
+    assert "[/]" in command("keys", "list", cwd=tmp_path).stdout
     assert json.loads(command("usage", "--json", "--since", "7d", cwd=tmp_path).stdout) == []
     assert "streams" in command("usage", "--by", "model", cwd=tmp_path).stdout
     assert command("usage", "--since", "yesterday", cwd=tmp_path).returncode == 2

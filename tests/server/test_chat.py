@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from asgi import get, post
+from asgi import Exchange, get, post
 from millstream.errors import UpstreamError, UpstreamRateLimited, UpstreamRefused
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta, Usage
 from millstream.providers import Finish, ToolCallPiece
@@ -253,6 +253,124 @@ async def test_a_broken_provider_is_an_internal_error_without_its_text(run, capl
         assert b"secret" not in call.received
         assert "secret" not in caplog.text
         assert "RuntimeError" in caplog.text
+
+
+async def test_a_stream_that_cannot_be_counted_is_settled_all_the_same(run, monkeypatch, caplog):
+    async def damaged(encoding):
+        raise RuntimeError("damaged")
+
+    script = [TextDelta("Hello"), asyncio.Event().wait]
+    async with run(scripted(m=script)) as app:
+        monkeypatch.setattr("millstream.tokens.load", damaged)
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            await call.until(lambda c: c.text == "Hello")
+        (row,) = await app.receipts()
+        assert row["status"] == "cancelled"
+        assert "cannot be counted" in caplog.text
+
+
+async def test_a_running_count_that_text_came_after_is_not_believed(run):
+    words = [TextDelta("word ") for _ in range(50)]
+    script = [Usage(9, 1, "provider_partial"), *words, asyncio.Event().wait]
+    async with run(scripted(m=script)) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            await call.until(lambda c: c.text.count("word") == 50)
+        (row,) = await app.receipts()
+        assert (row["usage_source"], row["prompt_tokens"]) == ("counted", 9)
+        assert row["completion_tokens"] >= 50
+
+
+async def test_a_provider_that_is_cancelled_inside_itself_has_failed(run):
+    class Cancelled(ScriptedProvider):
+        async def stream(self, request, model):
+            yield [TextDelta("Hello")]
+            helper = asyncio.create_task(asyncio.Event().wait())
+            helper.cancel()
+            await helper
+
+    async with run({"p": Cancelled({"m": []})}) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            await call.finished()
+            assert call.frames[-1]["error"]["code"] == "internal"
+        (row,) = await app.receipts()
+        assert row["status"] == "failed"
+
+
+async def test_a_stream_whose_end_breaks_ends_and_is_settled_all_the_same(run, monkeypatch):
+    def broken(self, usage):
+        raise ArithmeticError
+
+    async with run(scripted()) as app:
+        monkeypatch.setattr("millstream.generation.Generation._cost", broken)
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            await call.finished()
+            assert call.frames[-1]["error"]["code"] == "internal"
+        (row,) = await app.receipts()
+        assert row["status"] == "failed"
+
+
+async def test_a_finished_stream_is_not_kept_for_its_grace(run):
+    import gc
+
+    from millstream.generation import Generation
+
+    body = {**BODY, "on_disconnect": {"grace_seconds": 600}}
+    async with run(scripted()) as app:
+        async with post(app.app, "/v1/chat/stream", body, app.key) as call:
+            await call.finished()
+        await app.idle()
+        await asyncio.sleep(0)
+        gc.collect()
+        ended = call.response_headers["x-stream-id"]
+        kept = [thing for thing in gc.get_objects() if isinstance(thing, Generation)]
+        assert ended not in [generation.info.stream_id for generation in kept]
+
+
+async def test_pings_do_not_pile_up_behind_a_client_that_does_not_read(run, monkeypatch):
+    monkeypatch.setattr(streaming, "HOLD_SECONDS", 0.01)
+    monkeypatch.setattr(streaming, "PING_SECONDS", 0.01)
+    monkeypatch.setattr(streaming, "LOOK_SECONDS", 0.001)
+    reads, pings = asyncio.Event(), []
+
+    class Stuck(Exchange):
+        async def _send(self, message):
+            if message.get("body") == b": ping\n":
+                pings.append(message)
+                await reads.wait()
+            await super()._send(message)
+
+    script = [TextDelta("Hello"), asyncio.Event().wait]
+    async with run(scripted(m=script)) as app:
+        asked = post(app.app, "/v1/chat/stream", BODY, app.key)
+        stuck = Stuck(asked.app, asked.method, asked.path, asked.headers, asked.body)
+        async with stuck as call, asyncio.timeout(5):
+            await call.until(lambda c: c.text == "Hello")
+            while not pings:
+                await asyncio.sleep(0.001)
+            for _ in range(50):  # several times as long as it takes a ping to be due
+                await asyncio.sleep(0.001)
+            assert len(pings) == 1
+            reads.set()
+
+
+async def test_a_database_that_is_away_is_503_in_our_shape(run, monkeypatch, caplog):
+    import sqlalchemy as sa
+
+    async with run(scripted()) as app:
+
+        def away(work):
+            raise sa.exc.OperationalError("SELECT secret", {"key": "secret"}, Exception("secret"))
+
+        monkeypatch.setattr(app.millstream.database, "run", away)
+        for exchange in (get(app.app, "/v1/streams/str_x", app.key), get(app.app, "/readyz")):
+            async with exchange as call:
+                await call.finished()
+                assert call.status == 503
+        assert "secret" not in caplog.text
+        monkeypatch.undo()
+        for path in ("/v1/streams/%00", "/v1/streams/" + "x" * 500):
+            async with get(app.app, path, app.key) as call:
+                assert (await call.finished()).status == 404
 
 
 async def test_a_revoked_key_ends_its_running_streams(run):

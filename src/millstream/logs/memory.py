@@ -17,6 +17,7 @@ from millstream.events import (
     TextDelta,
     ToolCallDelta,
     ToolCallEnd,
+    ToolCallStart,
 )
 
 _EPOCH = 1  # a stream in memory has one producer, ever
@@ -129,7 +130,14 @@ class MemoryLog:
 
 def _size(event: Event) -> int:
     if isinstance(event, (TextDelta, ReasoningDelta, RefusalDelta)):
-        return _EVENT_BYTES + len(event.text)
+        return _EVENT_BYTES + _text_bytes(event.text)
     if isinstance(event, (ToolCallDelta, ToolCallEnd)):
-        return 2 * _EVENT_BYTES + len(event.arguments)
+        return 3 * _EVENT_BYTES + _text_bytes(event.arguments)
+    if isinstance(event, ToolCallStart):
+        return 3 * _EVENT_BYTES + _text_bytes(event.call_id) + _text_bytes(event.name)
     return 3 * _EVENT_BYTES
+
+
+def _text_bytes(text: str) -> int:
+    """At the most: Python takes up to four bytes for a character that is not ASCII."""
+    return len(text) if text.isascii() else 4 * len(text)

@@ -93,6 +93,9 @@ class LocalProvider:
         except TimeoutError as error:
             await self._stop()
             raise UpstreamError("the local model did not start in time") from error
+        except BaseException:  # whoever waited has gone; the process must not stay
+            await self._stop()
+            raise
         if not line.startswith(b"http"):
             await self._stop()
             raise UpstreamError("the local model did not start; is there memory for it (300 MB)?")

@@ -136,6 +136,7 @@ class _Answer:
         self._name = name
         self._reason: FinishReason | None = None
         self._usage: Usage | None = None
+        self._usage_is_stale = False  # text came after it
         self._call = -1  # index of the last tool call, for servers that leave it out
 
     def chunk(self, data: bytes, produced: list[Produced]) -> None:
@@ -152,7 +153,10 @@ class _Answer:
             if choice.index != 0:
                 continue
             if choice.delta is not None:
+                before = len(produced)
                 self._delta(choice.delta, produced)
+                if len(produced) > before:
+                    self._usage_is_stale = True
             if choice.finish_reason:
                 if choice.finish_reason == "error":  # OpenRouter
                     raise UpstreamError(f"provider '{self._name}' failed in the middle of its answer")
@@ -161,12 +165,13 @@ class _Answer:
             usage = _usage(chunk.usage) or _timings(chunk.timings)
             if usage is not None:
                 self._usage = usage
+                self._usage_is_stale = False
                 produced.append(usage)
 
     def finish(self) -> Finish:
         if self._reason is None and not self.done:
             raise UpstreamError(f"provider '{self._name}' cut its answer off")
-        usage = self._usage
+        usage = None if self._usage_is_stale else self._usage
         if usage is not None:
             usage = msgspec.structs.replace(usage, source="provider_final")
         return Finish(self._reason or "stop", usage)

@@ -120,8 +120,11 @@ class Upstream:
                     messages = decoder.feed(chunk)
                     chunk = b""
                     if messages:
+                        clock.paused = True  # the provider is not to blame for how long this takes
                         yield messages
                         messages.clear()
+                        clock.paused = False
+                        clock.restart(self._clocks.idle)
             except (aiohttp.ClientError, OSError) as error:
                 if clock is not None and clock.rang:
                     raise UpstreamTimeout(
@@ -264,6 +267,7 @@ class _Clock:
     def __init__(self, seconds: float, ring: Callable[[], None]) -> None:
         self.seconds = seconds
         self.rang = False
+        self.paused = False
         self._ring = ring
         self._loop = asyncio.get_running_loop()
         self._due = self._loop.time() + seconds
@@ -282,8 +286,10 @@ class _Clock:
         self._timer.cancel()
 
     def _look(self) -> None:
-        if self._loop.time() >= self._due:
+        now = self._loop.time()
+        if now >= self._due and not self.paused:
             self.rang = True
             self._ring()
         else:
-            self._timer = self._loop.call_at(self._due, self._look)
+            due = self._due if now < self._due else now + self.seconds
+            self._timer = self._loop.call_at(due, self._look)

@@ -1,5 +1,6 @@
 """Keys and usage (spec/protocol.md §7)."""
 
+import re
 from typing import Annotated, Any
 
 import msgspec
@@ -7,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from millstream.auth import ApiKey, Principal, Scope
+from millstream.errors import NotFound
 from millstream.events import Group
 from millstream.server.dependencies import get_api_key, get_millstream, require_api_key
 from millstream.server.requests import Route, read_body
@@ -14,6 +16,7 @@ from millstream.server.requests import Route, read_body
 router = APIRouter(route_class=Route)
 
 _MAX_KEY_BODY_BYTES = 4096
+_KEY_ID = re.compile(r"key_\w{1,28}", re.ASCII)
 
 Admin = Annotated[Principal, Depends(require_api_key(scopes=["admin"]))]
 
@@ -54,6 +57,8 @@ async def list_keys(request: Request, caller: Admin) -> dict[str, Any]:
 @router.delete("/v1/keys/{key_id}")
 async def revoke_key(request: Request, key_id: str, caller: Admin) -> dict[str, Any]:
     """Revokes a key. Its running streams end within 5 s."""
+    if not _KEY_ID.fullmatch(key_id):
+        raise NotFound(f"no key has the id '{key_id[:32]}'")
     return _shown(await get_millstream(request).keys.revoke(key_id))
 
 

@@ -69,6 +69,7 @@ class Millstream:
             self.keys,
             Limits(self.settings.stream_seconds, self.settings.max_streams),
         )
+        self._ran = False
         # One flat list of routes: an included router is one more round of matching for every request.
         self.router = APIRouter(routes=[*chat.router.routes, *streams.router.routes, *admin.router.routes])
 
@@ -77,8 +78,12 @@ class Millstream:
         """Serves while it is entered. Leaving it cancels what still runs and settles it first, then
         closes the providers, then the database.
         """
+        if self._ran or hasattr(app.state, STATE):
+            raise RuntimeError("an application runs one Millstream, and a Millstream runs once")
+        self._ran = True
         setattr(app.state, STATE, self)
         async with AsyncExitStack() as stack:
+            stack.callback(delattr, app.state, STATE)
             stack.callback(self.database.close)
             stack.push_async_callback(self.llm_service.close)
             await stack.enter_async_context(self.ledger)

@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 from fastapi import APIRouter, Request, Response
 
+from millstream.database import AWAY
 from millstream.server.dependencies import get_millstream
 from millstream.server.requests import Route
 
@@ -24,7 +25,7 @@ async def readyz(request: Request, response: Response) -> dict[str, str]:
         return {"status": "draining"}
     try:
         await millstream.database.read(lambda connection: connection.execute(sa.text("SELECT 1")))
-    except sa.exc.DBAPIError:
+    except AWAY:
         response.status_code = 503
         return {"status": "the database does not answer"}
     return {"status": "ok"}

@@ -1,5 +1,6 @@
 """Requests in and errors out: what every endpoint of ours does before and beside its own work."""
 
+import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
@@ -10,16 +11,23 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from millstream.database import AWAY
 from millstream.errors import (
+    Internal,
     InvalidRequest,
     MalformedBody,
     MillstreamError,
+    Overloaded,
     TooLarge,
     Unauthorized,
+    whereabouts,
 )
 from millstream.server.dependencies import Refused
+
+log = logging.getLogger("millstream.server")
 
 Body = TypeVar("Body", bound=BaseModel)
 Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -102,6 +110,14 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
             return error_response(_invalid(error.errors()), request)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
+        except AWAY as error:
+            log.error("%s: %s", request.url.path, whereabouts(error))
+            return error_response(Overloaded("the database does not answer; try again"), request)
+        except Exception as error:
+            if isinstance(error, HTTPException):
+                raise
+            log.error("%s: %s", request.url.path, whereabouts(error))
+            return error_response(Internal(), request)
 
     return handler
 

@@ -4,12 +4,14 @@ import asyncio
 import errno
 import gc
 import socket
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
+from millstream.database import AWAY
 from millstream.errors import ConfigurationError
 from millstream.server.app import Millstream, create_app
 from millstream.settings import Settings
@@ -126,7 +128,8 @@ class _Server(uvicorn.Server):
         await asyncio.gather(drain, hurry, return_exceptions=True)
         await generations.drain(0)
         if self._temporary_key_id is not None:
-            await self._millstream.keys.revoke(self._temporary_key_id)
+            with suppress(*AWAY):
+                await self._millstream.keys.revoke(self._temporary_key_id)
         await super().shutdown(sockets)
 
     async def _announce(self) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
+from urllib.parse import quote
 
 import msgspec
 from fastapi import Request, Response
@@ -196,25 +197,28 @@ class EventStreamResponse(_StreamResponse):
         sets itself to when the next one could be over.
         """
         due = self._sent_at + (PING_SECONDS if self._committed else HOLD_SECONDS)
-        if self._loop.time() >= due and not self._busy and self._generation is not None:
+        silent = self._loop.time() >= due and not self._busy and self._tick is None
+        if silent and self._generation is not None:
             self._tick = asyncio.create_task(self._break_silence())
             due = self._loop.time() + PING_SECONDS
         self._timer = self._loop.call_at(max(due, self._loop.time() + LOOK_SECONDS), self._look)
 
     async def _break_silence(self) -> None:
-        if self._committed:
-            await self._body(self._dialect.ping)
-        else:
-            await self._commit(b"")
-        self._sent_at = self._loop.time()
-        self._tick = None
+        try:
+            if self._committed:
+                await self._body(self._dialect.ping)
+            else:
+                await self._commit(b"")
+            self._sent_at = self._loop.time()
+        finally:
+            self._tick = None
 
     async def _commit(self, frames: bytes) -> None:
         """The status line, the headers, what was held back, and ``frames``."""
         assert self._generation is not None
         self._committed = True
         stream_id = self._generation.info.stream_id
-        prefix = self._request.url.path.rpartition("/v1/")[0]
+        prefix = quote(self._request.url.path.rpartition("/v1/")[0])
         headers = {
             **self._dialect.headers,
             **_STREAM_HEADERS,
