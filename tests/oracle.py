@@ -132,10 +132,10 @@ class Oracle:
 
 
 @asynccontextmanager
-async def oracle(handler):
-    """An Oracle that answers every request with ``handler(request)``."""
+async def oracle(handler, tls=None):
+    """An Oracle that answers every request with ``handler(request)``, with an SSL context over TLS."""
     found = Oracle(handler)
-    server = await asyncio.start_server(found._serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(found._serve, "127.0.0.1", 0, ssl=tls)
     found.port = server.sockets[0].getsockname()[1]
     try:
         yield found

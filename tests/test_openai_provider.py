@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import ssl
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+import trustme
 
 from millstream.errors import ProviderError
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta, Usage
@@ -370,6 +372,19 @@ async def test_a_name_that_does_not_resolve_is_told():
         async with aclosing(asked.stream(REQUEST, "m")) as batches:
             await anext(batches)
     await asked.close()
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_not_accepted():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    async with oracle(silent_before_headers, tls=context) as server:
+        asked = provider(server.base_url.replace("http://", "https://"))
+        with pytest.raises(ProviderError, match="its TLS certificate was not accepted") as caught:
+            async with aclosing(asked.stream(REQUEST, "m")) as batches:
+                await anext(batches)
+        assert "127.0.0.1" not in str(caught.value)
+        assert server.requests == []
+        await asked.close()
 
 
 # -- letting go ------------------------------------------------------------------------------------
