@@ -4,6 +4,7 @@ The only module that reads the environment.
 """
 
 import os
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,9 @@ from pydantic_settings import (
 from millstream.errors import ConfigurationError
 
 TOML_FILE = "millstream.toml"
+
+# What Kubernetes sets in every pod beside a service that is called millstream.
+_KUBERNETES = re.compile(r"MILLSTREAM_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)")
 
 # Not chat models, though OpenAI lists them beside those.
 _NOT_CHAT = (
@@ -142,7 +146,8 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"{TOML_FILE} cannot be read: {error}") from None
         known = {f"MILLSTREAM_{name.upper()}" for name in cls.model_fields}
         for name in os.environ:
-            if name.startswith("MILLSTREAM_") and name.partition("__")[0] not in known:
+            ours = name.startswith("MILLSTREAM_") and not _KUBERNETES.fullmatch(name)
+            if ours and name.partition("__")[0] not in known:
                 raise ConfigurationError(f"there is no setting {name}; see docs/reference/settings.md")
         found, unready = _from_environment(os.environ)
         return settings.model_copy(
