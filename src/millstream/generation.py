@@ -402,6 +402,7 @@ class Generations:
                 await generation.checkpoint()
             except Exception as error:  # the others' must not wait for it
                 log.error("stream %s: %s", generation.info.stream_id, whereabouts(error))
+            await asyncio.sleep(0)  # counting takes time, and events come in between
 
     async def _sweep(self) -> None:
         if swept := await self._ledger.sweep():

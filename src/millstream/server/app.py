@@ -89,13 +89,19 @@ class Millstream:
             await stack.enter_async_context(self.ledger)
             await stack.enter_async_context(self.generations)
             await self.llm_service.discover()
-            warm_up = asyncio.create_task(tokens.load(tokens.DEFAULT_ENCODING), name="tokenizer")
+            warm_up = asyncio.create_task(self._warm_up(), name="warm-up")
             try:
                 yield
             finally:
                 warm_up.cancel()
                 with suppress(asyncio.CancelledError):
                     await warm_up
+
+    async def _warm_up(self) -> None:
+        """Loads what the first stream would otherwise wait for: prices and the tokenizer."""
+        with suppress(MillstreamError):  # there is no default model
+            await self.llm_service.resolve(None)
+        await tokens.load(tokens.DEFAULT_ENCODING)
 
 
 def create_app(millstream: Millstream) -> FastAPI:
