@@ -7,6 +7,7 @@ the middle of a write alike.
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from urllib.parse import quote
@@ -45,7 +46,7 @@ _STREAM_HEADERS = {
 }
 
 
-class _StreamResponse(Response):
+class _StreamResponse(Response, ABC):
     """Starts a stream when it is sent, and sends what ``_take`` and ``_ended`` make of it."""
 
     def __init__(
@@ -96,11 +97,13 @@ class _StreamResponse(Response):
             log.error("%s: %s", self._request.url.path, whereabouts(error))
             await self._failed(Internal())
 
+    @abstractmethod
     async def _take(self, generation: Generation, batch: Batch) -> None:
-        raise NotImplementedError
+        """Does what is to be done with events of the stream."""
 
+    @abstractmethod
     async def _ended(self, generation: Generation) -> None:
-        raise NotImplementedError
+        """The stream has had its terminal event."""
 
     async def _failed(self, error: MillstreamError) -> None:
         """An error before the response has begun is an HTTP status."""
