@@ -43,7 +43,10 @@ async def test_every_running_count_is_exact_and_the_last_is_the_final_one(model)
 async def test_a_cut_answer_is_settled_with_the_models_own_count(run, model):
     async with run({"local": model}) as app:
         await app.millstream.llm_service.discover()
-        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+        # The same long answer every time: it must not end by itself before it is cut.
+        story = [{"role": "user", "content": "Tell me a long story about a river."}]
+        body = {"model": BODY["model"], "messages": story, "temperature": 0, "seed": 1}
+        async with post(app.app, "/v1/chat/stream", body, app.key) as call:
             await call.until(lambda c: len(c.frames) > 8, seconds=60)
         (row,) = await app.receipts()
     words = sum(1 for frame in call.frames if frame != "[DONE]" and frame.get("delta"))
