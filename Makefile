@@ -61,9 +61,9 @@ web/node_modules/.installed: web/package-lock.json
 	cd web && npm ci --no-audit --no-fund
 	@touch $@
 
-# The browser and the proxy of the tests come from Debian.
+# The browser, the proxy and the Redis of the tests come from Debian.
 test-deps: $(VENV)/dev
-	@./tools/apt-install nginx chromium
+	@./tools/apt-install nginx chromium redis-server
 
 $(UV):
 	@./tools/make-venv $(VENV)

@@ -4,9 +4,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 from fastapi import FastAPI
+from redis import Redis
 
 from millstream.server.app import Millstream, create_app
 from millstream.settings import ProviderSettings, Settings
+from services import redis_server
 
 # No test sees the keys or settings of the machine it runs on.
 for name in list(os.environ):
@@ -29,7 +31,7 @@ class Running:
     async def idle(self, seconds=10):
         """Waits until no stream runs."""
         async with asyncio.timeout(seconds):
-            while tasks := list(self.millstream.generations._running.values()):
+            while tasks := list(self.millstream.generations._tasks.values()):
                 await asyncio.wait(tasks)
 
     async def receipts(self):
@@ -41,6 +43,21 @@ class Running:
         return await self.millstream.database.read(
             lambda connection: connection.execute(sa.select(streams)).mappings().all()
         )
+
+
+@pytest.fixture(scope="session")
+def _redis(tmp_path_factory):
+    socket = tmp_path_factory.mktemp("redis") / "redis.sock"
+    with redis_server(socket):
+        yield f"unix://{socket}"
+
+
+@pytest.fixture
+def redis_url(_redis):
+    """An empty Redis."""
+    with Redis.from_url(_redis) as client:
+        client.flushall()
+    return _redis
 
 
 @pytest.fixture

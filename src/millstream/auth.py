@@ -1,4 +1,4 @@
-"""API keys: a credential -> a Principal.
+"""API keys and browser tokens: a credential -> a Principal.
 
 A key is ``ms_live_`` or ``ms_test_``, 30 random base62 characters (178 bits) and 6 of checksum. It is shown
 once and stored as its SHA-256 digest: a fast hash suffices where nothing can be guessed. The checksum
@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection, RowMapping
 from millstream import database
 from millstream.database import Database
 from millstream.errors import InvalidRequest, NotFound, Unauthorized
+from millstream.tickets import BrowserToken, Signer
 
 Scope: TypeAlias = Literal["chat", "usage", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -32,6 +33,7 @@ _MAX_NAME = 128
 _CACHE_SECONDS = 2.0
 _CACHE_KEYS = 10_000
 _IDS_PER_QUERY = 500
+_SIGNING = "signing"  # the secret's name
 
 
 class ApiKey(Struct, frozen=True):
@@ -46,13 +48,23 @@ class ApiKey(Struct, frozen=True):
 
 
 class Principal(Struct, frozen=True):
-    """Who is asking. ``id`` owns streams and ledger rows."""
+    """Who is asking: the API key ``id``, which pays, or somebody with a browser token of it."""
 
     id: str
     scopes: frozenset[Scope]
+    token: BrowserToken | None = None
 
     def may(self, scopes: Collection[Scope]) -> bool:
         return self.scopes.issuperset(scopes)
+
+    @property
+    def owner_id(self) -> str:
+        """Whose the streams are that this principal starts: end users of one key do not see each other's."""
+        return self.id if self.token is None else f"{self.id}/{self.token.user or self.token.id}"
+
+    def owns(self, owner_id: str) -> bool:
+        """A key also has what was started with its tokens."""
+        return owner_id == self.owner_id or (self.token is None and owner_id.startswith(f"{self.id}/"))
 
 
 def _checksum(text: str) -> str:
@@ -85,24 +97,40 @@ class Keys:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._verified: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+        self._verified: OrderedDict[bytes | str, tuple[float, Principal]] = OrderedDict()
+        self._signer: Signer | None = None
+
+    async def signer(self) -> Signer:
+        """Signs for this installation. Its secret is made once, by whoever needs it first."""
+        if self._signer is None:
+            self._signer = Signer(await self._db.write(_ensure_secret))
+        return self._signer
 
     async def verify(self, secret: str) -> Principal:
         """Raises ``Unauthorized``, which is the same for every cause."""
         if not is_wellformed(secret):
             raise Unauthorized
         digest = hashlib.sha256(secret.encode()).digest()
+        return await self._find(digest, database.keys.c.digest == digest)
+
+    async def verify_token(self, text: str) -> Principal:
+        """Whoever has the browser token, as long as the key that it was made with is not revoked."""
+        token = (await self.signer()).check_token(text)
+        key = await self._find(token.key_id, database.keys.c.id == token.key_id)
+        return Principal(key.id, frozenset({"chat"}), token)
+
+    async def _find(self, name: bytes | str, condition: sa.ColumnElement[bool]) -> Principal:
         now = time.monotonic()
-        cached = self._verified.get(digest)
+        cached = self._verified.get(name)
         if cached is not None and now - cached[0] < _CACHE_SECONDS:
             return cached[1]
-        key = await self._db.read(lambda connection: _by_digest(connection, digest))
+        key = await self._db.read(lambda connection: _one(connection, condition))
         if key is None or key.revoked_at is not None:
-            self._verified.pop(digest, None)
+            self._verified.pop(name, None)
             raise Unauthorized
         principal = Principal(key.id, frozenset(key.scopes))
-        self._verified[digest] = (now, principal)
-        self._verified.move_to_end(digest)
+        self._verified[name] = (now, principal)
+        self._verified.move_to_end(name)
         if len(self._verified) > _CACHE_KEYS:
             self._verified.popitem(last=False)
         return principal
@@ -185,10 +213,21 @@ def _key(row: RowMapping) -> ApiKey:
     )
 
 
-def _by_digest(connection: Connection, digest: bytes) -> ApiKey | None:
-    query = sa.select(database.keys).where(database.keys.c.digest == digest)
-    row = connection.execute(query).mappings().first()
+def _one(connection: Connection, condition: sa.ColumnElement[bool]) -> ApiKey | None:
+    row = connection.execute(sa.select(database.keys).where(condition)).mappings().first()
     return None if row is None else _key(row)
+
+
+def _ensure_secret(connection: Connection) -> bytes:
+    table = database.secrets
+    query = sa.select(table.c.value).where(table.c.name == _SIGNING)
+    try:
+        with connection.begin_nested():
+            connection.execute(sa.insert(table).values(name=_SIGNING, value=secrets.token_bytes(32)))
+    except sa.exc.IntegrityError:
+        pass  # it is there
+    value: bytes = connection.scalars(query).one()
+    return value
 
 
 def _all(connection: Connection) -> list[ApiKey]:

@@ -82,6 +82,13 @@ def serve(
             help="Port to listen on; 0 takes a free one.  \\[env: MILLSTREAM_PORT] \\[default: 8000]"
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes; over 1 needs a shared log.  \\[env: MILLSTREAM_WORKERS] \\[default: 1]",
+            min=1,
+        ),
+    ] = None,
     data_dir: DataDir = None,
     temporary_key: Annotated[
         bool,
@@ -96,11 +103,14 @@ def serve(
     Needs no settings: without any provider's key it serves a small local model or, where that is not
     installed, a script. Set OPENAI_API_KEY for OpenAI; set OPENAI_BASE_URL for any server that speaks
     its protocol. Everything else is in docs/reference/settings.md.
+
+    SIGTERM or Ctrl-C lets running streams go on for MILLSTREAM_DRAIN_SECONDS; a second one hurries. With
+    several workers, SIGHUP replaces them one after the other.
     """
     from millstream.server.serve import serve as run
     from millstream.settings import Settings
 
-    given = {"host": host, "port": port, "data_dir": data_dir}
+    given = {"host": host, "port": port, "workers": workers, "data_dir": data_dir}
     settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
     run(settings, temporary_key=temporary_key)
 

@@ -35,12 +35,31 @@ keys = sa.Table(
     sa.Column("revoked_at", sa.Float, index=True),
 )
 
+# One row a process that runs streams. It raises ``beat`` as long as it lives; a row whose beat stands still
+# is deleted by another worker, and so its streams are known to be orphans.
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("beat", sa.BigInteger, nullable=False),
+)
+
+# What all workers of one installation sign with.
+secrets = sa.Table(
+    "secrets",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("value", sa.LargeBinary(64), nullable=False),
+)
+
 # One row a stream: what it is, what it used, where each number comes from.
 streams = sa.Table(
     "streams",
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("key_id", sa.String(32), nullable=False),
+    sa.Column("owner_id", sa.String(320), nullable=False),  # who may see it: a key, or an end user of it
+    sa.Column("key_id", sa.String(32), nullable=False),  # who pays for it
+    sa.Column("token_id", sa.String(32)),  # the browser token that it was started with
     sa.Column("user", sa.String(256)),
     sa.Column("model", sa.String(256), nullable=False),
     sa.Column("provider", sa.String(64), nullable=False),
@@ -56,13 +75,23 @@ streams = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("first_event_at", sa.Float),
     sa.Column("ended_at", sa.Float),
-    sa.Column("alive_at", sa.Float),  # its owner's last sign of life while it runs, then null
+    sa.Column("worker_id", sa.String(32)),  # who runs it, then null
+    sa.Column("idempotency_key", sa.String(128)),
+    sa.Column("request_digest", sa.LargeBinary(32)),  # of the request, where it has an idempotency key
     sa.Index("streams_by_key", "key_id", "created_at"),
     sa.Index("streams_by_time", "created_at"),
-    sa.Index("streams_running", "alive_at"),
+    sa.Index("streams_running", "worker_id"),
+    sa.Index(
+        "streams_by_idempotency_key",
+        "owner_id",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=sa.text("idempotency_key IS NOT NULL"),
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    ),
 )
 
-_REVISION = "0001"  # the newest migration
+_REVISION = "0002"  # the newest migration
 
 # Errors that say that the database cannot be had now; others say that it does not want this row.
 AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)

@@ -3,11 +3,14 @@
     MillstreamError
     ├── InvalidRequest            invalid_request         422
     │   ├── MalformedBody         invalid_request         400
+    │   ├── BadPosition           bad_position            400
+    │   ├── IdempotencyConflict   idempotency_conflict    422
     │   └── TooLarge              too_large               413
     ├── Unauthorized              unauthorized            401
     ├── Forbidden                 forbidden               403
     ├── NotFound                  not_found               404
     │   └── ModelNotFound         model_not_found         404
+    ├── TooManyStreams            too_many_streams        429
     ├── Overloaded                overloaded              503
     │   └── Draining              draining                503
     ├── ProviderError             what a provider did to us; ends a stream
@@ -17,6 +20,7 @@
     │   ├── UpstreamRateLimited   upstream_rate_limited   429
     │   └── UpstreamTimeout       upstream_timeout        504
     ├── Internal                  internal                500
+    ├── Interrupted               interrupted             503
     └── LogError                  a stream's log; ends an append or a read
         ├── StreamClosed          the stream has its terminal event
         ├── StreamFull            the stream reached its size limit
@@ -66,6 +70,19 @@ class TooLarge(InvalidRequest):
     status = 413
 
 
+class BadPosition(InvalidRequest):
+    """A position that is none, or that its stream has not reached."""
+
+    code = "bad_position"
+    status = 400
+
+
+class IdempotencyConflict(InvalidRequest):
+    """An idempotency key that was used for another request."""
+
+    code = "idempotency_conflict"
+
+
 class Unauthorized(MillstreamError):
     """No valid credential. One message for every cause, so that it tells an attacker nothing."""
 
@@ -90,6 +107,14 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class TooManyStreams(MillstreamError):
+    """As many streams are open as the browser token allows."""
+
+    code = "too_many_streams"
+    status = 429
+    retryable = True
+
+
 class Overloaded(MillstreamError):
     """This worker cannot take the request now; another moment or another worker can."""
 
@@ -110,6 +135,17 @@ class Internal(MillstreamError):
 
     def __init__(self) -> None:
         super().__init__("internal error; the server's log has the details")
+
+
+class Interrupted(MillstreamError):
+    """The process that ran the stream is gone. Ends the stream in its place."""
+
+    code = "interrupted"
+    status = 503
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("the answer was interrupted: the server that produced it has stopped")
 
 
 class ProviderError(MillstreamError):

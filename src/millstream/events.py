@@ -5,7 +5,8 @@ A stream is a list of events that ends with exactly one terminal event (``Stream
 an end, so that a dialect can encode any event without having seen the ones before it.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -143,14 +144,29 @@ Event: TypeAlias = StreamStart | PartEvent | Terminal
 TERMINAL_TYPES = (StreamEnd, StreamFailed)
 
 
+_POSITION = re.compile(r"([0-9]{1,9})-([0-9]{1,15})")
+
+
 class Position(NamedTuple):
-    """An event's place in its stream. It only grows; ``str()`` is its form on the wire."""
+    """An event's place in its stream. It only grows; ``str()`` is its form on the wire.
+
+    ``epoch`` is 1 for what the stream's producer says and 2 for the end that others set to a stream whose
+    producer is gone.
+    """
 
     epoch: int
     seq: int
 
     def __str__(self) -> str:
         return f"{self.epoch}-{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Position":
+        """Raises ``ValueError``."""
+        match = _POSITION.fullmatch(text)
+        if match is None:
+            raise ValueError("a position is <epoch>-<seq>")
+        return cls(int(match[1]), int(match[2]))
 
 
 class Batch(Struct, frozen=True, gc=False):
@@ -173,18 +189,47 @@ class StreamInfo(Struct, frozen=True):
     created_at: float
 
 
+def open_parts(events: Iterable[Event]) -> list[PartEvent]:
+    """The ends of the parts that ``events`` have left open."""
+    prose: PartEvent | None = None
+    calls: dict[int, tuple[ToolCallStart, list[str]]] = {}
+    for event in events:
+        match event:
+            case TextStart():
+                prose = TextEnd()
+            case ReasoningStart():
+                prose = ReasoningEnd()
+            case RefusalStart():
+                prose = RefusalEnd()
+            case TextEnd() | ReasoningEnd() | RefusalEnd():
+                prose = None
+            case ToolCallStart():
+                calls[event.index] = (event, [])
+            case ToolCallDelta():
+                calls[event.index][1].append(event.arguments)
+            case ToolCallEnd():
+                del calls[event.index]
+            case _:
+                pass
+    ends: list[PartEvent] = [] if prose is None else [prose]
+    for call, arguments in calls.values():
+        ends.append(ToolCallEnd(call.index, call.call_id, call.name, "".join(arguments)))
+    return ends
+
+
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Event)
+_decoder = msgspec.json.Decoder(list[Event])
 
 
-def to_json(event: Event) -> bytes:
-    return _encoder.encode(event)
+def to_json(events: Sequence[Event]) -> bytes:
+    """A JSON array."""
+    return _encoder.encode(events)
 
 
-def from_json(data: bytes) -> Event:
-    """Raises ``msgspec.ValidationError`` where ``data`` is not an event."""
-    event: Event = _decoder.decode(data)
-    return event
+def from_json(data: bytes) -> list[Event]:
+    """Raises ``msgspec.ValidationError`` where ``data`` is not an array of events."""
+    events: list[Event] = _decoder.decode(data)
+    return events
 
 
 def json_schema() -> dict[str, object]:

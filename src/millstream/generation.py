@@ -7,26 +7,20 @@ is decided here, in ``Generation._left``.
 
 import asyncio
 import logging
-import secrets
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import aclosing, contextmanager, suppress
 from decimal import Decimal
 
-from msgspec import Struct
-
 from millstream import tokens
-from millstream.auth import Keys, Principal
-from millstream.catalog import LLMService, Model
+from millstream.catalog import Model
 from millstream.errors import (
-    Draining,
+    IdempotencyConflict,
     Internal,
     LogError,
     MillstreamError,
-    Overloaded,
     ProviderError,
     StreamFull,
-    Unauthorized,
     UpstreamError,
     UpstreamTimeout,
     whereabouts,
@@ -37,28 +31,17 @@ from millstream.events import (
     StreamEnd,
     StreamFailed,
     StreamInfo,
-    StreamStart,
     Usage,
 )
-from millstream.ledger import LEASE_SECONDS, Ledger, Opening, Settlement, Status
-from millstream.logs import EventLog
+from millstream.ledger import Claimed, Ledger, Opening, Settlement, Status
+from millstream.logs import READING_LAPSES_SECONDS, EventLog
 from millstream.messages import ChatRequest, Grace
 from millstream.parts import Assembler
 from millstream.prices import Price, to_dollars, to_picodollars
 
 log = logging.getLogger("millstream.generation")
 
-_CHECKPOINT_SECONDS = 1.0
-_SETTLE_SECONDS = 10.0
-_SWEEP_SECONDS = 5.0
-_REVOKED_SECONDS = 2.0
-
-
-class Limits(Struct, frozen=True):
-    """``seconds`` is the longest a stream may take; ``streams`` how many may run in this process."""
-
-    seconds: float = 900
-    streams: int = 10_000
+_FIRST_READER_SECONDS = 30.0  # what a stream waits for one that has nobody to read it yet
 
 
 class Generation:
@@ -67,6 +50,7 @@ class Generation:
     def __init__(
         self,
         info: StreamInfo,
+        opening: Opening,
         request: ChatRequest,
         model: Model,
         price: Price | None,
@@ -75,6 +59,8 @@ class Generation:
         limit_seconds: float,
     ) -> None:
         self.info = info
+        self.key_id = opening.key_id
+        self._opening = opening
         self._request = request
         self._model = model
         self._price = price
@@ -82,43 +68,67 @@ class Generation:
         self._ledger = ledger
         self._limit_seconds = limit_seconds
         self._readers = 0
+        self._elsewhere: dict[str, float] = {}  # processes with readers, and until when that is believed
+        self._grace: asyncio.TimerHandle | None = None
         self._assembler = Assembler()
         self._scope: asyncio.Timeout | None = None
         self._stopped_by: MillstreamError | None = None
         self._stopped = False
         self._settlement: Settlement | None = None  # set with the terminal event
         self._first_event_at: float | None = None
-        self._alive_at = time.monotonic()
         self._called = False  # the provider has been asked
         self._grown = False  # it has produced something
         self._unsaved = False  # since the last checkpoint
         self._prompt_tokens: int | None = None
+        # Done when the row is opened; fails where it cannot be, or where the idempotency key is another's.
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # -- readers ----------------------------------------------------------------------------
 
     @contextmanager
-    def reading(self) -> Generator[None]:
-        """To be held while a connection follows the stream."""
+    def reading(self, depart: Callable[[], None] | None = None) -> Generator[None]:
+        """To be held while a connection of this process follows the stream."""
         self._readers += 1
+        self._came()
         try:
             yield
         finally:
             self._readers -= 1
-            if not self._readers:
-                self._left()
+            self._left()
 
-    def _left(self) -> None:
+    def reading_elsewhere(self, process: str) -> None:
+        """Another process has readers; it says so every few seconds."""
+        self._elsewhere[process] = time.monotonic() + READING_LAPSES_SECONDS
+        self._came()
+
+    def left_elsewhere(self, process: str) -> None:
+        if self._elsewhere.pop(process, None) is not None:
+            self._left()
+
+    def look_elsewhere(self) -> None:
+        """Forgets processes that have not been heard of for a while. To be called every now and then."""
+        now = time.monotonic()
+        for process in [process for process, until in self._elsewhere.items() if until < now]:
+            self.left_elsewhere(process)
+
+    def await_reader(self) -> None:
+        """For a stream that starts without a reader: it waits for one as long as for one that left."""
+        self._left(first=True)
+
+    def _came(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+
+    def _left(self, *, first: bool = False) -> None:
         """The disconnect policy: what it means that nobody reads any more."""
         policy = self._request.on_disconnect
-        if self._settlement is not None:
+        if self._settlement is not None or self._readers or self._elsewhere or policy == "continue":
             return
-        if policy == "cancel":
-            self.cancel()
-        elif isinstance(policy, Grace):
-            asyncio.get_running_loop().call_later(policy.grace_seconds, self._cancel_if_unread)
-
-    def _cancel_if_unread(self) -> None:
-        if not self._readers:
+        seconds = policy.grace_seconds if isinstance(policy, Grace) else _FIRST_READER_SECONDS if first else 0
+        if seconds:
+            self._grace = asyncio.get_running_loop().call_later(seconds, self.cancel)
+        else:
             self.cancel()
 
     def cancel(self, because: MillstreamError | None = None) -> None:
@@ -138,26 +148,35 @@ class Generation:
         """Produces the stream to its end and settles it. Raises nothing but cancellation, which only
         the end of the process may bring.
         """
-        opening = Opening(
-            self.info.stream_id,
-            self.info.owner_id,
-            self.info.model,
-            self._model.provider_name,
-            self.info.created_at,
-            self._request.user,
-        )
         try:
-            await self._ledger.open(opening)
-        except MillstreamError as error:
-            await self._fail(error)  # no row, no call
-            return
-        try:
-            await self._relay()
+            if await self._open():
+                await self._relay()
         except Exception as error:  # whatever breaks, the stream ends and its row is settled
             log.error("stream %s: %s", self.info.stream_id, whereabouts(error))
             await self._abandon()
-        assert self._settlement is not None
-        await self._ledger.settle(self._settlement)
+        self._came()
+        if self._settlement is not None:
+            await self._ledger.settle(self._settlement)
+
+    async def _open(self) -> bool:
+        """No row, no call."""
+        try:
+            await self._ledger.open(self._opening)
+        except (Claimed, IdempotencyConflict) as error:
+            await self._log.forget(self.info.stream_id)
+            self._not_opened(error)
+        except MillstreamError as error:
+            # Its row may have been written all the same, where only the answer was lost: it is settled too.
+            await self._fail(error)
+            self._not_opened(error)
+        else:
+            self.opened.set_result(None)
+            return True
+        return False
+
+    def _not_opened(self, error: Exception) -> None:
+        self.opened.set_exception(error)
+        self.opened.exception()  # looked at, should nobody wait for it
 
     async def _abandon(self) -> None:
         """The end of a stream whose proper end failed, with what needs no more work to be known."""
@@ -289,10 +308,8 @@ class Generation:
 
     async def checkpoint(self) -> None:
         """Notes in the ledger what would be lost if the process died now."""
-        now = time.monotonic()
-        if self._settlement is not None or not (self._unsaved or now - self._alive_at > LEASE_SECONDS / 3):
+        if self._settlement is not None or not self._unsaved:
             return
-        self._alive_at = now
         self._unsaved = False
         usage = await self._usage(self._called)
         if self._settlement is None:
@@ -304,112 +321,3 @@ def _is_cancelled() -> bool:
     """Whether this task itself is being cancelled, and not something that it waited for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-class Generations:
-    """All generations of this process. To be entered (``async with``) for as long as it serves."""
-
-    def __init__(
-        self,
-        service: LLMService,
-        event_log: EventLog,
-        ledger: Ledger,
-        keys: Keys,
-        limits: Limits | None = None,
-    ) -> None:
-        self._service = service
-        self._log = event_log
-        self._ledger = ledger
-        self._keys = keys
-        self._limits = limits or Limits()
-        self._running: dict[Generation, asyncio.Task[None]] = {}
-        self._watch: asyncio.Task[None] | None = None
-        self.draining = False
-
-    async def __aenter__(self) -> "Generations":
-        self._watch = asyncio.create_task(self._keep_watch(), name="generations-watch")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.drain(0)
-        assert self._watch is not None
-        self._watch.cancel()
-        await asyncio.gather(self._watch, return_exceptions=True)
-
-    def __len__(self) -> int:
-        return len(self._running)
-
-    async def start(self, principal: Principal, request: ChatRequest) -> Generation:
-        """Starts a stream, which runs until its end or until its disconnect policy ends it.
-
-        Raises ``Draining``, ``Overloaded``, ``ModelNotFound`` or ``InvalidRequest``; whatever goes wrong
-        after that is the stream's terminal event.
-        """
-        self._admit()
-        model, price = await self._service.resolve(request.model)
-        self._admit()  # again: that may have taken a while
-        info = StreamInfo(f"str_{secrets.token_urlsafe(16)}", principal.id, model.name, time.time())
-        generation = Generation(info, request, model, price, self._log, self._ledger, self._limits.seconds)
-        await self._log.create(info)
-        await self._log.append(info.stream_id, [StreamStart(info.stream_id, info.model)])
-        task = asyncio.create_task(generation.run(), name=info.stream_id)
-        self._running[generation] = task
-        task.add_done_callback(lambda _: self._running.pop(generation, None))
-        return generation
-
-    def _admit(self) -> None:
-        if self.draining:
-            raise Draining("the server is shutting down; try again")
-        if len(self._running) >= self._limits.streams:
-            raise Overloaded(f"{self._limits.streams} streams are running; try again")
-
-    async def drain(self, seconds: float) -> None:
-        """Refuses new streams, lets the running ones go on for ``seconds``, cancels the rest and waits
-        until all are settled; if the database is away, not for ever.
-        """
-        self.draining = True
-        if self._running and seconds > 0:
-            await asyncio.wait(self._running.values(), timeout=seconds)
-        for generation in list(self._running):
-            generation.cancel()
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=_SETTLE_SECONDS)
-
-    # -- the watch --------------------------------------------------------------------------
-
-    async def _keep_watch(self) -> None:
-        """Checkpoints, orphaned rows and revoked keys: all that happens by the clock."""
-        due = dict.fromkeys((self._checkpoint, self._sweep, self._stop_revoked), 0.0)
-        every = {
-            self._checkpoint: _CHECKPOINT_SECONDS,
-            self._sweep: _SWEEP_SECONDS,
-            self._stop_revoked: _REVOKED_SECONDS,
-        }
-        while True:
-            now = time.monotonic()
-            for job, at in due.items():
-                if now >= at:
-                    due[job] = now + every[job]
-                    try:
-                        await job()
-                    except Exception as error:  # the next round may succeed
-                        log.error("%s: %s", job.__name__, whereabouts(error))
-            await asyncio.sleep(_CHECKPOINT_SECONDS)
-
-    async def _checkpoint(self) -> None:
-        for generation in list(self._running):
-            try:
-                await generation.checkpoint()
-            except Exception as error:  # the others' must not wait for it
-                log.error("stream %s: %s", generation.info.stream_id, whereabouts(error))
-            await asyncio.sleep(0)  # counting takes time, and events come in between
-
-    async def _sweep(self) -> None:
-        if swept := await self._ledger.sweep():
-            log.warning("settled %d streams whose process died, from their last checkpoint", swept)
-
-    async def _stop_revoked(self) -> None:
-        revoked = await self._keys.revoked_among({g.info.owner_id for g in self._running})
-        for generation in list(self._running):
-            if generation.info.owner_id in revoked:
-                generation.cancel(Unauthorized())

@@ -7,6 +7,7 @@ be billed, and settlements wait.
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,36 +19,59 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection, RowMapping
 
-from millstream.database import AWAY, Database, streams
-from millstream.errors import NotFound, Overloaded, whereabouts
+from millstream.database import AWAY, Database, streams, workers
+from millstream.errors import IdempotencyConflict, NotFound, Overloaded, TooManyStreams, whereabouts
 from millstream.events import FinishReason, Group, Usage, UsageSource
-from millstream.prices import to_dollars, to_picodollars
+from millstream.prices import from_picodollars, to_dollars, to_picodollars
 
 log = logging.getLogger("millstream.ledger")
 
 Status: TypeAlias = Literal["running", "completed", "cancelled", "failed", "interrupted"]
 
-LEASE_SECONDS = 15.0
-_SWEEP_ROWS = 500
+LEASE_SECONDS = 15.0  # how long a worker's beat may stand still
+_ORPHANS = 500
 _LEAVE_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
 # An opening is waited for and goes at once; what need not be waited for goes with it, or after this.
 _SETTLE_SECONDS = 0.02
 
 
+# What an opening can meet that is the caller's to know.
+_REFUSED = (TooManyStreams, sa.exc.IntegrityError)
+
+
 def _not_opened() -> Overloaded:
     return Overloaded("the ledger cannot be written; nothing was started")
 
 
+class Claimed(Exception):
+    """The idempotency key belongs to a stream already, which was asked for with the same request."""
+
+    def __init__(self, stream_id: str) -> None:
+        super().__init__(stream_id)
+        self.stream_id = stream_id
+
+
+class Claim(Struct, frozen=True):
+    """An idempotency key, and the SHA-256 digest of the request that it stands for."""
+
+    key: str
+    digest: bytes
+
+
 class Opening(Struct, frozen=True):
-    """A stream that is about to call a provider."""
+    """A stream that is about to call a provider. ``max_open`` is how many of its token may be open."""
 
     stream_id: str
+    owner_id: str
     key_id: str
     model: str
     provider: str
     created_at: float
     user: str | None = None
+    token_id: str | None = None
+    max_open: int | None = None
+    claim: Claim | None = None
 
 
 class Settlement(Struct, frozen=True):
@@ -63,10 +87,19 @@ class Settlement(Struct, frozen=True):
     ended_at: float
 
 
+class Orphan(Struct, frozen=True):
+    """A running row whose worker is gone, with its last checkpoint."""
+
+    stream_id: str
+    usage: Usage
+    cost: Decimal | None
+
+
 class Receipt(Struct, frozen=True):
     """The ledger's row of a stream. Times are in Unix seconds; ``cost_usd`` is a decimal string."""
 
     stream_id: str
+    owner_id: str
     key_id: str
     user: str | None
     model: str
@@ -101,8 +134,9 @@ class Total(Struct, frozen=True):
 class _Row:
     """A row on its way to the database, and who waits for it."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, Any], max_open: int | None = None) -> None:
         self.values = values
+        self.max_open = max_open
         self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: Exception | None = None
 
@@ -134,31 +168,48 @@ class _Batch:
         except AWAY:
             raise
         except Exception:
-            for statement, rows in ((_INSERT, self.openings), (_UPDATE, self.settlements)):
+            for write, rows in ((_insert, self.openings), (_update, self.settlements)):
                 for row in rows:
                     try:
-                        db.run(partial(_execute, statement=statement, values=row.values))
+                        db.run(partial(write, rows=[row]))
                     except AWAY:
                         raise
                     except Exception as error:
                         row.error = error
 
     def _write_all(self, connection: Connection) -> None:
-        if self.openings:
-            connection.execute(_INSERT, [row.values for row in self.openings])
+        _insert(connection, self.openings)
         if self.checkpoints:
             connection.execute(_UPDATE, list(self.checkpoints.values()))
-        if self.settlements:
-            connection.execute(_UPDATE, [row.values for row in self.settlements])
+        _update(connection, self.settlements)
 
 
-def _execute(connection: Connection, statement: Any, values: dict[str, Any]) -> None:
-    connection.execute(statement, values)
+def _insert(connection: Connection, rows: Sequence[_Row]) -> None:
+    if rows:
+        connection.execute(_INSERT, [row.values for row in rows])
+    for row in rows:
+        if row.max_open is not None:
+            _check_open(connection, row.values["token_id"], row.max_open)
+
+
+def _update(connection: Connection, rows: Sequence[_Row]) -> None:
+    if rows:
+        connection.execute(_UPDATE, [row.values for row in rows])
+
+
+def _check_open(connection: Connection, token_id: str, most: int) -> None:
+    """Takes the row that was just inserted back (by raising) where it is one too many."""
+    if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
+        lock = sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(token_id)))
+        connection.execute(lock)
+    query = sa.select(sa.func.count()).where(streams.c.token_id == token_id, streams.c.worker_id.is_not(None))
+    if (connection.scalar(query) or 0) > most:
+        raise TooManyStreams(f"{most} streams of this token are open; end one or try again later")
 
 
 class Ledger:
     """Has to be entered (``async with``) before rows are written. Leaving it writes what is pending, for as
-    long as ``_LEAVE_SECONDS``; what the database did not take by then is settled by a later sweep."""
+    long as ``_LEAVE_SECONDS``; what the database did not take by then is settled by others."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -166,10 +217,15 @@ class Ledger:
         self._writing = False
         self._idle = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._mine: set[str] = set()  # rows that are ours to settle
+        self._worker_id = ""
+        # The beats of the other workers: the last one seen, and since when it stands, by our own clock.
+        # Nobody else's clock and no wall clock has a say in who is dead.
+        self._beats: dict[str, tuple[int, float]] = {}
+        self._looked_at = 0.0
 
     async def __aenter__(self) -> "Ledger":
         self._idle.set()
+        await self._enlist()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -179,22 +235,40 @@ class Ledger:
                     self._write_soon(0)
                     self._idle.clear()
                     await self._idle.wait()
-        except TimeoutError:
+            await self._db.write(
+                lambda c: c.execute(sa.delete(workers).where(workers.c.id == self._worker_id))
+            )
+        except (TimeoutError, *AWAY):
             log.error("the database is away; open rows will be settled from their checkpoints")
 
     # -- one stream -------------------------------------------------------------------------
 
     async def open(self, opening: Opening) -> None:
-        """Returns when the row is committed. Raises ``Overloaded`` where it could not be."""
-        row = _Row(_opened(opening))
-        self._mine.add(opening.stream_id)
+        """Returns when the row is committed.
+
+        Raises ``Overloaded`` where it could not be, ``TooManyStreams``, and where its idempotency key is
+        taken ``Claimed`` or, if that was by another request, ``IdempotencyConflict``.
+        """
+        row = _Row(_opened(opening) | {"worker_id": self._worker_id}, opening.max_open)
         self._next.openings.append(row)
         self._write_soon(0)
         try:
             await row.written
-        except Overloaded:
-            self._mine.discard(opening.stream_id)
-            raise
+        except sa.exc.IntegrityError:
+            if opening.claim is None:
+                raise
+            raise await self._claimed(opening.owner_id, opening.claim) from None
+
+    async def _claimed(self, owner_id: str, claim: Claim) -> Exception:
+        query = sa.select(streams.c.id, streams.c.request_digest).where(
+            streams.c.owner_id == owner_id, streams.c.idempotency_key == claim.key
+        )
+        found = await self._db.read(lambda connection: connection.execute(query).first())
+        if found is None:
+            return _not_opened()
+        if found.request_digest != claim.digest:
+            return IdempotencyConflict("this Idempotency-Key was used for another request; take a new one")
+        return Claimed(found.id)
 
     async def settle(self, settlement: Settlement) -> None:
         """Closes the row, once: a row that is no longer running stays as it is. Returns when that is
@@ -204,15 +278,10 @@ class Ledger:
         self._next.settlements.append(row)
         self._write_soon(_SETTLE_SECONDS)
         await row.written
-        self._mine.discard(settlement.stream_id)
 
     def checkpoint(self, stream_id: str, usage: Usage, cost: Decimal | None) -> None:
-        """Notes what a running stream has used so far and that its owner is alive."""
-        self._next.checkpoints[stream_id] = {
-            "stream_id": stream_id,
-            **_usage_columns(usage, cost),
-            "alive_at": time.time(),
-        }
+        """Notes what a running stream has used so far."""
+        self._next.checkpoints[stream_id] = {"stream_id": stream_id, **_usage_columns(usage, cost)}
         self._write_soon(_SETTLE_SECONDS)
 
     async def receipt(self, stream_id: str) -> Receipt:
@@ -223,26 +292,59 @@ class Ledger:
             raise NotFound(f"there is no stream '{stream_id}'")
         return _receipt(row)
 
-    # -- all of them ------------------------------------------------------------------------
+    # -- workers ----------------------------------------------------------------------------
 
-    async def sweep(self) -> int:
-        """Settles streams whose owner has not been heard of for the length of a lease, from their last
-        checkpoint. Returns how many there were. Our own are never among them, however late we are."""
-        now = time.time()
-        stale = streams.c.alive_at < now - LEASE_SECONDS  # null where it has ended
+    async def _enlist(self) -> None:
+        self._worker_id = f"wrk_{secrets.token_urlsafe(12)}"
+        row = {"id": self._worker_id, "beat": 0}
+        await self._db.write(lambda connection: connection.execute(sa.insert(workers), row))
 
-        def settle_others(connection: Connection) -> int:
-            found = connection.scalars(sa.select(streams.c.id).where(stale).limit(_SWEEP_ROWS))
-            others = [stream_id for stream_id in found if stream_id not in self._mine]
-            if others:
+    async def beat(self) -> bool:
+        """Says that this worker lives. False where the others have given it up: its running streams were
+        theirs to settle, and from now on it is a new worker."""
+        mine = sa.update(workers).where(workers.c.id == self._worker_id).values(beat=workers.c.beat + 1)
+        if await self._db.write(lambda connection: connection.execute(mine).rowcount):
+            return True
+        await self._enlist()
+        return False
+
+    async def bury(self) -> int:
+        """Deletes the workers whose beat has stood still for a lease; how many there were. To be called every
+        few seconds: after a pause of its own it begins to look anew.
+        """
+        now = time.monotonic()
+        if now - self._looked_at > LEASE_SECONDS / 2:
+            self._beats.clear()
+        found = await self._db.read(lambda c: c.execute(sa.select(workers.c.id, workers.c.beat)).all())
+        known, self._beats, self._looked_at = self._beats, {}, now
+        dead: list[tuple[str, int]] = []
+        for worker_id, beat in found:
+            last, since = known.get(worker_id, (None, now))
+            self._beats[worker_id] = (beat, since if beat == last else now)
+            if beat == last and now - since > LEASE_SECONDS and worker_id != self._worker_id:
+                dead.append((worker_id, beat))
+
+        def delete(connection: Connection) -> int:
+            return sum(
                 connection.execute(
-                    sa.update(streams)
-                    .where(streams.c.id.in_(others), stale)
-                    .values(status="interrupted", ended_at=now, alive_at=None)
-                )
-            return len(others)
+                    sa.delete(workers).where(workers.c.id == worker_id, workers.c.beat == beat)
+                ).rowcount
+                for worker_id, beat in dead
+            )
 
-        return await self._db.write(settle_others)
+        return await self._db.write(delete) if dead else 0
+
+    async def orphans(self) -> list[Orphan]:
+        """Running rows whose worker is not there any more, some of them if they are many."""
+        query = (
+            sa.select(streams)
+            .where(streams.c.worker_id.is_not(None), streams.c.worker_id.not_in(sa.select(workers.c.id)))
+            .limit(_ORPHANS)
+        )
+        rows = await self._db.read(lambda connection: connection.execute(query).mappings().all())
+        return [_orphan(row) for row in rows]
+
+    # -- all of them ------------------------------------------------------------------------
 
     async def record(self, settlement: Settlement, opening: Opening) -> None:
         """A row that is opened and settled at once."""
@@ -293,11 +395,13 @@ class Ledger:
         seconds = 0.0 if self._next.openings else _SETTLE_SECONDS
         if error is None:
             for row in batch.openings:
-                row.resolve(_not_opened() if row.error else None)
+                row.resolve(
+                    row.error if row.error is None or isinstance(row.error, _REFUSED) else _not_opened()
+                )
             for row in batch.settlements:
                 row.resolve()
             for row in (*batch.openings, *batch.settlements):
-                if row.error is not None:
+                if row.error is not None and not isinstance(row.error, _REFUSED):
                     log.error("a row of the ledger was refused: %s", whereabouts(row.error))
         else:
             log.error("the ledger cannot be written: %s", whereabouts(error))
@@ -314,7 +418,9 @@ class Ledger:
 def _opened(opening: Opening) -> dict[str, Any]:
     return {
         "id": opening.stream_id,
+        "owner_id": opening.owner_id,
         "key_id": opening.key_id,
+        "token_id": opening.token_id,
         "user": opening.user,
         "model": opening.model,
         "provider": opening.provider,
@@ -325,7 +431,9 @@ def _opened(opening: Opening) -> dict[str, Any]:
         "reasoning_tokens": 0,
         "usage_source": "checkpoint",
         "created_at": opening.created_at,
-        "alive_at": time.time(),
+        "worker_id": None,
+        "idempotency_key": opening.claim and opening.claim.key,
+        "request_digest": opening.claim and opening.claim.digest,
     }
 
 
@@ -338,7 +446,7 @@ def _settled(settlement: Settlement) -> dict[str, Any]:
         **_usage_columns(settlement.usage, settlement.cost),
         "first_event_at": settlement.first_event_at,
         "ended_at": settlement.ended_at,
-        "alive_at": None,
+        "worker_id": None,
     }
 
 
@@ -355,6 +463,18 @@ def _usage_columns(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
 
 _INSERT = sa.insert(streams)
 _UPDATE = sa.update(streams).where(streams.c.id == sa.bindparam("stream_id"), streams.c.status == "running")
+
+
+def _orphan(row: RowMapping) -> Orphan:
+    usage = Usage(
+        row["prompt_tokens"],
+        row["completion_tokens"],
+        row["usage_source"],
+        row["cached_tokens"],
+        row["reasoning_tokens"],
+    )
+    picodollars = row["cost_picodollars"]
+    return Orphan(row["id"], usage, None if picodollars is None else from_picodollars(picodollars))
 
 
 def _receipt(row: RowMapping) -> Receipt:

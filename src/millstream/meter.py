@@ -37,7 +37,7 @@ class Meter:
         stream_id = record_id or f"rec_{secrets.token_urlsafe(16)}"
         await self._ledger.record(
             Settlement(stream_id, "completed", None, None, usage, cost_usd, None, now),
-            Opening(stream_id, key_id, model, provider, now, user),
+            Opening(stream_id, key_id, key_id, model, provider, now, user),
         )
         return stream_id
 

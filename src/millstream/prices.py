@@ -93,8 +93,12 @@ def to_picodollars(cost: Decimal) -> int:
     return int((cost * PICODOLLARS).to_integral_value(ROUND_HALF_UP))
 
 
+def from_picodollars(picodollars: int) -> Decimal:
+    return Decimal(picodollars) / PICODOLLARS
+
+
 def to_dollars(picodollars: int) -> str:
     """A plain decimal string with at least six places, exact."""
-    text = f"{Decimal(picodollars) / PICODOLLARS:.12f}"
+    text = f"{from_picodollars(picodollars):.12f}"
     head, _, places = text.partition(".")
     return f"{head}.{places[:6]}{places[6:].rstrip('0')}"

@@ -101,7 +101,12 @@ class Settings(BaseSettings):
         None,
         description="`sqlite:///file` or `postgresql://…`; else a file in the data folder",
     )
-    log_url: str = Field("memory:", description="where streams live")
+    log_url: str = Field(
+        "memory:",
+        description="where streams live: `memory:`, or `redis://host:6379/0` for several workers",
+    )
+    workers: int = Field(1, ge=1, le=256, description="processes that serve; over 1 with a shared log only")
+    cors_origins: tuple[str, ...] = Field((), description="other origins whose pages may call, `*` for all")
     default_model: str | None = Field(None, description="for requests that name none")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="longest request body")
     max_streams: int = Field(10_000, ge=1, description="most streams that run at a time")

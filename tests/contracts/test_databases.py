@@ -11,9 +11,16 @@ import sqlalchemy as sa
 from millstream import database
 from millstream.auth import Keys, is_wellformed
 from millstream.database import Database
-from millstream.errors import InvalidRequest, NotFound, Overloaded, Unauthorized
+from millstream.errors import (
+    IdempotencyConflict,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    TooManyStreams,
+    Unauthorized,
+)
 from millstream.events import Usage
-from millstream.ledger import LEASE_SECONDS, Ledger, Opening, Settlement
+from millstream.ledger import Claim, Claimed, Ledger, Opening, Orphan, Settlement
 from millstream.meter import Meter
 
 
@@ -45,6 +52,7 @@ def opening(stream_id="s", **more):
     return Opening(
         **{
             "stream_id": stream_id,
+            "owner_id": more.get("key_id", "k"),
             "key_id": "k",
             "model": "m",
             "provider": "p",
@@ -187,26 +195,89 @@ async def test_leaving_writes_what_is_pending(db):
     assert (await ledger.receipt("s")).status == "completed"
 
 
-async def test_a_stream_whose_owner_died_is_settled_from_its_checkpoint(db):
-    async with Ledger(db) as ledger:
-        await ledger.open(opening("dead"))
-        await ledger.open(opening("alive"))
-        ledger.checkpoint("dead", Usage(10, 3, "checkpoint"), Decimal("0.5"))
-    past = time.time() - LEASE_SECONDS - 1
-    table = database.streams
-    await db.write(lambda c: c.execute(sa.update(table).where(table.c.id == "dead").values(alive_at=past)))
-    assert await ledger.sweep() == 0  # our own are ours to settle, however late we are
-    ledger = Ledger(db)
-    assert await ledger.sweep() == 1
-    receipt = await ledger.receipt("dead")
-    assert (receipt.status, receipt.usage_source, receipt.completion_tokens) == (
-        "interrupted",
-        "checkpoint",
-        3,
-    )
-    assert receipt.cost_usd == "0.500000"
-    assert (await ledger.receipt("alive")).status == "running"
-    assert await ledger.sweep() == 0
+async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(db, monkeypatch):
+    monkeypatch.setattr("millstream.ledger.LEASE_SECONDS", 0.2)
+    dead, alive, sweeper = Ledger(db), Ledger(db), Ledger(db)
+    async with alive, sweeper:
+        await dead.__aenter__()  # and never leaves
+        await dead.open(opening("dead"))
+        await alive.open(opening("alive"))
+        dead.checkpoint("dead", Usage(10, 3, "checkpoint"), Decimal("0.5"))
+        await dead.open(opening("after"))
+        assert await sweeper.orphans() == []
+        async with asyncio.timeout(5):
+            while not await sweeper.bury():
+                assert await alive.beat()
+                await asyncio.sleep(0.02)
+        orphans = {orphan.stream_id: orphan for orphan in await sweeper.orphans()}
+        assert orphans == {
+            "dead": Orphan("dead", Usage(10, 3, "checkpoint"), Decimal("0.5")),
+            "after": Orphan("after", Usage(0, 0, "checkpoint"), None),
+        }
+        await sweeper.settle(settlement("dead", status="interrupted"))
+        await sweeper.settle(settlement("after", status="interrupted"))
+        assert await sweeper.orphans() == []
+        # The dead one was only asleep: what it says now is not taken, and it starts anew.
+        await dead.settle(settlement("dead"))
+        assert (await dead.receipt("dead")).status == "interrupted"
+        assert not await dead.beat()
+        assert await dead.beat()
+        await dead.open(opening("new"))
+        assert await sweeper.orphans() == []
+        await dead.settle(settlement("new"))
+        await alive.settle(settlement("alive"))
+
+
+async def test_after_a_pause_nobody_is_thought_dead_at_once(db, monkeypatch):
+    monkeypatch.setattr("millstream.ledger.LEASE_SECONDS", 0.1)
+    async with Ledger(db), Ledger(db) as sweeper:
+        assert await sweeper.bury() == 0
+        await asyncio.sleep(0.15)  # the sweeper was the one that slept
+        assert await sweeper.bury() == 0
+
+
+async def test_a_worker_that_leaves_is_not_missed(db):
+    async with Ledger(db):
+        pass
+    assert await db.read(lambda c: c.scalar(sa.select(sa.func.count()).select_from(database.workers))) == 0
+
+
+async def test_an_idempotency_key_is_claimed_once(db):
+    async with Ledger(db) as here, Ledger(db) as there:
+        claim = Claim("key", b"d" * 32)
+        ledgers = [here, there] * 5
+        opened = await asyncio.gather(
+            *(ledger.open(opening(f"s{i}", claim=claim)) for i, ledger in enumerate(ledgers)),
+            return_exceptions=True,
+        )
+        (winner,) = [i for i, outcome in enumerate(opened) if outcome is None]
+        others = [outcome for outcome in opened if outcome is not None]
+        assert [type(other) for other in others] == [Claimed] * 9
+        assert {other.stream_id for other in others} == {f"s{winner}"}
+        with pytest.raises(IdempotencyConflict):
+            await here.open(opening("other", claim=Claim("key", b"e" * 32)))
+        await here.open(opening("another's", owner_id="another", claim=claim))
+        for stream_id in (f"s{winner}", "another's"):
+            await here.settle(settlement(stream_id))
+        with pytest.raises(Claimed):  # for ever, not for as long as it runs
+            await here.open(opening("later", claim=claim))
+        assert len(await here.totals("key")) == 1
+
+
+async def test_no_more_streams_of_a_token_are_opened_than_it_allows(db):
+    async with Ledger(db) as here, Ledger(db) as there:
+        ledgers = [here, there] * 5
+        opened = await asyncio.gather(
+            *(some.open(opening(f"s{i}", token_id="t", max_open=3)) for i, some in enumerate(ledgers)),
+            return_exceptions=True,
+        )
+        winners = [i for i, outcome in enumerate(opened) if outcome is None]
+        assert len(winners) == 3
+        assert {type(outcome) for outcome in opened if outcome is not None} == {TooManyStreams}
+        await here.settle(settlement(f"s{winners[0]}"))
+        await here.open(opening("next", token_id="t", max_open=3))
+        for stream_id in ("next", *(f"s{i}" for i in winners[1:])):
+            await here.settle(settlement(stream_id))
 
 
 async def test_while_the_database_is_away_nothing_starts_and_settlements_wait(db, monkeypatch):

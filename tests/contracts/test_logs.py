@@ -1,13 +1,20 @@
 """The rules of ``EventLog``, run against every implementation."""
 
 import asyncio
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.errors import StreamClosed, StreamFull, StreamGone
+from millstream.errors import (
+    BadPosition,
+    ConfigurationError,
+    Overloaded,
+    StreamClosed,
+    StreamFull,
+    StreamGone,
+)
 from millstream.events import (
     Bill,
     Position,
@@ -16,23 +23,49 @@ from millstream.events import (
     StreamInfo,
     StreamStart,
     TextDelta,
+    TextEnd,
+    TextStart,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
     Usage,
 )
+from millstream.logs import StreamState
 from millstream.logs.memory import MemoryLog
+from millstream.logs.redis import RedisLog
+from services import redis_server
 
 BILL = Bill(Usage(1, 1, "counted"), None)
 END = StreamEnd("stop", BILL)
 START = StreamStart("s", "m")
 
-IMPLEMENTATIONS = {"memory": MemoryLog}
+IMPLEMENTATIONS = ["memory", "redis"]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-def make_log(request):
-    return IMPLEMENTATIONS[request.param]
+async def make_log(request):
+    """Makes logs of one kind that are closed after the test. Those of one test share their Redis."""
+    async with AsyncExitStack() as stack:
+        if request.param == "redis":
+            url = request.getfixturevalue("redis_url")
+
+        async def make(**options):
+            log = MemoryLog(**options) if request.param == "memory" else RedisLog(url, **options)
+            return await stack.enter_async_context(log)
+
+        yield make
+
+
+@pytest.fixture
+async def two(redis_url):
+    """The logs of two processes."""
+    async with RedisLog(redis_url) as here, RedisLog(redis_url) as there:
+        yield here, there
 
 
 async def started(log, stream_id="s"):
+    if not hasattr(log, "create"):
+        log = await log
     await log.create(StreamInfo(stream_id, "key", "m", 1.0))
     return log
 
@@ -103,9 +136,9 @@ async def test_a_stream_is_made_once(make_log):
 
 
 async def test_what_is_not_there_is_gone(make_log):
-    log = make_log()
+    log = await make_log()
     with pytest.raises(StreamGone):
-        await log.info("s")
+        await log.state("s")
     with pytest.raises(StreamGone):
         await log.append("s", [END])
     with pytest.raises(StreamGone):
@@ -113,16 +146,57 @@ async def test_what_is_not_there_is_gone(make_log):
 
 
 @pytest.mark.parametrize("after", [Position(1, 3), Position(2, 1), Position(0, 0), Position(1, -1)])
-async def test_a_position_that_is_not_there_is_gone(make_log, after):
+async def test_a_position_that_is_not_there_is_refused(make_log, after):
     log = await started(make_log())
     await log.append("s", words(2))
-    with pytest.raises(StreamGone):
+    with pytest.raises(BadPosition):
         await read(log, after)
 
 
-async def test_the_info_stays_as_it_was(make_log):
+async def test_the_state_says_where_a_stream_is(make_log):
     log = await started(make_log())
-    assert await log.info("s") == StreamInfo("s", "key", "m", 1.0)
+    info = StreamInfo("s", "key", "m", 1.0)
+    assert await log.state("s") == StreamState(info, Position(1, 0), False)
+    await log.append("s", words(2))
+    assert await log.state("s") == StreamState(info, Position(1, 2), False)
+    await log.append("s", [END])
+    assert await log.state("s") == StreamState(info, Position(1, 3), True)
+
+
+INTERRUPTED = StreamFailed("interrupted", "x", True, BILL)
+
+
+async def test_an_interrupted_stream_ends_in_its_second_epoch_with_its_parts_closed(make_log):
+    log = await started(make_log())
+    await log.append("s", [START, TextStart(), *words(3), ToolCallStart(0, "c", "f")])
+    await log.append("s", [ToolCallDelta(0, "c", "{")])
+    reading = asyncio.create_task(read(log))
+    await asyncio.sleep(0)
+    assert await log.interrupt("s", INTERRUPTED) == INTERRUPTED
+    assert await log.interrupt("s", StreamFailed("internal", "y", False, BILL)) == INTERRUPTED
+    end = [(1, TextEnd()), (2, ToolCallEnd(0, "c", "f", "{")), (3, INTERRUPTED)]
+    assert (await reading)[7:] == end
+    assert await log.state("s") == StreamState(StreamInfo("s", "key", "m", 1.0), Position(2, 3), True)
+    assert await read(log, Position(1, 7)) == end
+    assert await read(log, Position(1, 6)) == [(7, ToolCallDelta(0, "c", "{")), *end]
+    assert await read(log, Position(2, 2)) == end[2:]
+    assert await read(log, Position(2, 3)) == []
+    with pytest.raises(StreamClosed):
+        await log.append("s", words(1))
+
+
+async def test_a_stream_that_has_ended_is_not_interrupted(make_log):
+    log = await started(make_log())
+    await log.append("s", [*words(2), END])
+    assert await log.interrupt("s", INTERRUPTED) == END
+    assert len(await read(log)) == 3
+
+
+async def test_a_forgotten_stream_is_gone(make_log):
+    log = await started(make_log())
+    await log.forget("s")
+    with pytest.raises(StreamGone):
+        await log.state("s")
 
 
 async def test_a_stream_over_its_limit_takes_only_its_end(make_log):
@@ -134,8 +208,8 @@ async def test_a_stream_over_its_limit_takes_only_its_end(make_log):
     assert (await read(log))[-1][1] == END
 
 
-async def test_over_the_limit_finished_streams_go_oldest_first(make_log):
-    log = make_log(max_bytes=50_000)
+async def test_over_the_limit_finished_streams_go_oldest_first():
+    log = MemoryLog(max_bytes=50_000)
     await started(log, "running")
     await log.append("running", words(1))
     for i in range(20):
@@ -143,12 +217,12 @@ async def test_over_the_limit_finished_streams_go_oldest_first(make_log):
         await log.append(f"s{i}", [TextDelta("x" * 5000), END])
     assert (await read(log, stream_id="s19"))[-1][1] == END
     with pytest.raises(StreamGone):
-        await log.info("s0")
+        await log.state("s0")
     await log.append("running", [END])
 
 
-async def test_a_finished_stream_is_kept_for_its_window(make_log):
-    log = await started(make_log(window_seconds=0.001))
+async def test_a_finished_stream_is_kept_for_its_window():
+    log = await started(MemoryLog(window_seconds=0.001))
     await log.append("s", [END])
     reading = log.read("s")
     await anext(reading)
@@ -157,7 +231,7 @@ async def test_a_finished_stream_is_kept_for_its_window(make_log):
             await asyncio.sleep(0.002)
             await started(log, f"other{asyncio.get_running_loop().time()}")
             try:
-                await log.info("s")
+                await log.state("s")
             except StreamGone:
                 break
     assert [batch async for batch in reading] == []  # who is in the middle of it goes on
@@ -192,3 +266,141 @@ def test_readers_from_anywhere_at_any_time_get_what_they_missed(sizes, positions
             assert await reader == everything[seq:]
 
     asyncio.run(go())
+
+
+# -- several processes -------------------------------------------------------------------------------
+
+
+async def test_a_stream_is_read_in_another_process_as_in_its_own(two):
+    here, there = two
+    await started(here)
+    readers = [asyncio.create_task(read(log)) for log in (here, there, there)]
+    for event in [START, *words(50), END]:
+        await here.append("s", [event])
+        await asyncio.sleep(0)
+    expected = list(enumerate([START, *words(50), END], 1))
+    assert await asyncio.gather(*readers) == [expected] * 3
+    assert await there.state("s") == await here.state("s")
+
+
+@pytest.mark.parametrize("seq", range(0, 2001, 199))
+async def test_another_process_reads_exactly_the_rest(two, seq):
+    here, there = two
+    await started(here)
+    await here.append("s", [START, *words(1500)])
+    reading = asyncio.create_task(read(there, Position(1, min(seq, 1501))))
+    for word in words(499):
+        await here.append("s", [word])
+        await asyncio.sleep(0)
+    await here.append("s", [END])
+    everything = list(enumerate([START, *words(1500), *words(499), END], 1))
+    assert await reading == everything[min(seq, 1501) :]
+
+
+async def test_a_position_far_ahead_is_refused_in_another_process_and_a_near_one_waits(two):
+    here, there = two
+    await started(here)
+    await here.append("s", words(2))
+    with pytest.raises(BadPosition):
+        await read(there, Position(1, 100_000))
+    reading = asyncio.create_task(read(there, Position(1, 4)))  # its reader saw more before it came here
+    await here.append("s", words(4))
+    await here.append("s", [END])
+    assert [seq for seq, _ in await reading] == [5, 6, 7]
+
+
+async def test_what_a_producer_says_after_its_stream_was_ended_for_it_is_void(two):
+    zombie, other = two
+    await started(zombie)
+    await zombie.append("s", [START, TextStart(), *words(3)])
+    local, remote = (asyncio.create_task(read(log)) for log in (zombie, other))
+    await until(lambda: zombie._copies["s"].count == 5)
+    assert await other.interrupt("s", INTERRUPTED) == INTERRUPTED
+    with pytest.raises(StreamClosed):
+        async with asyncio.timeout(5):
+            while True:
+                await zombie.append("s", words(1))
+                await asyncio.sleep(0)
+    assert (await remote)[-2:] == [(1, TextEnd()), (2, INTERRUPTED)]
+    assert (await local)[-2:] == [(1, TextEnd()), (2, INTERRUPTED)]
+    assert len(await remote) == 7
+
+
+async def test_processes_hear_each_other(two):
+    here, there = two
+    await started(here)
+    heard = here.signals()
+    first = asyncio.create_task(anext(heard))
+    await asyncio.sleep(0)
+    await there.request_cancel("s")
+    async with asyncio.timeout(5):
+        assert (await first).kind == "cancel"
+        reading = asyncio.create_task(read(there))
+        signal = await anext(heard)
+        assert (signal.kind, signal.stream_ids) == ("reading", ("s",))
+        reading.cancel()
+        assert (await anext(heard)).kind == "left"
+
+
+async def test_a_redis_that_was_emptied_gets_the_running_streams_again(two):
+    here, there = two
+    await started(here)
+    await here.append("s", [START, *words(10)])
+    await until(lambda: here._copies["s"].count == 11)
+    await here._client.flushall()
+    with pytest.raises(StreamGone):
+        await there.state("s")
+    await here.append("s", words(1))
+    await until(lambda: here._copies["s"].count == 12)
+    reading = asyncio.create_task(read(there))
+    await here.append("s", [END])
+    assert len(await reading) == 13
+
+
+async def test_a_part_that_was_lost_is_found_out(two):
+    here, there = two
+    await started(here)
+    await here.append("s", words(10))
+    await until(lambda: here._copies["s"].count == 10)
+    reading = asyncio.create_task(read(there))
+    await until(lambda: "s" in there._theirs)
+    await here._client.xadd("millstream:stream:s", {"events": b"[]"}, id="1-15")
+    with pytest.raises(StreamGone):
+        await reading
+
+
+async def test_without_redis_streams_go_on_and_are_there_again_when_it_is_back(tmp_path):
+    socket = tmp_path / "redis.sock"
+    with redis_server(socket):
+        here = await RedisLog(f"unix://{socket}").__aenter__()
+    async with asyncio.timeout(20):
+        await started(here)
+        await here.append("s", [START, *words(3)])
+        reading = asyncio.create_task(read(here))
+        await asyncio.sleep(0)
+        await here.append("s", words(3))
+        with pytest.raises(Overloaded):
+            await here.state("other")
+        with pytest.raises(Overloaded):
+            await here.ping()
+        with redis_server(socket):
+            async with RedisLog(f"unix://{socket}") as there:
+                await until(lambda: here._copies["s"].count == 7)
+                await here.append("s", [END])
+                assert await read(there) == await reading
+            await here.__aexit__()
+
+
+async def test_a_redis_that_may_drop_streams_is_refused(tmp_path):
+    socket = tmp_path / "redis.sock"
+    with redis_server(socket, "--maxmemory-policy", "allkeys-lru"):
+        with pytest.raises(ConfigurationError, match="noeviction"):
+            await asyncio.to_thread(RedisLog(f"unix://{socket}").check)
+    with pytest.raises(ConfigurationError, match="cannot use"):
+        await asyncio.to_thread(RedisLog(f"unix://{socket}").check)
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)

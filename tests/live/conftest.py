@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from services import wait_for
 
 
 class Server:
@@ -65,30 +66,12 @@ def running(folder: Path, *arguments, **environment):
                 process.wait()
 
 
-def wait_for(condition, process=None, seconds=60):
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        if found := condition():
-            return found
-        if process is not None and process.poll() is not None:
-            raise AssertionError(f"the process ended with {process.returncode}")
-        time.sleep(0.02)
-    raise AssertionError("it did not happen in time")
-
-
 def answers(url):
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return answer.status == 200
     except OSError:
         return False
-
-
-def needed(program):
-    """The path of a program that ``make test`` installs. Its absence fails the test."""
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
-    assert path, f"{program} is not installed; run: make test-deps"
-    return path
 
 
 @pytest.fixture

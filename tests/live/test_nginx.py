@@ -5,8 +5,9 @@ import json
 import subprocess
 from contextlib import contextmanager
 
-from live.conftest import answers, needed, wait_for
+from live.conftest import answers
 from oracle import oracle
+from services import needed, wait_for
 
 CONFIGURATION = """
 daemon off;
@@ -19,24 +20,30 @@ http {{
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
     gzip on;
+    upstream millstream {{ {servers} }}
     server {{
         listen 127.0.0.1:{port};
-        location / {{ proxy_pass http://127.0.0.1:{upstream}; }}
+        location / {{ proxy_pass http://millstream; }}
     }}
 }}
 """
 
 
 @contextmanager
-def nginx(folder, upstream):
+def nginx(folder, *ports):
+    """An nginx before the servers on ``ports``, which take turns."""
     import socket
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = folder / "nginx.conf"
-    path.write_text(CONFIGURATION.format(folder=folder, port=port, upstream=upstream))
+    path.write_text(
+        CONFIGURATION.format(
+            folder=folder, port=port, servers=" ".join(f"server 127.0.0.1:{port};" for port in ports)
+        )
+    )
     process = subprocess.Popen([needed("nginx"), "-c", str(path), "-e", str(folder / "error.log")])
     try:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/healthz"), process)

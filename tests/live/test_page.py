@@ -6,8 +6,8 @@ import re
 import pytest
 from playwright.async_api import async_playwright, expect
 
-from live.conftest import needed
 from oracle import oracle
+from services import needed
 
 FLAGS = [
     "--no-sandbox",

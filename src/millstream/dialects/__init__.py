@@ -12,9 +12,13 @@ class Dialect(Protocol):
 
     headers: Mapping[str, str]
     ping: bytes
+    resume: bytes  # what stands before the frames of a response that follows a stream
 
     def encode(self, info: StreamInfo, batch: Batch) -> bytes:
         """The frames of ``batch``."""
+
+    def retry(self, milliseconds: int) -> bytes:
+        """Asks the reader to come back after that time."""
 
     def error(self, error: MillstreamError, request_id: str) -> bytes:
         """The body of a response that never became a stream."""

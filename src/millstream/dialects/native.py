@@ -69,6 +69,8 @@ def usage_json(bill: Bill) -> dict[str, Any]:
 class NativeDialect:
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
     ping = sse.PING
+    # Without a blank line it belongs to the next frame; alone it would be an empty event to some decoders.
+    resume = b"retry: %d\n" % _RETRY_MILLISECONDS
 
     def encode(self, info: StreamInfo, batch: Batch) -> bytes:
         epoch, seq = batch.first
@@ -85,6 +87,9 @@ class NativeDialect:
             seq += 1
         return b"".join(frames)
 
+    def retry(self, milliseconds: int) -> bytes:
+        return b"retry: %d\n\n" % milliseconds
+
     def error(self, error: MillstreamError, request_id: str) -> bytes:
         return _json({"error": {"code": error.code, "message": error.message, "request_id": request_id}})
 
@@ -93,9 +98,7 @@ def _frame(event: Event, position: str) -> bytes:
     match event:
         case StreamStart():
             start = _Frame(stream_id=event.stream_id, model=event.model)
-            # In one frame with data: a frame of its own would be an empty event to some decoders.
-            retry = b"retry: %d\n" % _RETRY_MILLISECONDS
-            return retry + sse.frame(_json(start), id=position)
+            return NativeDialect.resume + sse.frame(_json(start), id=position)
         case StreamEnd():
             end = _Frame(finish_reason=event.finish_reason, usage=usage_json(event.bill))
             return sse.frame(_json(end), id=position) + b"data: [DONE]\n\n"

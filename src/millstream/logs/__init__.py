@@ -1,34 +1,82 @@
 """Logs: where a stream lives. The only link between its producer and its readers."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
-from millstream.events import Batch, Event, Position, StreamInfo
+from msgspec import Struct
+
+from millstream.events import Batch, Event, Position, StreamFailed, StreamInfo, Terminal
+
+READING_LAPSES_SECONDS = 12.0  # how long a process is believed to have readers that has not repeated it
+
+SignalKind: TypeAlias = Literal["cancel", "reading", "left"]
+
+
+class StreamState(Struct, frozen=True):
+    """A stream as it is now: ``last`` is the position of its last event, the terminal one if ``closed``."""
+
+    info: StreamInfo
+    last: Position
+    closed: bool
+
+
+class Signal(Struct, frozen=True):
+    """What another process says about streams that may be produced here: that somebody wants them to be
+    cancelled, that it has readers of them (which it repeats), or has none any more.
+    """
+
+    kind: SignalKind
+    sender: str
+    stream_ids: tuple[str, ...]
 
 
 class EventLog(Protocol):
-    """Keeps every stream's events in order. The rules, which ``tests/contracts/test_logs.py`` runs:
+    """Keeps every stream's events in order. To be entered (``async with``) before it is used.
+
+    The rules, which ``tests/contracts/test_logs.py`` runs:
 
     - An append is seen whole or not at all, and by readers only after it has happened.
     - A terminal event closes the stream with the append that carries it; nothing can follow.
     - Positions grow by one from ``1-1``; reading after a position gives exactly what follows it.
     - A reader never holds up the producer or another reader.
+    - A stream that was interrupted goes on at ``2-1``, where nothing of its producer's can follow.
     """
 
-    async def create(self, info: StreamInfo) -> None:
-        """Raises ``StreamClosed`` where the id is taken."""
+    async def __aenter__(self) -> "EventLog": ...
 
-    async def info(self, stream_id: str) -> StreamInfo:
-        """Raises ``StreamGone``."""
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def create(self, info: StreamInfo) -> None:
+        """Returns when every process can find the stream. Raises ``StreamClosed`` where the id is taken."""
+
+    async def state(self, stream_id: str) -> StreamState:
+        """Raises ``StreamGone``, or ``Overloaded`` where the log cannot be reached."""
 
     async def append(self, stream_id: str, events: Sequence[Event]) -> Position:
         """The position of the last of ``events``. Raises ``StreamClosed``, ``StreamFull``, ``StreamGone``.
 
-        A terminal event is always taken, full or not.
+        A terminal event is always taken, full or not. Only for the process that made the stream.
         """
 
     def read(self, stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
         """What follows ``after`` (or everything), then live, up to and with the terminal event.
 
-        Raises ``StreamGone``, also where ``after`` lies in the future.
+        Raises ``StreamGone``, ``BadPosition`` where ``after`` lies in the future, or ``Overloaded``.
         """
+
+    async def interrupt(self, stream_id: str, failure: StreamFailed) -> Terminal:
+        """Ends a stream whose producer is gone: closes its open parts and appends ``failure``. Returns the
+        terminal event that stands, which is an earlier one where there is one. Raises ``StreamGone``.
+        """
+
+    async def forget(self, stream_id: str) -> None:
+        """Drops a stream that was made here and never begun."""
+
+    async def request_cancel(self, stream_id: str) -> None:
+        """Tells the process that produces the stream, whichever it is."""
+
+    def signals(self) -> AsyncGenerator[Signal]:
+        """What other processes say, without end."""
+
+    async def ping(self) -> None:
+        """Raises ``Overloaded`` where the log cannot be reached."""

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
-from millstream.errors import StreamClosed, StreamFull, StreamGone
+from millstream.errors import BadPosition, StreamClosed, StreamFull, StreamGone
 from millstream.events import (
     TERMINAL_TYPES,
     Batch,
@@ -13,32 +13,52 @@ from millstream.events import (
     Position,
     ReasoningDelta,
     RefusalDelta,
+    StreamFailed,
     StreamInfo,
+    Terminal,
     TextDelta,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
+    open_parts,
 )
+from millstream.logs import Signal, StreamState
 
-_EPOCH = 1  # a stream in memory has one producer, ever
 _EVENTS_PER_READ = 512  # so that a reader with much to catch up on lets others go on
 _EVENT_BYTES = 110  # an event, its text's header and its place in the list (sys.getsizeof)
 
 
 class _Stream:
-    __slots__ = ("bytes", "closed_at", "events", "info", "waiting")
+    """The events of epoch 1 and, from ``taken`` on where it was interrupted, those of epoch 2."""
+
+    __slots__ = ("bytes", "closed_at", "events", "gone", "info", "taken", "waiting")
 
     def __init__(self, info: StreamInfo) -> None:
         self.info = info
         self.events: list[Event] = []
         self.bytes = 0
+        self.taken: int | None = None
         self.closed_at: float | None = None
+        self.gone = False
         self.waiting: list[asyncio.Future[None]] = []
+
+    def position(self, count: int) -> Position:
+        """Of the last of the first ``count`` events."""
+        if self.taken is None or count <= self.taken:
+            return Position(1, count)
+        return Position(2, count - self.taken)
+
+    def wake(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for reader in waiting:
+            if not reader.done():
+                reader.set_result(None)
 
 
 class MemoryLog:
     """``window_seconds`` is how long a finished stream can still be read. Over ``max_bytes`` the finished
-    streams go earlier, oldest first; a single stream is refused more than ``max_stream_bytes``.
+    streams go earlier, oldest first; a single stream is refused more than ``max_stream_bytes``. A reader may
+    ask for up to ``ahead`` events more than there are: then it waits for them.
     """
 
     def __init__(
@@ -47,29 +67,42 @@ class MemoryLog:
         window_seconds: float = 300,
         max_bytes: int = 512 << 20,
         max_stream_bytes: int = 32 << 20,
+        ahead: int = 0,
     ) -> None:
         self._window_seconds = window_seconds
         self._max_bytes = max_bytes
         self._max_stream_bytes = max_stream_bytes
+        self._ahead = ahead
         self._streams: dict[str, _Stream] = {}
         self._closed: deque[_Stream] = deque()  # oldest first
         self._bytes = 0
 
+    async def __aenter__(self) -> "MemoryLog":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def __contains__(self, stream_id: str) -> bool:
+        return stream_id in self._streams
+
     async def create(self, info: StreamInfo) -> None:
         if info.stream_id in self._streams:
             raise StreamClosed(f"the stream '{info.stream_id}' exists")
-        self._forget()
+        self._expire()
         self._streams[info.stream_id] = _Stream(info)
 
-    async def info(self, stream_id: str) -> StreamInfo:
-        return self._stream(stream_id).info
+    async def state(self, stream_id: str) -> StreamState:
+        stream = self._stream(stream_id)
+        last = stream.position(len(stream.events))
+        return StreamState(stream.info, last, stream.closed_at is not None)
 
     async def append(self, stream_id: str, events: Sequence[Event]) -> Position:
         stream = self._stream(stream_id)
         if stream.closed_at is not None:
             raise StreamClosed(f"the stream '{stream_id}' has ended")
-        closing = bool(events) and isinstance(events[-1], TERMINAL_TYPES)
         size = sum(map(_size, events))
+        closing = bool(events) and isinstance(events[-1], TERMINAL_TYPES)
         if stream.bytes + size > self._max_stream_bytes and not closing:
             raise StreamFull(f"the stream '{stream_id}' is over {self._max_stream_bytes} bytes")
         stream.events.extend(events)
@@ -79,27 +112,47 @@ class MemoryLog:
             stream.closed_at = time.monotonic()
             self._closed.append(stream)
         if self._bytes > self._max_bytes:
-            self._forget()
-        waiting, stream.waiting = stream.waiting, []
-        for reader in waiting:
-            if not reader.done():
-                reader.set_result(None)
-        return Position(_EPOCH, len(stream.events))
+            self._expire()
+        stream.wake()
+        return stream.position(len(stream.events))
+
+    async def interrupt(self, stream_id: str, failure: StreamFailed) -> Terminal:
+        stream = self._stream(stream_id)
+        if stream.closed_at is None:
+            await self.take_over(stream_id, [*open_parts(stream.events), failure])
+        last = stream.events[-1]
+        assert isinstance(last, TERMINAL_TYPES)
+        return last
+
+    async def take_over(self, stream_id: str, events: Sequence[Event]) -> None:
+        """Ends the stream with ``events``, as its second epoch."""
+        stream = self._stream(stream_id)
+        stream.taken = len(stream.events)
+        await self.append(stream_id, events)
 
     async def read(self, stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
         stream = self._stream(stream_id)
-        seq = 0 if after is None else after.seq
-        if after is not None and (after.epoch != _EPOCH or not 0 <= seq <= len(stream.events)):
-            raise StreamGone(f"the stream '{stream_id}' has no position {after}")
+        epoch, seq = after or Position(1, 0)
+        end = stream.position(len(stream.events))
+        ahead = self._ahead if stream.closed_at is None else 0
+        beyond = seq > end.seq + ahead if epoch == end.epoch else epoch != 1
+        if beyond or seq < 0 or (epoch == 2 and seq == 0):
+            raise BadPosition(f"the stream has no position {after}")
+        count = seq + (stream.taken or 0 if epoch == 2 else 0)
         loop = asyncio.get_running_loop()
         while True:
-            if seq < len(stream.events):
-                events = stream.events[seq : seq + _EVENTS_PER_READ]
-                batch = Batch(Position(_EPOCH, seq + 1), events)
-                seq += len(events)
+            if stream.taken is not None and epoch == 1 and count >= stream.taken:
+                epoch, count = 2, stream.taken  # whatever the producer said after that is void
+            if count < len(stream.events):
+                most = stream.taken if stream.taken is not None and epoch == 1 else len(stream.events)
+                events = stream.events[count : min(count + _EVENTS_PER_READ, most)]
+                batch = Batch(stream.position(count + 1), events)
+                count += len(events)
                 yield batch
             elif stream.closed_at is not None:
                 return
+            elif stream.gone:
+                raise StreamGone(f"the stream '{stream_id}' was lost")
             else:
                 appended = loop.create_future()
                 stream.waiting.append(appended)
@@ -109,13 +162,38 @@ class MemoryLog:
                     if not appended.done() or appended.cancelled():
                         stream.waiting = [other for other in stream.waiting if other is not appended]
 
+    async def forget(self, stream_id: str) -> None:
+        """Readers that wait for more of it get ``StreamGone``."""
+        stream = self._streams.pop(stream_id, None)
+        if stream is not None:
+            self._bytes -= stream.bytes
+            stream.bytes = 0
+            stream.gone = True
+            stream.wake()
+
+    async def request_cancel(self, stream_id: str) -> None:
+        """Every stream here is produced by this process, which cancels it itself."""
+
+    async def signals(self) -> AsyncGenerator[Signal]:
+        await asyncio.Event().wait()  # there are no other processes
+        yield Signal("left", "", ())
+
+    async def ping(self) -> None:
+        pass
+
+    def events(self, stream_id: str, start: int = 0, most: int | None = None) -> Sequence[Event]:
+        """The events of epoch 1 from the ``start``-th on. Raises ``StreamGone``."""
+        stream = self._stream(stream_id)
+        end = len(stream.events) if stream.taken is None else stream.taken
+        return stream.events[start : end if most is None else min(start + most, end)]
+
     def _stream(self, stream_id: str) -> _Stream:
         stream = self._streams.get(stream_id)
         if stream is None:
             raise StreamGone(f"the stream '{stream_id}' is not here")
         return stream
 
-    def _forget(self) -> None:
+    def _expire(self) -> None:
         """Drops finished streams that are past their window, or the oldest while over the limit."""
         past = time.monotonic() - self._window_seconds
         while self._closed:
@@ -124,8 +202,9 @@ class MemoryLog:
             if oldest.closed_at > past and self._bytes <= self._max_bytes:
                 return
             self._closed.popleft()
-            del self._streams[oldest.info.stream_id]
-            self._bytes -= oldest.bytes
+            if self._streams.get(oldest.info.stream_id) is oldest:
+                del self._streams[oldest.info.stream_id]
+                self._bytes -= oldest.bytes
 
 
 def _size(event: Event) -> int:

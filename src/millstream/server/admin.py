@@ -1,11 +1,11 @@
-"""Keys and usage (spec/protocol.md §7)."""
+"""Keys, browser tokens and usage (spec/protocol.md §7)."""
 
 import re
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from millstream.auth import ApiKey, Principal, Scope
 from millstream.errors import NotFound
@@ -16,6 +16,7 @@ from millstream.server.requests import Route, read_body
 router = APIRouter(route_class=Route)
 
 _MAX_KEY_BODY_BYTES = 4096
+_MAX_TOKEN_BODY_BYTES = 32_768
 _KEY_ID = re.compile(r"key_\w{1,28}", re.ASCII)
 
 Admin = Annotated[Principal, Depends(require_api_key(scopes=["admin"]))]
@@ -31,16 +32,12 @@ class NewKey(BaseModel):
     test: bool = False
 
 
-@router.post(
-    "/v1/keys",
-    status_code=201,
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": NewKey.model_json_schema()}},
-        }
-    },
-)
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    schema = {"schema": model.model_json_schema()}
+    return {"requestBody": {"required": True, "content": {"application/json": schema}}}
+
+
+@router.post("/v1/keys", status_code=201, openapi_extra=_body(NewKey))
 async def create_key(request: Request, caller: Admin) -> dict[str, Any]:
     """Makes a key. ``key`` is in this answer and nowhere else."""
     asked = await read_body(request, NewKey, _MAX_KEY_BODY_BYTES)
@@ -60,6 +57,36 @@ async def revoke_key(request: Request, key_id: str, caller: Admin) -> dict[str, 
     if not _KEY_ID.fullmatch(key_id):
         raise NotFound(f"no key has the id '{key_id[:32]}'")
     return _shown(await get_millstream(request).keys.revoke(key_id))
+
+
+class NewToken(BaseModel):
+    """The body of ``POST /v1/tokens``: what the bearer may do with it, at the expense of the key."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,256}$")] | None = None
+    models: Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=64)] = []
+    max_streams: Annotated[int, Field(ge=1, le=1000)] = 4
+    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    expires_in_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
+
+
+@router.post("/v1/tokens", status_code=201, openapi_extra=_body(NewToken))
+async def create_token(
+    request: Request, caller: Annotated[Principal, Depends(require_api_key(scopes=["chat"]))]
+) -> dict[str, Any]:
+    """Makes a browser token: for a page, where a key does not belong."""
+    asked = await read_body(request, NewToken, _MAX_TOKEN_BODY_BYTES)
+    signer = await get_millstream(request).keys.signer()
+    text, token = signer.token(
+        caller.id,
+        user=asked.user,
+        models=tuple(asked.models),
+        max_streams=asked.max_streams,
+        max_tokens=asked.max_tokens,
+        seconds=asked.expires_in_seconds,
+    )
+    return {"token": text, **msgspec.to_builtins(token)}
 
 
 @router.get("/v1/usage")

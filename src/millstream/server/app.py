@@ -10,13 +10,14 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from millstream import tokens
 from millstream.auth import Keys
 from millstream.catalog import LLMService, ProviderEntry
 from millstream.database import Database
 from millstream.errors import ConfigurationError, MillstreamError, NotFound, recorded
-from millstream.generation import Generations, Limits
+from millstream.generations import Generations, Limits
 from millstream.ledger import Ledger
 from millstream.logs import EventLog
 from millstream.logs.memory import MemoryLog
@@ -84,8 +85,10 @@ class Millstream:
         setattr(app.state, STATE, self)
         async with AsyncExitStack() as stack:
             stack.callback(delattr, app.state, STATE)
+            logging.getLogger("uvicorn.access").addFilter(streams.HideTickets())
             stack.callback(self.database.close)
             stack.push_async_callback(self.llm_service.close)
+            await stack.enter_async_context(self.event_log)
             await stack.enter_async_context(self.ledger)
             await stack.enter_async_context(self.generations)
             await self.llm_service.discover()
@@ -112,6 +115,15 @@ def create_app(millstream: Millstream) -> FastAPI:
         lifespan=millstream.lifespan,
         redoc_url=None,
     )
+    if origins := millstream.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-API-Key"],
+            expose_headers=["Location", "Retry-After", "X-Request-Id", "X-Stream-Id"],
+            max_age=3600,
+        )
     app.router.routes[:0] = chat.direct_routes()
     for router in (millstream.router, health.router, pages.router):
         app.router.routes.extend(router.routes)
@@ -148,12 +160,26 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _event_log(settings: Settings) -> EventLog:
-    if settings.log_url != "memory:":
+    scheme = settings.log_url.partition(":")[0]
+    if scheme == "memory":
+        return MemoryLog(window_seconds=settings.resume_window_seconds, max_bytes=settings.log_max_bytes)
+    if scheme not in ("redis", "rediss", "unix", "valkey"):
         raise ConfigurationError(
-            f"MILLSTREAM_LOG_URL: '{settings.log_url.partition(':')[0]}' is not a log of this version; "
-            "use memory:"
+            f"MILLSTREAM_LOG_URL: '{scheme}' is not a log; use memory: or redis://host:6379/0"
         )
-    return MemoryLog(window_seconds=settings.resume_window_seconds, max_bytes=settings.log_max_bytes)
+    try:
+        # Imported here: redis is an extra.
+        from millstream.logs.redis import RedisLog
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("the Redis log needs an extra: pip install 'millstream[redis]'") from error
+    event_log = RedisLog(
+        settings.log_url.replace("valkey://", "redis://", 1),
+        window_seconds=settings.resume_window_seconds,
+        lifetime_seconds=settings.stream_seconds,
+        max_bytes=settings.log_max_bytes,
+    )
+    event_log.check()
+    return event_log
 
 
 def _service(settings: Settings, given: Mapping[str, Provider]) -> LLMService:

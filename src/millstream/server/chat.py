@@ -9,43 +9,44 @@ from starlette.types import Receive, Scope, Send
 
 from millstream.auth import Principal
 from millstream.dialects.native import NativeDialect
-from millstream.generation import Generation
+from millstream.generations import Source
 from millstream.messages import ChatRequest
-from millstream.server.dependencies import get_millstream, require_api_key
-from millstream.server.requests import Route, read_body, with_errors
+from millstream.server.dependencies import get_millstream, require_principal
+from millstream.server.requests import Route, idempotency_key, read_body, with_errors
 from millstream.server.streaming import AnswerResponse, EventStreamResponse
 
 router = APIRouter(route_class=Route)
 
-_NATIVE = NativeDialect()
-_BODY = {
+NATIVE = NativeDialect()
+BODY = {
     "requestBody": {
         "required": True,
         "content": {"application/json": {"schema": ChatRequest.model_json_schema()}},
     }
 }
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer as Server-Sent Events, ended by `[DONE]` or an error frame.",
+        "content": {"text/event-stream": {"itemSchema": {"type": "object"}}},
+    }
+}
 
-_chat_key = require_api_key(scopes=["chat"])
-Caller = Annotated[Principal, Depends(_chat_key)]
+_chat_caller = require_principal(scopes=["chat"])
+Caller = Annotated[Principal, Depends(_chat_caller)]
 
 
 @router.post(
     "/v1/chat/stream",
     response_class=Response,
-    openapi_extra=_BODY,
-    responses={
-        200: {
-            "description": "The answer as Server-Sent Events, ended by `[DONE]` or an error frame.",
-            "content": {"text/event-stream": {"itemSchema": {"type": "object"}}},
-        }
-    },
+    openapi_extra=BODY,
+    responses=STREAMED,
 )
 async def stream(request: Request, caller: Caller) -> Response:
     """Starts a stream and follows it."""
     return await _respond(request, caller, EventStreamResponse)
 
 
-@router.post("/v1/chat", response_class=Response, openapi_extra=_BODY)
+@router.post("/v1/chat", response_class=Response, openapi_extra=BODY)
 async def answer(request: Request, caller: Caller) -> Response:
     """The whole answer at once, as JSON."""
     return await _respond(request, caller, AnswerResponse)
@@ -58,11 +59,12 @@ async def _respond(
 ) -> Response:
     millstream = get_millstream(request)
     chat = await read_body(request, ChatRequest, millstream.settings.max_body_bytes)
+    claim = idempotency_key(request)
 
-    async def start() -> Generation:
-        return await millstream.generations.start(caller, chat)
+    async def start() -> Source:
+        return await millstream.generations.start(caller, chat, claim)
 
-    return response(request, start, millstream.event_log, _NATIVE)
+    return response(request, start, millstream.event_log, NATIVE)
 
 
 class _Direct:
@@ -71,7 +73,7 @@ class _Direct:
 
     def __init__(self, response: type[EventStreamResponse] | type[AnswerResponse]) -> None:
         async def handle(request: Request) -> Response:
-            return await _respond(request, await _chat_key(request), response)
+            return await _respond(request, await _chat_caller(request), response)
 
         self._handle = with_errors(handle)
 

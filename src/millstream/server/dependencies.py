@@ -13,6 +13,7 @@ from millstream.auth import Principal, Scope
 from millstream.catalog import LLMService
 from millstream.errors import Forbidden, MillstreamError, Unauthorized
 from millstream.meter import Meter
+from millstream.tickets import is_signed
 
 if TYPE_CHECKING:
     from millstream.server.app import Millstream
@@ -41,17 +42,31 @@ def get_millstream(request: Request) -> "Millstream":
     return millstream
 
 
+def _credential(request: Request) -> str:
+    header = request.headers.get("authorization")
+    if header is None:
+        return request.headers.get("x-api-key", "").strip()
+    scheme, _, credential = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Refused(Unauthorized())
+    return credential.strip()
+
+
 async def get_api_key(request: Request) -> Principal:
     """Whoever sent a valid key, in ``Authorization: Bearer`` or ``X-API-Key``. Otherwise 401."""
-    header = request.headers.get("authorization")
-    if header is not None:
-        scheme, _, secret = header.partition(" ")
-        if scheme.lower() != "bearer":
-            raise Refused(Unauthorized())
-    else:
-        secret = request.headers.get("x-api-key", "")
     try:
-        return await get_millstream(request).keys.verify(secret.strip())
+        return await get_millstream(request).keys.verify(_credential(request))
+    except Unauthorized as error:
+        raise Refused(error) from None
+
+
+async def get_principal(request: Request) -> Principal:
+    """Whoever sent a valid key, or a browser token of one. Otherwise 401."""
+    credential = _credential(request)
+    if not is_signed(credential):
+        return await get_api_key(request)
+    try:
+        return await get_millstream(request).keys.verify_token(credential)
     except Unauthorized as error:
         raise Refused(error) from None
 
@@ -61,16 +76,27 @@ def require_api_key(*, scopes: Collection[Scope] = _CHAT) -> Callable[[Request],
 
     ``Depends(require_api_key(scopes=["usage"]))``
     """
+    return _require(get_api_key, scopes)
+
+
+def require_principal(*, scopes: Collection[Scope] = _CHAT) -> Callable[[Request], Awaitable[Principal]]:
+    """The same for ``get_principal``. A browser token has the scope ``chat`` and no other."""
+    return _require(get_principal, scopes)
+
+
+def _require(
+    get: Callable[[Request], Awaitable[Principal]], scopes: Collection[Scope]
+) -> Callable[[Request], Awaitable[Principal]]:
     needed = frozenset(scopes)
 
-    async def api_key(request: Request) -> Principal:
-        principal = await get_api_key(request)
-        if not principal.may(needed):
-            lacking = ", ".join(sorted(needed - principal.scopes))
+    async def principal(request: Request) -> Principal:
+        found = await get(request)
+        if not found.may(needed):
+            lacking = ", ".join(sorted(needed - found.scopes))
             raise Refused(Forbidden(f"this key lacks the scope {lacking}"))
-        return principal
+        return found
 
-    return api_key
+    return principal
 
 
 async def get_llm_service(request: Request) -> LLMService:

@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Request, Response
 
 from millstream.database import AWAY
+from millstream.errors import Overloaded
 from millstream.server.dependencies import get_millstream
 from millstream.server.requests import Route
 
@@ -18,7 +19,7 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(request: Request, response: Response) -> dict[str, str]:
-    """The database answers and the server is not shutting down; else 503."""
+    """The database and the log answer and the server is not shutting down; else 503."""
     millstream = get_millstream(request)
     if millstream.generations.draining:
         response.status_code = 503
@@ -28,4 +29,9 @@ async def readyz(request: Request, response: Response) -> dict[str, str]:
     except AWAY:
         response.status_code = 503
         return {"status": "the database does not answer"}
+    try:
+        await millstream.event_log.ping()
+    except Overloaded:
+        response.status_code = 503
+        return {"status": "the log does not answer"}
     return {"status": "ok"}

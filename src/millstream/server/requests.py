@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from millstream.database import AWAY
 from millstream.errors import (
+    Draining,
     Internal,
     InvalidRequest,
     MalformedBody,
@@ -33,6 +34,7 @@ Body = TypeVar("Body", bound=BaseModel)
 Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,128}")
 _MAX_SHOWN_ERRORS = 3
 _MAX_SHOWN_LOCATION = 100
 
@@ -74,6 +76,14 @@ def request_id(request: Request) -> str:
     return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_urlsafe(12)}"
 
 
+def idempotency_key(request: Request) -> str | None:
+    """Raises ``InvalidRequest`` where the header is there and is none."""
+    given = request.headers.get("idempotency-key")
+    if given is not None and not _IDEMPOTENCY_KEY.fullmatch(given):
+        raise InvalidRequest("an Idempotency-Key has 1 to 128 characters of ASCII without spaces")
+    return given
+
+
 def error_headers(error: MillstreamError, request_id: str) -> dict[str, str]:
     headers = {
         "Content-Type": "application/json",
@@ -84,8 +94,8 @@ def error_headers(error: MillstreamError, request_id: str) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if error.code == Unauthorized.code:
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, TooLarge):
-        headers["Connection"] = "close"  # the rest of the body is not read
+    if isinstance(error, (TooLarge, Draining)):
+        headers["Connection"] = "close"  # the rest of the body is not read; the next request goes elsewhere
     return headers
 
 

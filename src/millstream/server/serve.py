@@ -1,10 +1,15 @@
-"""``millstream serve``: one worker process, from its socket to its last settled row."""
+"""``millstream serve``: the worker process, from its socket to its last settled row."""
 
 import asyncio
 import errno
 import gc
+import multiprocessing
+import os
 import socket
+import sys
 from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
 from types import FrameType
 
 import uvicorn
@@ -14,6 +19,7 @@ from rich.markup import escape
 from millstream.database import AWAY
 from millstream.errors import ConfigurationError
 from millstream.server.app import Millstream, create_app
+from millstream.server.workers import Supervisor
 from millstream.settings import Settings
 from millstream.version import __version__
 
@@ -32,27 +38,58 @@ _DEMOS = {
 
 def serve(settings: Settings, *, temporary_key: bool = False) -> None:
     """Serves until a signal; a second signal hurries. Raises ``ConfigurationError``."""
-    listener = _listen(settings.host, settings.port)
-    with listener:
-        millstream = Millstream(settings)
-        config = uvicorn.Config(
-            create_app(millstream),
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # nothing here depends on where a request says it comes from
-            date_header=False,
-            backlog=_BACKLOG,
-            # Longer than the 60 s for which nginx keeps its end, so that it never meets a closed one.
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=5,
+    if settings.workers > 1 and settings.log_url.startswith("memory:"):
+        raise ConfigurationError(
+            f"{settings.workers} workers need a log that they share: set MILLSTREAM_LOG_URL to a Redis, "
+            "such as redis://localhost:6379/0"
         )
-        server = _Server(config, millstream, listener, temporary_key)
-        server.run(sockets=[listener])
+    if settings.workers > 1 and temporary_key:
+        raise ConfigurationError("--temporary-key is for one worker; make a key with: millstream keys create")
+    with _listen(settings.host, settings.port) as listener:
+        if settings.workers == 1:
+            _work(None, settings, listener, announce=True, temporary_key=temporary_key)
+        else:
+            work = partial(_work, settings=settings, listener=listener)
+            Supervisor(work, partial(work, announce=True), settings.workers).run()
+
+
+def _work(
+    ready: Connection | None,
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    announce: bool = False,
+    temporary_key: bool = False,
+) -> None:
+    """One worker. Reports to ``ready`` where it is one of several: then the signals of the terminal are for
+    the process that started it."""
+    if ready is not None:
+        os.setsid()
+    try:
+        millstream = Millstream(settings)
+    except ConfigurationError as error:
+        if ready is None:
+            raise
+        print(f"millstream: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    config = uvicorn.Config(
+        create_app(millstream),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nothing here depends on where a request says it comes from
+        date_header=False,
+        backlog=_BACKLOG,
+        # Longer than the 60 s for which nginx keeps its end, so that it never meets a closed one.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=5,
+    )
+    server = _Server(config, millstream, listener, announce, temporary_key, ready)
+    server.run(sockets=[listener])
     if not server.started:
         raise ConfigurationError("the server did not start; its log says why")
 
@@ -94,9 +131,13 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         millstream: Millstream,
         listener: socket.socket,
+        announce: bool,
         temporary_key: bool,
+        ready: Connection | None,
     ) -> None:
         super().__init__(config)
+        self._announces = announce
+        self._ready = ready
         self._millstream = millstream
         self._listener = listener
         self._temporary_key = temporary_key
@@ -106,10 +147,24 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            await self._announce()
+            if self._announces:
+                await self._announce()
+            if self._ready is not None:
+                self._ready.send("ready")
+                self._follow_parent()
             # What was made until now stays; the collector need not look at it again.
             gc.collect()
             gc.freeze()
+
+    def _follow_parent(self) -> None:
+        """A worker whose supervisor was killed would serve on unseen."""
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            asyncio.get_running_loop().add_reader(parent.sentinel, self._orphaned, parent.sentinel)
+
+    def _orphaned(self, sentinel: int) -> None:
+        asyncio.get_running_loop().remove_reader(sentinel)
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not calling super(): it would raise the signal again at the end, instead of exit code 0.
@@ -120,6 +175,9 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Streams first (uvicorn would wait for them without end), then connections, then stores."""
         generations = self._millstream.generations
+        if self._ready is not None:
+            for server in self.servers:
+                server.close()  # the other workers take what comes from now on
         drain = asyncio.create_task(generations.drain(self._millstream.settings.drain_seconds))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""The streaming edge: a stream -> one HTTP response, watched from its first moment.
+"""The streaming edge: a stream, from any position -> one HTTP response, watched from its first moment.
 
 Both responses here drive ``send`` themselves. Beside them runs a task that waits for the client to leave,
 from before the stream is started, so that leaving is felt before the first token, in silence and in
@@ -7,6 +7,7 @@ the middle of a write alike.
 
 import asyncio
 import logging
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -18,9 +19,10 @@ from starlette.types import Receive, Scope, Send
 
 from millstream.dialects import Dialect
 from millstream.dialects.native import usage_json
-from millstream.errors import Internal, MillstreamError, recorded, whereabouts
+from millstream.errors import Draining, Internal, MillstreamError, recorded, whereabouts
 from millstream.events import (
     Batch,
+    Position,
     ReasoningDelta,
     RefusalDelta,
     StreamEnd,
@@ -29,17 +31,20 @@ from millstream.events import (
     TextDelta,
     ToolCallEnd,
 )
-from millstream.generation import Generation
+from millstream.generations import Source
 from millstream.logs import EventLog
 from millstream.server.requests import error_headers, request_id
 
 log = logging.getLogger("millstream.server")
 
 HOLD_SECONDS = 10.0  # how long the status line waits for a provider's first event
+FOLLOW_SECONDS = 0.2  # and for the log's, where a stream is followed that was started before
 PING_SECONDS = 15.0  # the longest silence on a connection
 LOOK_SECONDS = 1.0  # how exactly these two are kept
 
-_STREAM_HEADERS = {
+_COME_BACK_MILLISECONDS = (200, 2000)
+
+STREAM_HEADERS = {
     # no-transform keeps proxies from compressing, X-Accel-Buffering nginx from buffering.
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
@@ -47,12 +52,12 @@ _STREAM_HEADERS = {
 
 
 class _StreamResponse(Response, ABC):
-    """Starts a stream when it is sent, and sends what ``_take`` and ``_ended`` make of it."""
+    """Starts (or finds) a stream when it is sent, and sends what ``_take`` and ``_ended`` make of it."""
 
     def __init__(
         self,
         request: Request,
-        start: Callable[[], Awaitable[Generation]],
+        start: Callable[[], Awaitable[Source]],
         event_log: EventLog,
         dialect: Dialect,
     ) -> None:
@@ -62,35 +67,51 @@ class _StreamResponse(Response, ABC):
         self._start = start
         self._log = event_log
         self._dialect = dialect
+        self._source: Source | None = None
+        self._after: Position | None = None
         self._loop = asyncio.get_running_loop()
         self._complete = False
+        self._departs = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
         gone = asyncio.create_task(_disconnected(receive))
         try:
-            async with asyncio.timeout(None) as present:
+            async with asyncio.timeout(None) as self._present:
 
                 def leave(watcher: asyncio.Task[None]) -> None:
-                    if not (watcher.cancelled() or self._complete):
-                        present.reschedule(self._loop.time())
+                    if not watcher.cancelled():
+                        self._leave()
 
                 gone.add_done_callback(leave)
                 await self._run()
         except TimeoutError:
-            pass  # the client has left; there is nobody to tell
+            if self._departs and not gone.done():
+                await self._departed()
         finally:
             self._complete = True
             gone.cancel()
 
+    def _leave(self) -> None:
+        if not (self._complete or self._present.expired()):
+            self._present.reschedule(self._loop.time())
+
+    def _depart(self) -> None:
+        """Ends the response early, so that its reader comes back to another process."""
+        self._departs = True
+        self._leave()
+
+    async def _departed(self) -> None:
+        await self._failed(Draining("the server is shutting down; try again"))
+
     async def _run(self) -> None:
         try:
-            generation = await self._start()
-            with generation.reading():
-                async with aclosing(self._log.read(generation.info.stream_id)) as batches:
+            source = self._source = await self._start()
+            with source.reading(self._depart):
+                async with aclosing(self._log.read(source.info.stream_id, self._after)) as batches:
                     async for batch in batches:
-                        await self._take(generation, batch)
-                await self._ended(generation)
+                        await self._take(source, batch)
+                await self._ended(source)
         except MillstreamError as error:
             await self._failed(error)
         except Exception as error:
@@ -98,11 +119,11 @@ class _StreamResponse(Response, ABC):
             await self._failed(Internal())
 
     @abstractmethod
-    async def _take(self, generation: Generation, batch: Batch) -> None:
+    async def _take(self, source: Source, batch: Batch) -> None:
         """Does what is to be done with events of the stream."""
 
     @abstractmethod
-    async def _ended(self, generation: Generation) -> None:
+    async def _ended(self, source: Source) -> None:
         """The stream has had its terminal event."""
 
     async def _failed(self, error: MillstreamError) -> None:
@@ -132,29 +153,41 @@ class EventStreamResponse(_StreamResponse):
     """A stream as Server-Sent Events.
 
     The status line is held until the provider has produced something or has failed, at the most
-    ``HOLD_SECONDS``: a failure before the first event is a real HTTP status.
+    ``HOLD_SECONDS``: a failure before the first event is a real HTTP status. Where the stream is
+    ``followed``, from ``after`` on, the status only says that it was found.
     """
 
     def __init__(
         self,
         request: Request,
-        start: Callable[[], Awaitable[Generation]],
+        start: Callable[[], Awaitable[Source]],
         event_log: EventLog,
         dialect: Dialect,
+        *,
+        followed: bool = False,
+        after: Position | None = None,
     ) -> None:
         super().__init__(request, start, event_log, dialect)
+        self._followed = followed
+        self._after = after
+        self._hold = FOLLOW_SECONDS if followed else HOLD_SECONDS
         self._committed = False
         self._failed_first: StreamFailed | None = None
         self._held = b""
-        self._generation: Generation | None = None
         self._sent_at = self._loop.time()
         # Frames go out from the request's task, a held status line and pings from a timer's. Each
         # keeps out of the other's way: ``_busy`` is the first at work, ``_tick`` the second.
         self._busy = False
         self._tick: asyncio.Task[None] | None = None
 
+    async def _departed(self) -> None:
+        if self._committed:
+            await self._finish(come_back(self._dialect))
+        else:
+            await super()._departed()
+
     async def _run(self) -> None:
-        self._timer = self._loop.call_later(HOLD_SECONDS, self._look)
+        self._timer = self._loop.call_later(self._hold, self._look)
         try:
             await super()._run()
         finally:
@@ -162,26 +195,29 @@ class EventStreamResponse(_StreamResponse):
             if self._tick is not None:
                 self._tick.cancel()
 
-    async def _take(self, generation: Generation, batch: Batch) -> None:
+    async def _take(self, source: Source, batch: Batch) -> None:
         if self._tick is not None:
             await self._tick
         self._busy = True
         if not self._committed:
-            self._generation = generation
             first = next((e for e in batch.events if type(e) is not StreamStart), None)
-            if first is None:
-                self._held += self._dialect.encode(generation.info, batch)
+            if self._followed:
+                await self._commit(self._dialect.encode(source.info, batch))
+            elif first is None:
+                self._held += self._dialect.encode(source.info, batch)
             elif isinstance(first, StreamFailed):
                 self._failed_first = first
             else:
-                await self._commit(self._dialect.encode(generation.info, batch))
+                await self._commit(self._dialect.encode(source.info, batch))
         else:
-            frames = self._dialect.encode(generation.info, batch)
+            frames = self._dialect.encode(source.info, batch)
             await self._send({"type": "http.response.body", "body": frames, "more_body": True})
             self._sent_at = self._loop.time()
         self._busy = False
 
-    async def _ended(self, generation: Generation) -> None:
+    async def _ended(self, source: Source) -> None:
+        if not self._committed and self._followed:
+            await self._commit(b"")
         if self._failed_first is None:
             await self._finish()
         else:
@@ -199,9 +235,9 @@ class EventStreamResponse(_StreamResponse):
         """The one timer of a connection: when it fires, it looks whether there was a silence, and
         sets itself to when the next one could be over.
         """
-        due = self._sent_at + (PING_SECONDS if self._committed else HOLD_SECONDS)
+        due = self._sent_at + (PING_SECONDS if self._committed else self._hold)
         silent = self._loop.time() >= due and not self._busy and self._tick is None
-        if silent and self._generation is not None:
+        if silent and self._source is not None:
             self._tick = asyncio.create_task(self._break_silence())
             due = self._loop.time() + PING_SECONDS
         self._timer = self._loop.call_at(max(due, self._loop.time() + LOOK_SECONDS), self._look)
@@ -218,18 +254,21 @@ class EventStreamResponse(_StreamResponse):
 
     async def _commit(self, frames: bytes) -> None:
         """The status line, the headers, what was held back, and ``frames``."""
-        assert self._generation is not None
+        assert self._source is not None
         self._committed = True
-        stream_id = self._generation.info.stream_id
+        stream_id = self._source.info.stream_id
         prefix = quote(self._request.url.path.rpartition("/v1/")[0])
         headers = {
             **self._dialect.headers,
-            **_STREAM_HEADERS,
+            **STREAM_HEADERS,
             "X-Stream-Id": stream_id,
             "Location": f"{prefix}/v1/streams/{stream_id}",
         }
         await self._head(200, headers)
-        await self._body(self._held + frames)
+        frames = self._held + frames
+        if self._followed and not frames.startswith(self._dialect.resume):
+            frames = self._dialect.resume + frames
+        await self._body(frames)
         self._sent_at = self._loop.time()
 
 
@@ -239,7 +278,7 @@ class AnswerResponse(_StreamResponse):
     def __init__(
         self,
         request: Request,
-        start: Callable[[], Awaitable[Generation]],
+        start: Callable[[], Awaitable[Source]],
         event_log: EventLog,
         dialect: Dialect,
     ) -> None:
@@ -250,7 +289,7 @@ class AnswerResponse(_StreamResponse):
         self._calls: list[ToolCallEnd] = []
         self._terminal: StreamEnd | StreamFailed | None = None
 
-    async def _take(self, generation: Generation, batch: Batch) -> None:
+    async def _take(self, source: Source, batch: Batch) -> None:
         for event in batch.events:
             match event:
                 case TextDelta():
@@ -266,13 +305,13 @@ class AnswerResponse(_StreamResponse):
                 case _:
                     pass
 
-    async def _ended(self, generation: Generation) -> None:
+    async def _ended(self, source: Source) -> None:
         end = self._terminal
         if isinstance(end, StreamFailed):
             await self._failed(_failure(end))
             return
         assert end is not None
-        info = generation.info
+        info = source.info
         answer: dict[str, object] = {
             "stream_id": info.stream_id,
             "model": info.model,
@@ -299,6 +338,12 @@ class AnswerResponse(_StreamResponse):
         }
         await self._head(200, headers)
         await self._finish(msgspec.json.encode(answer))
+
+
+def come_back(dialect: Dialect) -> bytes:
+    """The last frame of a response that its reader should continue elsewhere. Everybody waits for a time of
+    their own, so that they do not come all at once."""
+    return dialect.retry(random.randint(*_COME_BACK_MILLISECONDS))  # noqa: S311  # no secret
 
 
 def _failure(event: StreamFailed) -> MillstreamError:

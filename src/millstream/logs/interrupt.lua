@@ -1,0 +1,13 @@
+-- Ends a stream whose producer is gone, unless it has its end. Returns the payload of the entry that ends it.
+-- KEYS[1] the stream, ARGV[1] the new entry's id, ARGV[2] its payload, ARGV[3] seconds that the stream is kept
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+if #last == 0 then
+    return false
+end
+local fields = last[1][2]
+if fields[3] == 'end' then
+    return fields[2]
+end
+redis.call('XADD', KEYS[1], ARGV[1], 'events', ARGV[2], 'end', '1')
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return ARGV[2]

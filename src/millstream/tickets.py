@@ -1,0 +1,118 @@
+"""Signed credentials for browsers: tokens that start and follow streams, tickets for one stream.
+
+Both are JWTs (RFC 7519) signed with a secret that all workers of an installation share. Nothing about them is
+stored: what one may do is written into it.
+"""
+
+import secrets
+import time
+from typing import Any, Literal, TypeAlias
+
+import jwt
+from msgspec import Struct
+
+from millstream.errors import Unauthorized
+
+Purpose: TypeAlias = Literal["follow", "cancel"]
+
+FIRST_USE_SECONDS = 60
+_ALGORITHM = "HS256"
+_LEEWAY_SECONDS = 5  # between the clocks of workers
+
+
+class BrowserToken(Struct, frozen=True):
+    """What the bearer of a token may do. ``models`` is empty where any model will do; ``max_tokens`` caps
+    each answer, ``max_streams`` how many are open at a time.
+    """
+
+    id: str
+    key_id: str
+    user: str | None
+    models: tuple[str, ...]
+    max_streams: int
+    max_tokens: int | None
+    expires_at: int
+
+
+class Signer:
+    """Signs and checks. Every refusal is ``Unauthorized``, which says nothing about its cause."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def token(
+        self,
+        key_id: str,
+        *,
+        user: str | None,
+        models: tuple[str, ...],
+        max_streams: int,
+        max_tokens: int | None,
+        seconds: int,
+    ) -> tuple[str, BrowserToken]:
+        expires_at = int(time.time()) + seconds
+        made = BrowserToken(
+            secrets.token_urlsafe(12), key_id, user, models, max_streams, max_tokens, expires_at
+        )
+        claims = {
+            "aud": "token",
+            "jti": made.id,
+            "iss": key_id,
+            "sub": user,
+            "models": models,
+            "max_streams": max_streams,
+            "max_tokens": max_tokens,
+            "exp": expires_at,
+        }
+        return self._sign({name: value for name, value in claims.items() if value is not None}), made
+
+    def check_token(self, text: str) -> BrowserToken:
+        claims = self._claims(text, "token")
+        return BrowserToken(
+            claims["jti"],
+            claims["iss"],
+            claims.get("sub"),
+            tuple(claims["models"]),
+            claims["max_streams"],
+            claims.get("max_tokens"),
+            claims["exp"],
+        )
+
+    def ticket(self, stream_id: str, owner_id: str, purpose: Purpose, seconds: float) -> str:
+        """For ``seconds``. A ticket to follow has to be used within ``FIRST_USE_SECONDS``; after that it only
+        resumes, as the browser's EventSource does with the URL that it was given.
+        """
+        now = int(time.time())
+        return self._sign(
+            {"aud": purpose, "sub": stream_id, "iss": owner_id, "iat": now, "exp": now + int(seconds)}
+        )
+
+    def check_ticket(self, text: str, stream_id: str, purpose: Purpose, *, resumes: bool = False) -> str:
+        """The owner of the stream, for whom the ticket stands."""
+        claims = self._claims(text, purpose)
+        late = time.time() - claims["iat"] > FIRST_USE_SECONDS + _LEEWAY_SECONDS
+        if claims["sub"] != stream_id or (purpose == "follow" and late and not resumes):
+            raise Unauthorized
+        owner_id: str = claims["iss"]
+        return owner_id
+
+    def _sign(self, claims: dict[str, Any]) -> str:
+        return jwt.encode(claims, self._secret, _ALGORITHM)
+
+    def _claims(self, text: str, audience: str) -> dict[str, Any]:
+        try:
+            return jwt.decode(
+                text,
+                self._secret,
+                [_ALGORITHM],
+                audience=audience,
+                leeway=_LEEWAY_SECONDS,
+                options={"require": ["exp", "aud", "iss"]},
+            )
+        except jwt.InvalidTokenError as error:
+            raise Unauthorized from error
+
+
+def is_signed(text: str) -> bool:
+    """Whether ``text`` looks like a JWT, which no API key does."""
+    return text.startswith("eyJ")

@@ -1,0 +1,493 @@
+"""Following, resuming, stopping and starting streams apart from the request that started them, over ASGI."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from asgi import get, post
+from millstream.events import TextDelta, Usage
+from millstream.providers import Finish
+from millstream.providers.scripted import ScriptedProvider
+from millstream.server.streams import HideTickets
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+BODY = {"model": "m", "messages": MESSAGES}
+GRACE = BODY | {"on_disconnect": {"grace_seconds": 600}}
+END = Finish("stop", Usage(9, 2, "provider_final"))
+
+
+def gated(gate, after=None):
+    """A model that says "Hel", waits for the gate and says "lo"; it notes when it is left."""
+    calls = []
+
+    async def wait():
+        calls.append("called")
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            calls.append("left")
+            raise
+
+    return calls, {"scripted": ScriptedProvider({"m": [TextDelta("Hel"), wait, TextDelta("lo"), END]})}
+
+
+@pytest.fixture(params=["memory", "redis"])
+def log_url(request):
+    return "memory:" if request.param == "memory" else request.getfixturevalue("redis_url")
+
+
+def said(call):
+    return "Hel" in call.text
+
+
+async def start(app, body=BODY, key=None, **headers):
+    async with post(app.app, "/v1/streams", body, key or app.key, **headers) as call:
+        await call.finished()
+        assert call.status == 201, call.received
+        return call.json
+
+
+async def receipt(app, stream_id):
+    async with get(app.app, f"/v1/streams/{stream_id}", app.key) as call:
+        return (await call.finished()).json
+
+
+# -- following -------------------------------------------------------------------------------------
+
+
+async def test_every_position_gives_exactly_the_rest(run, log_url):
+    script = [TextDelta(f"{i} ") for i in range(20)]
+    provider = {"scripted": ScriptedProvider({"m": [*script, END]})}
+    async with run(provider, log_url=log_url) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            whole = (await call.finished()).received
+        stream_id = call.response_headers["x-stream-id"]
+        frames = whole.removesuffix(b"data: [DONE]\n\n").split(b"\n\n")[:-1]
+        url = f"/v1/streams/{stream_id}/events"
+        for seen in range(len(frames)):
+            rest = b"".join(frame + b"\n\n" for frame in frames[seen:]) + b"data: [DONE]\n\n"
+            rest = rest if rest.startswith(b"retry:") else b"retry: 1000\n" + rest
+            for query, headers in ((f"?after=1-{seen}", {}), ("?after=1-1", {"last_event_id": f"1-{seen}"})):
+                async with get(app.app, url + query, app.key, **headers) as call:
+                    await call.finished()
+                    assert call.status == 200
+                    assert call.received.removeprefix(b"retry: 1000\n") == rest.removeprefix(b"retry: 1000\n")
+        async with get(app.app, url, app.key, last_event_id=f"1-{len(frames)}") as call:
+            assert ((await call.finished()).status, call.received) == (204, b"")
+        assert len(await app.receipts()) == 1
+
+
+async def test_readers_join_while_it_runs_and_all_get_the_same(run, log_url):
+    gate = asyncio.Event()
+    calls, provider = gated(gate)
+    async with (
+        run(provider, log_url=log_url) as app,
+        post(app.app, "/v1/chat/stream", BODY, app.key) as first,
+    ):
+        await first.until(said)
+        url = f"/v1/streams/{first.response_headers['x-stream-id']}/events"
+        async with get(app.app, url, app.key) as second, get(app.app, f"{url}?after=1-3", app.key) as third:
+            await second.until(said)
+            await third.until(lambda call: call.status)
+            gate.set()
+            for call in (first, second, third):
+                await call.finished()
+        assert second.received.startswith(b"retry: 1000\n")
+        assert second.received.endswith(first.received.removeprefix(b"retry: 1000\n"))
+        assert third.text == "lo"
+        assert calls == ["called"]
+
+
+@pytest.mark.parametrize(
+    "position", ["1", "1-", "-1", "1-x", "1-99", "3-1", "0-1", "1-1 ", "x" * 10_000, "1-" + "9" * 30]
+)
+async def test_a_position_that_makes_no_sense_is_a_400(run, position):
+    async with run(gated(asyncio.Event())[1]) as app:
+        made = await start(app)
+        async with get(
+            app.app, f"/v1/streams/{made['stream_id']}/events", app.key, last_event_id=position
+        ) as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (400, "bad_position")
+        await cancel(app, made["stream_id"])
+
+
+async def test_a_stream_that_is_not_kept_any_more_is_a_410_and_one_that_never_was_a_404(run):
+    async with run(gated(asyncio.Event())[1]) as app:
+        made = await start(app)
+        await cancel(app, made["stream_id"])
+        await app.idle()
+        await app.millstream.event_log.forget(made["stream_id"])
+        _, other = await app.millstream.keys.create("other", ["chat"])
+        for stream_id, key, status, code in (
+            (made["stream_id"], app.key, 410, "stream_gone"),
+            (made["stream_id"], other, 404, "not_found"),
+            ("str_none", app.key, 404, "not_found"),
+        ):
+            async with get(app.app, f"/v1/streams/{stream_id}/events", key) as call:
+                await call.finished()
+                assert (call.status, call.json["error"]["code"]) == (status, code)
+
+
+async def test_a_stream_of_another_key_answers_like_none(run):
+    async with run(gated(asyncio.Event())[1]) as app:
+        made = await start(app)
+        _, other = await app.millstream.keys.create("other", ["chat"])
+
+        async def bodies(stream_id):
+            found = []
+            for call in (
+                get(app.app, f"/v1/streams/{stream_id}", other),
+                get(app.app, f"/v1/streams/{stream_id}/events", other),
+                post(app.app, f"/v1/streams/{stream_id}/cancel", b"", other),
+            ):
+                async with call:
+                    await call.finished()
+                    error = call.json["error"]
+                    found.append((call.status, error["message"].replace(stream_id, "it")))
+            return found
+
+        assert await bodies(made["stream_id"]) == await bodies("str_none")
+        assert (await receipt(app, made["stream_id"]))["status"] == "running"
+        await cancel(app, made["stream_id"])
+
+
+async def test_a_failure_is_a_frame_to_whoever_follows(run):
+    from millstream.errors import UpstreamRefused
+
+    provider = {"scripted": ScriptedProvider({"m": [UpstreamRefused("no")]})}
+    async with run(provider) as app:
+        made = await start(app)
+        await app.idle()
+        async with get(app.app, f"/v1/streams/{made['stream_id']}/events", app.key) as call:
+            await call.finished()
+            assert call.status == 200
+            assert call.frames[-1]["error"]["code"] == "upstream_refused"
+
+
+async def test_a_draining_server_asks_to_come_back(run):
+    async with run(gated(asyncio.Event())[1]) as app:
+        made = await start(app)
+        await cancel(app, made["stream_id"])
+        await app.idle()
+        app.millstream.generations.draining = True
+        async with get(app.app, f"/v1/streams/{made['stream_id']}/events", app.key) as call:
+            await call.finished()
+            assert call.status == 200
+            assert call.received.startswith(b"retry: ")
+        async with post(app.app, "/v1/streams", BODY, app.key) as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (503, "draining")
+            assert call.response_headers["retry-after"] == "1"
+
+
+# -- leaving and stopping --------------------------------------------------------------------------
+
+
+async def cancel(app, stream_id, key=None):
+    async with post(app.app, f"/v1/streams/{stream_id}/cancel", b"", key or app.key) as call:
+        await call.finished()
+        assert call.status == 200, call.received
+        return call.json
+
+
+async def test_a_cancel_ends_the_stream_for_all_and_can_be_repeated(run, log_url):
+    calls, provider = gated(asyncio.Event())
+    async with run(provider, log_url=log_url) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+        await call.until(said)
+        stream_id = call.response_headers["x-stream-id"]
+        answers = [await cancel(app, stream_id) for _ in range(3)]
+        assert [answer["status"] for answer in answers] == ["cancelled"] * 3
+        assert answers[0]["usage_source"] == "counted"
+        await call.finished()
+        assert call.frames[-2]["finish_reason"] == "cancelled"
+        assert call.frames[-1] == "[DONE]"
+        assert calls == ["called", "left"]
+
+
+async def test_within_the_grace_a_reader_comes_back_and_nothing_is_lost(run, log_url):
+    gate = asyncio.Event()
+    calls, provider = gated(gate)
+    async with run(provider, log_url=log_url) as app:
+        async with post(app.app, "/v1/chat/stream", GRACE, app.key) as call:
+            await call.until(said)
+        stream_id = call.response_headers["x-stream-id"]
+        async with get(app.app, f"/v1/streams/{stream_id}/events?after=1-3", app.key) as again:
+            gate.set()
+            await again.finished()
+        assert call.text + again.text == "Hello"
+        assert calls == ["called"]
+        await app.idle()
+        assert (await receipt(app, stream_id))["status"] == "completed"
+
+
+async def test_after_the_grace_it_is_cancelled(run):
+    calls, provider = gated(asyncio.Event())
+    async with run(provider) as app:
+        body = BODY | {"on_disconnect": {"grace_seconds": 0.05}}
+        async with post(app.app, "/v1/chat/stream", body, app.key) as call:
+            await call.until(said)
+        await app.idle()
+        assert (await receipt(app, call.response_headers["x-stream-id"]))["status"] == "cancelled"
+        assert calls == ["called", "left"]
+
+
+async def test_a_reader_that_comes_back_stops_the_clock_of_the_grace(run):
+    gate = asyncio.Event()
+    _, provider = gated(gate)
+    async with run(provider) as app:
+        body = BODY | {"on_disconnect": {"grace_seconds": 0.2}}
+        async with post(app.app, "/v1/chat/stream", body, app.key) as call:
+            await call.until(said)
+        stream_id = call.response_headers["x-stream-id"]
+        generation = app.millstream.generations._running[stream_id]
+        async with get(app.app, f"/v1/streams/{stream_id}/events", app.key) as again:
+            await again.until(said)
+            assert generation._grace is None
+            gate.set()
+            await again.finished()
+        assert again.text == "Hello"
+
+
+async def test_continue_runs_to_its_end_with_nobody_there(run):
+    gate = asyncio.Event()
+    _, provider = gated(gate)
+    async with run(provider) as app:
+        async with post(app.app, "/v1/chat/stream", BODY | {"on_disconnect": "continue"}, app.key) as call:
+            await call.until(said)
+        gate.set()
+        await app.idle()
+        stream_id = call.response_headers["x-stream-id"]
+        assert (await receipt(app, stream_id))["status"] == "completed"
+        async with get(app.app, f"/v1/streams/{stream_id}/events", app.key) as later:
+            assert (await later.finished()).text == "Hello"
+
+
+async def test_the_last_of_several_readers_decides(run):
+    calls, provider = gated(asyncio.Event())
+    async with run(provider) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as first:
+            await first.until(said)
+            stream_id = first.response_headers["x-stream-id"]
+            async with get(app.app, f"/v1/streams/{stream_id}/events", app.key) as second:
+                await second.until(said)
+                first.leave()
+                await first.task
+                assert calls == ["called"]
+        await app.idle()
+        assert calls == ["called", "left"]
+
+
+# -- starting without following, tickets -----------------------------------------------------------
+
+
+async def test_a_stream_is_started_and_followed_with_its_ticket_alone(run):
+    gate = asyncio.Event()
+    _, provider = gated(gate)
+    async with run(provider) as app:
+        made = await start(app)
+        assert set(made) == {"stream_id", "events_url", "cancel_url", "expires_at"}
+        async with get(app.app, made["events_url"]) as call:
+            await call.until(said)
+        gate.set()
+        async with get(app.app, made["events_url"], last_event_id="1-3") as again:
+            await again.finished()
+        assert call.text + again.text == "Hello"
+        async with get(app.app, made["events_url"], last_event_id="1-6") as done:
+            assert (await done.finished()).status == 204
+
+
+async def test_a_ticket_is_for_one_stream_and_one_purpose(run):
+    async with run(gated(asyncio.Event())[1]) as app:
+        one, two = await start(app), await start(app)
+        ticket = {name: one[f"{name}_url"].partition("?ticket=")[2] for name in ("events", "cancel")}
+        for method, path in (
+            (get, f"/v1/streams/{two['stream_id']}/events?ticket={ticket['events']}"),
+            (get, f"/v1/streams/{one['stream_id']}/events?ticket={ticket['cancel']}"),
+            (get, f"/v1/streams/{one['stream_id']}/events?ticket={ticket['events'][:-2]}"),
+            (get, f"/v1/streams/{one['stream_id']}/events?ticket="),
+            (get, f"/v1/streams/{one['stream_id']}?ticket={ticket['events']}"),
+            (
+                lambda *a: post(a[0], a[1], b""),
+                f"/v1/streams/{one['stream_id']}/cancel?ticket={ticket['events']}",
+            ),
+        ):
+            async with method(app.app, path) as call:
+                await call.finished()
+                assert (call.status, call.json["error"]["code"]) == (401, "unauthorized"), path
+        async with get(app.app, "/v1/models", ticket["events"]) as call:
+            assert (await call.finished()).status == 401
+        async with post(app.app, one["cancel_url"], b"") as call:
+            assert (await call.finished()).json["status"] == "cancelled"
+        await cancel(app, two["stream_id"])
+
+
+async def test_a_ticket_that_was_not_used_in_time_only_resumes(run, monkeypatch):
+    async with run(gated(asyncio.Event())[1]) as app:
+        made = await start(app)
+        monkeypatch.setattr("millstream.tickets.FIRST_USE_SECONDS", -10)
+        async with get(app.app, made["events_url"]) as call:
+            assert (await call.finished()).status == 401
+        async with get(app.app, made["events_url"], last_event_id="1-1") as call:
+            await call.until(said)
+            assert call.status == 200
+        await cancel(app, made["stream_id"])
+
+
+async def test_a_stream_that_nobody_comes_to_read_is_cancelled(run, monkeypatch):
+    monkeypatch.setattr("millstream.generation._FIRST_READER_SECONDS", 0.05)
+    async with run(gated(asyncio.Event())[1]) as app:
+        made = await start(app, BODY | {"on_disconnect": "cancel"})
+        await app.idle()
+        assert (await receipt(app, made["stream_id"]))["status"] == "cancelled"
+
+
+def test_tickets_are_kept_out_of_access_logs():
+    path = "/v1/streams/str_x/events?ticket=eyJ.a.b&dialect=millstream"
+    record = logging.LogRecord("uvicorn.access", 20, "", 0, "%s %s %d", ("GET", path, 200), None)
+    assert HideTickets().filter(record)
+    assert record.getMessage() == "GET /v1/streams/str_x/events?ticket=…&dialect=millstream 200"
+
+
+# -- idempotency -----------------------------------------------------------------------------------
+
+
+async def test_racing_duplicates_are_one_generation(run, log_url):
+    gate = asyncio.Event()
+    calls, provider = gated(gate)
+    async with run(provider, log_url=log_url) as app:
+        exchanges = [post(app.app, "/v1/chat/stream", BODY, app.key, idempotency_key="k") for _ in range(20)]
+        for exchange in exchanges:
+            await exchange.__aenter__()
+        for exchange in exchanges:
+            await exchange.until(said)
+        gate.set()
+        for exchange in exchanges:
+            await exchange.finished()
+            await exchange.__aexit__()
+        assert len({exchange.response_headers["x-stream-id"] for exchange in exchanges}) == 1
+        assert {exchange.text for exchange in exchanges} == {"Hello"}
+        assert calls == ["called"]
+        assert len(await app.receipts()) == 1
+        async with post(app.app, "/v1/chat", BODY, app.key, idempotency_key="k") as later:
+            assert (await later.finished()).json["content"] == "Hello"
+        assert len(await app.receipts()) == 1
+
+
+async def test_an_idempotency_key_is_for_one_request_of_one_caller(run):
+    gate = asyncio.Event()
+    gate.set()
+    async with run(gated(gate)[1]) as app:
+        made = await start(app, idempotency_key="k")
+        async with post(app.app, "/v1/streams", BODY | {"seed": 1}, app.key, idempotency_key="k") as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (422, "idempotency_conflict")
+        _, other = await app.millstream.keys.create("other", ["chat"])
+        assert (await start(app, key=other, idempotency_key="k"))["stream_id"] != made["stream_id"]
+        for bad in ("", "a b", "x" * 129):
+            async with post(app.app, "/v1/streams", BODY, app.key, idempotency_key=bad) as call:
+                assert (await call.finished()).status == 422
+
+
+async def test_a_client_that_leaves_while_its_key_is_claimed_leaves_nothing_behind(run):
+    async with run(gated(asyncio.Event())[1]) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key, idempotency_key="k") as call:
+            generations = app.millstream.generations
+            async with asyncio.timeout(5):
+                while not generations._running:
+                    await asyncio.sleep(0)
+            call.leave()
+            await call.task
+        (row,) = await app.receipts()
+        assert row["status"] == "cancelled"
+
+
+# -- browser tokens --------------------------------------------------------------------------------
+
+
+async def token(app, **limits):
+    async with post(app.app, "/v1/tokens", limits, app.key) as call:
+        await call.finished()
+        assert call.status == 201, call.received
+        return call.json["token"]
+
+
+async def test_a_token_starts_follows_and_stops_its_own_streams(run):
+    async with run(gated(asyncio.Event())[1]) as app:
+        ann, bob = await token(app, user="ann"), await token(app, user="bob")
+        made = await start(app, key=ann)
+        later = await token(app, user="ann")
+        for holder, status in ((ann, 200), (later, 200), (app.key, 200), (bob, 404)):
+            async with get(app.app, f"/v1/streams/{made['stream_id']}", holder) as call:
+                assert (await call.finished()).status == status
+        assert (await cancel(app, made["stream_id"], ann))["user"] == "ann"
+        (row,) = await app.receipts()
+        assert (row["key_id"], row["user"], row["owner_id"]) == (app.key_id, "ann", f"{app.key_id}/ann")
+        for path in ("/v1/keys", "/v1/usage"):
+            async with get(app.app, path, ann) as call:
+                assert (await call.finished()).status == 401
+        async with post(app.app, "/v1/tokens", {}, ann) as call:
+            assert (await call.finished()).status == 401
+
+
+async def test_a_token_has_limits(run):
+    asked = []
+
+    class Asked(ScriptedProvider):
+        def stream(self, request, model):
+            asked.append((request.max_tokens, request.user))
+            return super().stream(request, model)
+
+    provider = {"scripted": Asked({"m": [TextDelta("x"), asyncio.Event().wait], "n": [END]})}
+    async with run(provider) as app:
+        some = await token(app, models=["m"], max_streams=2, max_tokens=50, user="ann")
+        one = await start(app, key=some)
+        two = await start(app, {"messages": MESSAGES, "max_tokens": 10, "user": "eve"}, key=some)
+        async with get(app.app, one["events_url"]) as call:
+            await call.until(lambda call: call.text)
+        async with get(app.app, two["events_url"]) as call:
+            await call.until(lambda call: call.text)
+        assert asked == [(50, "ann"), (10, "ann")]
+        async with post(app.app, "/v1/chat/stream", BODY, some) as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (429, "too_many_streams")
+        async with post(app.app, "/v1/chat/stream", BODY | {"model": "n"}, some) as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (403, "forbidden")
+        for made in (one, two):
+            await cancel(app, made["stream_id"])
+
+
+async def test_a_token_ends_with_its_time_or_its_key(run, monkeypatch):
+    monkeypatch.setattr("millstream.auth._CACHE_SECONDS", 0)
+    async with run(gated(asyncio.Event())[1]) as app:
+        valid = await token(app)
+        async with get(app.app, "/v1/models", valid) as call:
+            assert (await call.finished()).status == 200
+        forged = valid[:-4] + "AAAA"
+        async with get(app.app, "/v1/models", forged) as call:
+            assert (await call.finished()).status == 401
+        with monkeypatch.context() as patch:
+            patch.setattr("millstream.tickets.time.time", lambda: 1.0)
+            expired = await token(app)
+        async with get(app.app, "/v1/models", expired) as call:
+            assert (await call.finished()).status == 401
+        await app.millstream.keys.revoke(app.key_id)
+        async with get(app.app, "/v1/models", valid) as call:
+            assert (await call.finished()).status == 401
+
+
+async def test_a_token_cannot_ask_for_what_makes_no_sense(run):
+    async with run(gated(asyncio.Event())[1]) as app:
+        for body in (
+            {"models": "m"},
+            {"max_streams": 0},
+            {"expires_in_seconds": 10**9},
+            {"key_id": "x"},
+            {"user": "a\nb"},
+        ):
+            async with post(app.app, "/v1/tokens", body, app.key) as call:
+                await call.finished()
+                assert (call.status, json.loads(call.received)["error"]["code"]) == (422, "invalid_request")
