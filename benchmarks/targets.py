@@ -30,18 +30,25 @@ def naive(path: str) -> dict:
     }
 
 
+MILLSTREAM = {
+    "prepare": "@PYTHON@ -m millstream keys create --name bench --data-dir @WORK@/data",
+    "cmd": "@PYTHON@ -m millstream serve --port @PORT@ --data-dir @WORK@/data",
+    "env": {"OPENAI_BASE_URL": "http://@UP@/v1", "OPENAI_API_KEY": "sk-upstream"},
+    "path": "/v1/chat/stream",
+    "headers": {"Authorization": "Bearer @KEY@"},
+    "body": BODY,
+}
+
 TARGETS = {
     "direct": OPENAI,
     "nginx": {**OPENAI, "cmd": "/usr/sbin/nginx -c @WORK@/nginx.conf", "files": ["nginx.conf"]},
     "tutorial": naive("/v1/chat/stream"),
     # With its key check, durable ledger row, log and positions; on its defaults.
-    "millstream": {
-        "prepare": "@PYTHON@ -m millstream keys create --name bench --data-dir @WORK@/data",
-        "cmd": "@PYTHON@ -m millstream serve --port @PORT@ --data-dir @WORK@/data",
-        "env": {"OPENAI_BASE_URL": "http://@UP@/v1", "OPENAI_API_KEY": "sk-upstream"},
-        "path": "/v1/chat/stream",
-        "headers": {"Authorization": "Bearer @KEY@"},
-        "body": BODY,
+    "millstream": MILLSTREAM,
+    # The same with a Redis for its log, to be started first: redis-server --port 6399 --save ""
+    "millstream-redis": {
+        **MILLSTREAM,
+        "env": {**MILLSTREAM["env"], "MILLSTREAM_LOG_URL": "redis://127.0.0.1:6399/0"},
     },
     # What Python costs with nothing but the relay: key check, parsed request, usage read; no log, no
     # ledger.

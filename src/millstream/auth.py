@@ -13,7 +13,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import sqlalchemy as sa
 from msgspec import Struct
@@ -111,20 +111,20 @@ class Keys:
         if not is_wellformed(secret):
             raise Unauthorized
         digest = hashlib.sha256(secret.encode()).digest()
-        return await self._find(digest, database.keys.c.digest == digest)
+        return await self._find(digest, database.keys.c.digest)
 
     async def verify_token(self, text: str) -> Principal:
         """Whoever has the browser token, as long as the key that it was made with is not revoked."""
         token = (await self.signer()).check_token(text)
-        key = await self._find(token.key_id, database.keys.c.id == token.key_id)
+        key = await self._find(token.key_id, database.keys.c.id)
         return Principal(key.id, frozenset({"chat"}), token)
 
-    async def _find(self, name: bytes | str, condition: sa.ColumnElement[bool]) -> Principal:
+    async def _find(self, name: bytes | str, column: sa.Column[Any]) -> Principal:
         now = time.monotonic()
         cached = self._verified.get(name)
         if cached is not None and now - cached[0] < _CACHE_SECONDS:
             return cached[1]
-        key = await self._db.read(lambda connection: _one(connection, condition))
+        key = await self._db.read(lambda connection: _one(connection, column == name))
         if key is None or key.revoked_at is not None:
             self._verified.pop(name, None)
             raise Unauthorized
