@@ -9,7 +9,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types imports generated python web-test fix bench docs web clean test-deps
+.PHONY: help run test check lint types imports generated python web-test fix faults bench docs web clean test-deps
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ web-test: web
 fix: $(VENV)/dev  ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+faults: test-deps web  ## Long fault and load runs (about 25 minutes); make test has a short slice of each
+	EXAMPLES=150 $(BIN)/pytest -m "faults or not faults" tests/contracts/test_survival.py tests/live/test_workers.py tests/live/test_silence.py $(ARGS)
 
 bench: $(VENV)/dev web  ## Measure beside nginx and the tutorial's code; writes benchmarks/RESULTS.md
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || ./tools/apt-install nginx

@@ -156,6 +156,8 @@ class Generation:
             await self._abandon()
         self._came()
         if self._settlement is not None:
+            # First: should this process die in between, its row is an orphan's and the log looked after.
+            await self._log.flush(self.info.stream_id)
             await self._ledger.settle(self._settlement)
 
     async def _open(self) -> bool:

@@ -44,13 +44,30 @@ def nginx(folder, *ports):
             folder=folder, port=port, servers=" ".join(f"server 127.0.0.1:{port};" for port in ports)
         )
     )
-    process = subprocess.Popen([needed("nginx"), "-c", str(path), "-e", str(folder / "error.log")])
+    proxy = Proxy([needed("nginx"), "-c", str(path), "-e", str(folder / "error.log")], port)
     try:
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}/healthz"), process)
-        yield port
+        proxy.start()
+        yield proxy
     finally:
-        process.terminate()
-        process.wait(10)
+        proxy.stop()
+
+
+class Proxy:
+    def __init__(self, command, port):
+        self.command, self.port = command, port
+
+    def start(self):
+        self._process = subprocess.Popen(self.command)
+        wait_for(lambda: answers(f"http://127.0.0.1:{self.port}/healthz"), self._process)
+
+    def stop(self):
+        self._process.terminate()
+        self._process.wait(10)
+
+    def restart(self):
+        """Cuts every connection through it."""
+        self.stop()
+        self.start()
 
 
 async def test_frames_arrive_one_by_one_and_leaving_reaches_the_provider(serve, ask, tmp_path):
@@ -70,7 +87,7 @@ async def test_frames_arrive_one_by_one_and_leaving_reaches_the_provider(serve, 
         context = serve(openai=upstream.base_url)
         server = await asyncio.to_thread(context.__enter__)
         proxy = nginx(tmp_path / "nginx", server.port)
-        port = await asyncio.to_thread(proxy.__enter__)
+        port = (await asyncio.to_thread(proxy.__enter__)).port
         try:
             headers = {"Authorization": f"Bearer {server.key}", "Accept-Encoding": "gzip"}
             reader, writer = await ask(port, "POST", "/v1/chat/stream", body, **headers)

@@ -54,14 +54,15 @@ async def fleet(tmp_path, provider, count, *, redis_url=None, **environment):
         first = await enter(running(tmp_path / "server", **environment))
         others = [enter(running(tmp_path / "server", **environment)) for _ in range(count - 1)]
         servers = [first, *await asyncio.gather(*others)]
-        port = await enter(nginx(tmp_path / "nginx", *(server.port for server in servers)))
+        proxy = await enter(nginx(tmp_path / "nginx", *(server.port for server in servers)))
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Fleet(upstream, servers, f"http://127.0.0.1:{port}", session, tmp_path)
+        yield Fleet(upstream, servers, proxy, session, tmp_path)
 
 
 class Fleet:
-    def __init__(self, upstream, servers, url, session, tmp_path):
-        self.upstream, self.servers, self.url, self.session = upstream, servers, url, session
+    def __init__(self, upstream, servers, proxy, session, tmp_path):
+        self.upstream, self.servers, self.proxy, self.session = upstream, servers, proxy, session
+        self.url = f"http://127.0.0.1:{proxy.port}"
         self.key = servers[0].key
         self._database = tmp_path / "server" / "millstream-data" / "millstream.db"
 
@@ -270,7 +271,14 @@ async def roll(tmp_path, redis_url, workers, clients):
 
 
 async def test_workers_are_replaced_under_running_streams(tmp_path, redis_url):
+    """reliability: P5."""
     await roll(tmp_path, redis_url, 2, 30)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(400)
+async def test_three_workers_are_replaced_under_two_hundred_running_streams(tmp_path, redis_url):
+    await roll(tmp_path, redis_url, 3, 200)
 
 
 async def test_a_worker_that_dies_is_replaced(serve, redis_url):

@@ -58,6 +58,10 @@ class EventLog(Protocol):
         A terminal event is always taken, full or not. Only for the process that made the stream.
         """
 
+    async def flush(self, stream_id: str) -> None:
+        """Returns when every process can see what was appended to a stream of ours, or when that cannot be
+        had for the moment."""
+
     def read(self, stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
         """What follows ``after`` (or everything), then live, up to and with the terminal event.
 

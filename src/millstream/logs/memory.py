@@ -116,6 +116,9 @@ class MemoryLog:
         stream.wake()
         return stream.position(len(stream.events))
 
+    async def flush(self, stream_id: str) -> None:
+        pass
+
     async def interrupt(self, stream_id: str, failure: StreamFailed) -> Terminal:
         stream = self._stream(stream_id)
         if stream.closed_at is None:

@@ -160,7 +160,7 @@ class RedisLog:
             "retry": Retry(NoBackoff(), 1),
         }
         self._client = Redis.from_url(self._url, **options)
-        self._tail_client = Redis.from_url(self._url, **options)
+        self._tail_client = Redis.from_url(self._url, **options | {"retry": Retry(NoBackoff(), 0)})
         self._interrupt = self._client.register_script(
             resources.files(__package__).joinpath("interrupt.lua").read_bytes()
         )
@@ -181,6 +181,8 @@ class RedisLog:
                     await copy.done.wait()
         self._leaving = True  # looked at by the loops: the library can swallow a cancellation
         self._flush_now.set()
+        with suppress(*_AWAY):  # or waits for its blocking read to come back
+            await self._tail_client.connection_pool.disconnect()
         for task in (*self._workers, *self._tasks):
             task.cancel()
         await asyncio.gather(*self._workers, *self._tasks, return_exceptions=True)
@@ -194,10 +196,16 @@ class RedisLog:
         await self._own.create(info)
         copy = self._copies[info.stream_id] = _Copy()
         self._copy_soon(info.stream_id, copy)
-        if not self._away:  # what cannot be found elsewhere can still be streamed here
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_CONNECT_SECONDS):
-                    await copy.done.wait()
+        await self.flush(info.stream_id)  # or not: what cannot be found elsewhere can still be streamed here
+
+    async def flush(self, stream_id: str) -> None:
+        copy = self._copies.get(stream_id)
+        if copy is None or self._away:
+            return
+        self._flush_now.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await copy.done.wait()
 
     async def append(self, stream_id: str, events: Sequence[Event]) -> Position:
         position = await self._own.append(stream_id, events)
@@ -408,6 +416,8 @@ class RedisLog:
                 )
                 delay = _RETRY_SECONDS[0]
             except _AWAY as error:
+                if self._leaving:
+                    return
                 log.error("the log's Redis: %s", whereabouts(error))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _RETRY_SECONDS[1])

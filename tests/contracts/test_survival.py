@@ -1,0 +1,299 @@
+"""What clients see and what the ledger says, whatever happens in whatever order.
+
+A machine of rules starts streams on several workers, lets their provider say words, reads, drops and resumes
+anywhere, stops streams and kills workers. In the end every client comes back, and what it has must agree with what
+the provider said; every start has one settled row.
+"""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from millstream import generations, ledger
+from millstream.auth import Keys, Principal
+from millstream.catalog import LLMService, ProviderEntry
+from millstream.database import Database
+from millstream.errors import BadPosition
+from millstream.events import TERMINAL_TYPES, Position, StreamEnd, TextDelta, Usage
+from millstream.generations import Generations
+from millstream.ledger import Ledger
+from millstream.logs.memory import MemoryLog
+from millstream.messages import ChatRequest
+from millstream.providers import Finish
+
+EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # make faults runs more
+KEY = Principal("key_1", frozenset({"chat"}))
+
+
+class Provider:
+    """Says what it is told to, stream by stream, and notes what it has said."""
+
+    def __init__(self):
+        self.words: dict[str, asyncio.Queue] = {}
+        self.said: dict[str, str] = {}
+
+    async def stream(self, request, model):
+        name = request.user
+        while (word := await self.words[name].get()) is not None:
+            self.said[name] += word
+            yield [TextDelta(word)]
+        yield [Finish("stop", Usage(1, 1, "provider_final"))]
+
+    async def models(self):
+        return ["m"]
+
+    async def close(self):
+        pass
+
+
+class Worker:
+    def __init__(self, db, log, provider):
+        self.db, self.log = db, log
+        self.ledger = Ledger(db)
+        self.generations = Generations(
+            LLMService({"p": ProviderEntry(provider, models=("m",))}), log, self.ledger, Keys(db)
+        )
+        self.alive = True
+
+    async def start(self, stack):
+        await stack.enter_async_context(self.log)
+        await self.ledger.__aenter__()
+        await self.generations.__aenter__()
+
+    async def kill(self):
+        """As SIGKILL would: nothing is said, written or settled any more."""
+        self.alive = False
+        tasks = [*self.generations._watch, *self.generations._tasks.values()]
+        if not isinstance(self.log, MemoryLog):
+            self.log._copies.clear()
+            self.log._leaving = True  # redis-py can swallow a cancellation
+            tasks += [*self.log._workers, *self.log._tasks]
+        self.ledger._write_soon = lambda seconds: None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def stop(self):
+        if self.alive:
+            await self.generations.__aexit__()
+            await self.ledger.__aexit__()
+
+
+class Client:
+    """Knows what it has seen, and nothing else."""
+
+    def __init__(self, stream_id):
+        self.stream_id = stream_id
+        self.position, self.text, self.end = None, "", None
+
+    async def read(self, worker, events=None, seconds=30.0):
+        """Reads ``events`` more, or up to the end. A time-out is a client that leaves."""
+        try:
+            async with asyncio.timeout(seconds):
+                found = await worker.generations.follow(KEY, self.stream_id)
+                with found.source.reading(lambda: None):
+                    async with aclosing(worker.log.read(self.stream_id, self.position)) as batches:
+                        async for batch in batches:
+                            for i, event in enumerate(batch.events):
+                                self.see(Position(batch.first.epoch, batch.first.seq + i), event)
+                                if events is not None and (events := events - 1) <= 0:
+                                    return
+        except TimeoutError:
+            pass
+
+    def see(self, position, event):
+        if self.position is not None:
+            epoch, seq = self.position
+            assert position in ((epoch, seq + 1), (epoch + 1, 1)), (self.position, position)
+        assert self.end is None, "something came after the end"
+        self.position = position
+        if isinstance(event, TextDelta):
+            self.text += event.text
+        if isinstance(event, TERMINAL_TYPES):
+            self.end = event
+
+
+class Survival(RuleBasedStateMachine):
+    make_log = None
+    count = 1
+
+    def __init__(self):
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.folder = Path(tempfile.mkdtemp())
+        self.db = Database(f"sqlite:///{self.folder / 'x.db'}")
+        self.db.migrate()
+        self.provider = Provider()
+        self.streams: list[str] = []
+        self.owner: dict[str, Worker] = {}
+        self.open: set[str] = set()
+        self.clients: list[Client] = []
+        self.stopped: set[str] = set()
+        self.stack = AsyncExitStack()
+
+        async def begin():
+            self.workers = [Worker(self.db, type(self).make_log(), self.provider) for _ in range(self.count)]
+            for worker in self.workers:
+                await worker.start(self.stack)
+
+        self.run(begin())
+
+    def run(self, work):
+        return self.loop.run_until_complete(asyncio.wait_for(work, 60))
+
+    def living(self, number):
+        living = [worker for worker in self.workers if worker.alive]
+        return living[number % len(living)]
+
+    @rule(worker=st.integers(0, 5), policy=st.sampled_from(["continue", {"grace_seconds": 60}]))
+    @precondition(lambda self: len(self.streams) < 6)
+    def start(self, worker, policy):
+        async def go():
+            name = str(len(self.streams))
+            self.provider.words[name], self.provider.said[name] = asyncio.Queue(), ""
+            request = ChatRequest.model_validate(
+                {
+                    "model": "m",
+                    "messages": [{"role": "user", "content": "x"}],
+                    "user": name,
+                    "on_disconnect": policy,
+                }
+            )
+            where = self.living(worker)
+            source = await where.generations.start(KEY, request, f"key-{name}", unread=True)
+            again = await self.living(worker + 1).generations.start(KEY, request, f"key-{name}")
+            assert again.info.stream_id == source.info.stream_id
+            self.streams.append(source.info.stream_id)
+            self.owner[source.info.stream_id] = where
+            self.open.add(source.info.stream_id)
+            self.clients += [Client(source.info.stream_id) for _ in range(2)]
+
+        self.run(go())
+
+    @rule(stream=st.integers(0, 5), words=st.integers(1, 40))
+    @precondition(lambda self: self.streams)
+    def say(self, stream, words):
+        name = stream % len(self.streams)
+        for i in range(words):
+            self.provider.words[str(name)].put_nowait(f"{name}.{i} ")
+        self.run(asyncio.sleep(0))
+
+    @rule(client=st.integers(0, 11), worker=st.integers(0, 5), events=st.integers(1, 30))
+    @precondition(lambda self: self.clients)
+    def read(self, client, worker, events):
+        client = self.clients[client % len(self.clients)]
+        if client.end is None:
+            self.run(client.read(self.living(worker), events, 0.1))
+
+    @rule(stream=st.integers(0, 5))
+    @precondition(lambda self: self.open)
+    def finish(self, stream):
+        stream_id = sorted(self.open)[stream % len(self.open)]
+        self.open.discard(stream_id)
+        self.provider.words[str(self.streams.index(stream_id))].put_nowait(None)
+
+    @rule(stream=st.integers(0, 5), worker=st.integers(0, 5))
+    @precondition(lambda self: self.streams)
+    def stop(self, stream, worker):
+        stream_id = self.streams[stream % len(self.streams)]
+        self.stopped.add(stream_id)
+        self.run(self.living(worker).generations.cancel(KEY, stream_id))
+
+    @rule(worker=st.integers(0, 5))
+    @precondition(lambda self: sum(worker.alive for worker in self.workers) > 1)
+    def kill(self, worker):
+        self.run(self.living(worker).kill())
+
+    def teardown(self):
+        async def finish():
+            for stream_id in self.open:
+                self.provider.words[str(self.streams.index(stream_id))].put_nowait(None)
+            for i, client in enumerate(self.clients):
+                while client.end is None:
+                    before = client.position
+                    try:
+                        await client.read(self.living(i))
+                    except BadPosition:  # it had seen more than the dead worker could pass on
+                        await asyncio.sleep(0.05)
+                        continue
+                    assert client.end or client.position != before, "it hangs"
+            while [row for row in await self.rows() if row.status == "running"]:
+                await asyncio.sleep(0.05)
+            rows = {row.id: row for row in await self.rows()}
+            assert set(rows) == set(self.streams)
+            for client in self.clients:
+                said = self.provider.said[str(self.streams.index(client.stream_id))]
+                row, end = rows[client.stream_id], client.end
+                assert said.startswith(client.text)
+                if isinstance(end, StreamEnd):
+                    assert row.finish_reason == end.finish_reason
+                    if end.finish_reason == "stop":
+                        assert client.text == said
+                    else:
+                        assert client.stream_id in self.stopped
+                else:
+                    assert end.code == row.error_code == "interrupted"
+                    assert not self.owner[client.stream_id].alive
+                usage = end.bill.usage
+                assert (row.completion_tokens, row.usage_source) == (usage.completion_tokens, usage.source)
+
+        try:
+            if self.streams:
+                self.run(finish())
+        finally:
+
+            async def end():
+                for worker in self.workers:
+                    await worker.stop()
+                await self.stack.aclose()
+                await self.loop.shutdown_asyncgens()
+
+            self.run(end())
+            self.loop.close()
+            self.db.close()
+            shutil.rmtree(self.folder)
+
+    async def rows(self):
+        import sqlalchemy as sa
+
+        from millstream.database import streams
+
+        return await self.db.read(lambda connection: connection.execute(sa.select(streams)).all())
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("log", ["memory", "redis"])
+def test_nothing_gets_lost(log, request, monkeypatch):
+    monkeypatch.setattr(ledger, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(generations, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(generations, "_SWEEP_SECONDS", 0.05)
+    if log == "memory":
+
+        class Machine(Survival):
+            make_log = staticmethod(MemoryLog)
+    else:
+        from millstream.logs.redis import RedisLog
+
+        url = request.getfixturevalue("redis_url")
+
+        class Machine(Survival):
+            make_log = staticmethod(lambda: RedisLog(url))
+            count = 3
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

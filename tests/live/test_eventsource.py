@@ -1,0 +1,102 @@
+"""The browser's own EventSource, in a real Chromium, with nothing but the URL that a start gives."""
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+from playwright.async_api import async_playwright
+
+from live.test_page import FLAGS
+from live.test_workers import Provider, fleet
+from services import needed
+
+WORDS = [f"word{i} " for i in range(100)]
+
+# What everybody writes, and no more: the page keeps nothing, the browser reconnects by itself.
+PAGE = """
+(url) => new Promise((resolve) => {
+  const seen = (window.seen = { text: "", ids: [], opened: 0, end: null });
+  const source = (window.source = new EventSource(url));
+  source.onopen = () => { seen.opened += 1; };
+  source.onmessage = (event) => {
+    if (event.data === "[DONE]") { return; }
+    const data = JSON.parse(event.data);
+    seen.ids.push(event.lastEventId);
+    seen.text += data.delta ?? "";
+    if (data.error || data.finish_reason) { seen.end = data; }
+  };
+  source.onerror = () => { seen.state = source.readyState; };
+  resolve();
+})
+"""
+
+
+@asynccontextmanager
+async def browsing(tmp_path, redis_url, pace=0.05):
+    provider = Provider(WORDS, pace=pace)
+    async with fleet(tmp_path, provider, 2, redis_url=redis_url) as it, async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=needed("chromium"), args=FLAGS)
+        try:
+            page = await browser.new_page()
+            await page.goto(it.url)
+            yield it, page
+        finally:
+            await browser.close()
+
+
+async def start(it, server, **more):
+    body = it.body() | more
+    headers = {"Authorization": f"Bearer {it.key}"}
+    async with it.session.post(f"{server.url}/v1/streams", json=body, headers=headers) as answer:
+        assert answer.status == 201
+        return await answer.json()
+
+
+async def seen(page, condition, seconds=40):
+    async with asyncio.timeout(seconds):
+        while not condition(found := await page.evaluate("window.seen")):
+            await asyncio.sleep(0.05)
+        return found
+
+
+async def test_it_survives_drops_and_a_worker_restart_and_stops_at_the_end(tmp_path, redis_url):
+    async with browsing(tmp_path, redis_url) as (it, page):
+        here, there = it.servers
+        made = await start(it, here)
+        await page.evaluate(PAGE, made["events_url"])
+        await seen(page, lambda s: len(s["ids"]) > 10)
+        it.proxy.restart()  # every connection is cut
+        await seen(page, lambda s: s["opened"] >= 2 and len(s["ids"]) > 40)
+        await asyncio.to_thread(there.terminate)  # wherever it was, there is one worker left
+        found = await seen(page, lambda s: s["end"])
+        assert found["text"] == "".join(WORDS)
+        assert found["ids"] == [f"1-{i + 1}" for i in range(len(found["ids"]))]
+        assert found["end"]["finish_reason"] == "stop"
+        # It asks once more after the end, is told that nothing is left, and gives up.
+        async with asyncio.timeout(10):
+            while await page.evaluate("window.source.readyState") != 2:
+                await asyncio.sleep(0.05)
+        assert len(it.asked()) == 1
+        assert len(await it.rows()) == 1
+
+
+@pytest.mark.parametrize("says", [True, False])
+async def test_a_closed_tab_stops_the_provider_at_once_or_after_the_grace(tmp_path, redis_url, says):
+    async with browsing(tmp_path, redis_url) as (it, page):
+        here, _ = it.servers
+        made = await start(it, here, on_disconnect={"grace_seconds": 1})
+        await page.evaluate(PAGE, made["events_url"])
+        if says:
+            listen = "(url) => addEventListener('pagehide', () => navigator.sendBeacon(url))"
+            await page.evaluate(listen, made["cancel_url"])
+        await seen(page, lambda s: len(s["ids"]) > 10)
+        (request,) = it.asked()
+        closed_at = time.monotonic()
+        await page.close(run_before_unload=False)
+        async with asyncio.timeout(10):
+            await request.gone.wait()
+        delay = request.closed_at - closed_at
+        assert delay < 1 if says else 0.9 < delay < 4
+        (row,) = (await it.rows()).values()
+        assert row["status"] == "cancelled"

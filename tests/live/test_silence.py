@@ -1,0 +1,112 @@
+"""Many open streams in which nothing happens: pings on time, memory bounded, everything given back."""
+
+import asyncio
+import json
+import time
+
+import psutil
+import pytest
+
+from live.conftest import running
+
+PING_SECONDS = 15
+
+
+async def hold(tmp_path, redis_url, count, seconds):
+    """Opens ``count`` silent streams on two workers for ``seconds``; what it cost, in KiB a stream."""
+    environment = {
+        "MILLSTREAM_LOG_URL": redis_url,
+        "MILLSTREAM_PROVIDERS": '{"scripted": {"type": "scripted"}}',
+        "MILLSTREAM_MAX_STREAMS": "20000",
+    }
+    context = running(tmp_path / "server", "--workers", "2", **environment)
+    server = await asyncio.to_thread(context.__enter__)
+    try:
+        # The second word comes after everything is over.
+        body = json.dumps(
+            {"model": "scripted/2x900000", "messages": [{"role": "user", "content": "x"}]}
+        ).encode()
+        head = (
+            f"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        ).encode()
+        opening = asyncio.Semaphore(64)
+        late: list[float] = []
+        opened = 0
+        stop = asyncio.Event()
+
+        async def client(number):
+            nonlocal opened
+            async with opening:
+                # More than one address, so that ports do not run out.
+                local = (f"127.0.0.{number % 8 + 2}", 0)
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port, local_addr=local)
+                writer.write(head + body)
+                await reader.readuntil(b'"delta":"stream')
+                opened += 1
+            heard_at = time.monotonic()
+            ended = asyncio.create_task(stop.wait())
+            while not stop.is_set():
+                heard = asyncio.create_task(reader.readuntil(b": ping\n"))
+                await asyncio.wait({heard, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if heard.done():
+                    heard.result()
+                    now = time.monotonic()
+                    late.append(now - heard_at - PING_SECONDS)
+                    heard_at = now
+                else:
+                    heard.cancel()
+            ended.cancel()
+            writer.close()
+
+        def family():
+            return [p for p in psutil.Process(server.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+
+        def memory():
+            return sum(p.memory_info().rss for p in family())
+
+        # What is loaded once is loaded before it is measured.
+        warm = [asyncio.create_task(client(i)) for i in range(50)]
+        while opened < 50:
+            await asyncio.sleep(0.05)
+        stop.set()
+        await asyncio.gather(*warm)
+        stop.clear()
+        late.clear()
+        opened = 0
+        async with asyncio.timeout(30):
+            while len(family()) < 2:
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(1)
+        before, descriptors = memory(), sum(p.num_fds() for p in family())
+        clients = [asyncio.create_task(client(i)) for i in range(count)]
+        while opened < count:
+            await asyncio.sleep(0.2)
+            assert not [c for c in clients if c.done()]
+        each = (memory() - before) / count / 1024
+        await asyncio.sleep(seconds)
+        assert not [c for c in clients if c.done()]
+        assert len(late) >= count * (seconds // (PING_SECONDS + 2))
+        assert max(late) < 2
+        stop.set()
+        await asyncio.gather(*clients)
+        async with asyncio.timeout(60):
+            while sum(p.num_fds() for p in family()) > descriptors + 20:
+                await asyncio.sleep(0.2)
+        after = (memory() - before) / count / 1024
+        assert await asyncio.to_thread(server.terminate, 40) == 0
+        return {"KiB a stream": each, "KiB a stream afterwards": after, "latest ping s": max(late)}
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+async def test_silent_streams_are_pinged_on_time_and_given_back(tmp_path, redis_url):
+    await hold(tmp_path, redis_url, 300, 18)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1200)
+async def test_ten_thousand_silent_streams_for_ten_minutes(tmp_path, redis_url, capsys):
+    figures = await hold(tmp_path, redis_url, 10_000, 600)
+    with capsys.disabled():
+        print(figures)
