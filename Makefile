@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 PAGES := src/millstream/server/pages/index.html
-WEB_SOURCES := $(shell find web -type f -not -path 'web/node_modules/*' 2>/dev/null)
+WEB_SOURCES := $(shell find web clients/ts/src -type f -not -path 'web/node_modules/*' 2>/dev/null)
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 
@@ -37,8 +37,13 @@ generated: $(VENV)/dev
 python: $(VENV)/dev web test-deps
 	$(BIN)/pytest $(ARGS)
 
-web-test: web
+web-test: web clients/ts/node_modules/.installed
 	cd web && npm test
+	cd clients/ts && npm test && npm run build
+
+clients/ts/node_modules/.installed: clients/ts/package-lock.json
+	cd clients/ts && npm ci --no-audit --no-fund
+	@touch $@
 
 fix: $(VENV)/dev  ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
@@ -80,4 +85,4 @@ $(VENV)/dev: $(UV) pyproject.toml uv.lock
 	@touch $@ $(VENV)/run
 
 clean:  ## Remove what was installed and built (not the data)
-	rm -rf $(VENV) web/node_modules src/millstream/server/pages .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) web/node_modules clients/ts/node_modules clients/ts/dist src/millstream/server/pages .mypy_cache .ruff_cache .hypothesis

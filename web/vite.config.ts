@@ -1,8 +1,15 @@
+import { fileURLToPath } from "node:url";
+
 import react from "@vitejs/plugin-react";
 import { defineConfig } from "vitest/config";
 
 export default defineConfig({
   plugins: [react()],
+  resolve: {
+    // The client from its source, with the packages of this page.
+    alias: { "millstream/react": fileURLToPath(new URL("../clients/ts/src/react.ts", import.meta.url)) },
+    dedupe: ["react", "eventsource-parser"],
+  },
   build: {
     outDir: "../src/millstream/server/pages",
     emptyOutDir: true,

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextlib import suppress
 
 import pytest
 from playwright.async_api import async_playwright, expect
@@ -38,22 +39,69 @@ class Model:
         await request.finish(usage={"prompt_tokens": 5, "completion_tokens": 3})
 
 
+class Wire:
+    """What lies between the browser and the server, and can be cut."""
+
+    def __init__(self, port):
+        self.port, self.whole, self.ends = port, True, set()
+
+    async def start(self):
+        self.server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+
+    async def stop(self):
+        self.cut()
+        self.server.close()
+        await self.server.wait_closed()
+
+    def cut(self):
+        self.whole = False
+        for end in list(self.ends):
+            end.transport.abort()
+
+    def mend(self):
+        self.whole = True
+
+    async def _carry(self, reader, writer):
+        if not self.whole:
+            writer.transport.abort()
+            return
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.port)
+        ends = {writer, there_writer}
+        self.ends |= ends
+
+        async def carry(source, target):
+            with suppress(OSError):
+                while data := await source.read(65_536):
+                    target.write(data)
+                    await target.drain()
+            target.close()
+
+        try:
+            await asyncio.gather(carry(reader, there_writer), carry(there_reader, writer))
+        finally:
+            self.ends -= ends
+
+
 @pytest.fixture
 async def page(serve):
     model = Model()
     async with oracle(model) as upstream, async_playwright() as playwright:
         context = serve(openai=upstream.base_url)
         server = await asyncio.to_thread(context.__enter__)
+        proxy = Wire(server.port)
+        server.url = await proxy.start()
         browser = await playwright.chromium.launch(executable_path=needed("chromium"), args=FLAGS)
         try:
             page = await browser.new_page()
             page.complaints = []
             page.on("pageerror", lambda error: page.complaints.append(str(error)))
             page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
-            page.server, page.model = server, model
+            page.server, page.model, page.upstream, page.proxy = server, model, upstream, proxy
             yield page
         finally:
             await browser.close()
+            await proxy.stop()
             await asyncio.to_thread(context.__exit__, None, None, None)
 
 
@@ -115,14 +163,114 @@ async def test_stop_before_the_first_word_reaches_the_provider(page):
         await page.model.request.gone.wait()
 
 
-async def test_closing_the_tab_reaches_the_provider(page):
+async def test_closing_the_tab_reaches_the_provider_after_the_time_for_a_reload(page):
     await page.goto(f"{page.server.url}/#key={page.server.key}")
     await ask(page)
     await page.model.words.put("One ")
     await expect(answer(page)).to_contain_text("One")
     await page.close()
+    async with asyncio.timeout(10):
+        await page.model.request.gone.wait()
+
+
+async def test_a_reload_in_the_middle_loses_nothing_and_can_still_be_stopped(page):
+    await page.goto(f"{page.server.url}/#key={page.server.key}")
+    await ask(page, "First?")
+    for word in ("One ", "two "):
+        await page.model.words.put(word)
+    await expect(answer(page)).to_contain_text("One two")
+    await page.reload()
+    await expect(answer(page)).to_contain_text("One two")
+    await expect(answer(page)).to_have_attribute("data-status", "streaming")
+    await page.model.words.put("three")
+    await page.model.words.put(None)
+    await expect(answer(page)).to_have_attribute("data-status", "done")
+    await expect(answer(page)).to_contain_text("One two three")
+    first = page.model.request
+    await ask(page, "Second?")
+    await page.model.words.put("Four ")
+    await expect(answer(page)).to_contain_text("Four")
+    await page.reload()
+    await expect(answer(page)).to_contain_text("Four")
+    await page.get_by_test_id("stop").click()
     async with asyncio.timeout(2):
         await page.model.request.gone.wait()
+    await expect(answer(page)).to_have_attribute("data-status", "stopped")
+    assert page.model.request is not first
+    assert len([r for r in page.upstream.requests if r.path.endswith("completions")]) == 2
+    assert page.complaints == []
+
+
+async def test_offline_and_back_the_answer_goes_on(page):
+    await page.goto(f"{page.server.url}/#key={page.server.key}")
+    await ask(page)
+    await page.model.words.put("One ")
+    await expect(answer(page)).to_contain_text("One")
+    page.proxy.cut()
+    await expect(page.get_by_test_id("connection")).to_have_attribute("data-status", "reconnecting")
+    await page.model.words.put("two ")
+    page.proxy.mend()
+    await expect(answer(page)).to_contain_text("One two")
+    await page.model.words.put(None)
+    await expect(answer(page)).to_have_attribute("data-status", "done")
+    assert len([r for r in page.upstream.requests if r.path.endswith("completions")]) == 1
+
+
+async def test_an_answer_is_asked_for_again_and_a_question_edited(page):
+    await page.goto(f"{page.server.url}/#key={page.server.key}")
+    for text in ("One", "Two"):
+        await (ask(page) if text == "One" else page.get_by_test_id("retry").click())
+        await page.model.words.put(text)
+        await page.model.words.put(None)
+        await expect(answer(page)).to_have_attribute("data-status", "done")
+        await expect(answer(page)).to_contain_text(text)
+    await expect(page.get_by_test_id("message")).to_have_count(2)
+    await page.get_by_test_id("edit").click()
+    await expect(page.get_by_test_id("message")).to_have_count(0)
+    await expect(page.get_by_test_id("input")).to_have_value("Hello")
+
+
+MARKDOWN = (
+    "# Title\n\nSome *words* and `code`.\n\n1. one\n2. two\n\n"
+    "```py\nprint('x')\n\nprint('y')\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+)
+ATTACKS = [
+    "<script>window.hacked = 1</script>",
+    "<img src=x onerror='window.hacked = 1'>",
+    "![x](https://evil.example/x.png)",
+    "[x](javascript:window.hacked=1)",
+    "<a href='javascript:window.hacked=1'>x</a>",
+    "<svg onload=window.hacked=1>",
+    "```html\n<script>window.hacked = 1</script>\n```",
+    "<iframe src='https://evil.example'></iframe>",
+    "[x]: https://evil.example\n\n![x][x]",
+    "<style>body{display:none}</style>",
+]
+
+
+async def test_markdown_is_shown_and_does_nothing_else(page):
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    await page.goto(f"{page.server.url}/#key={page.server.key}")
+    await ask(page)
+    text = MARKDOWN + "\n\n" + "\n\n".join(ATTACKS)
+    for character in text:  # one by one: nothing half-written may slip through
+        await page.model.words.put(character)
+    await page.model.words.put(None)
+    await expect(answer(page)).to_have_attribute("data-status", "done")
+    shown = answer(page)
+    await expect(shown.locator("h1")).to_have_text("Title")
+    await expect(shown.locator("em")).to_have_text("words")
+    await expect(shown.locator("li")).to_have_count(2)
+    await expect(shown.locator("td")).to_have_count(2)
+    await expect(shown.locator(".code").first).to_contain_text("print('y')")
+    assert await page.evaluate("window.hacked") is None
+    for element in ("img", "script", "iframe", "svg", "style"):
+        assert await shown.locator(element).count() == 0, element
+    for link in await shown.locator("a").all():
+        assert not (await link.get_attribute("href") or "").startswith("javascript")
+    assert [url for url in requests if "evil" in url] == []
+    assert page.complaints == []
 
 
 async def test_a_failure_is_shown_with_its_code_and_the_text_stays(page):

@@ -1,7 +1,6 @@
-import { useCallback, useEffect, useReducer, useState } from "react";
+import { useCallback, useEffect, useState } from "react";
 
-import { Chat } from "./Chat";
-import { chatReducer, emptyChat } from "./chat";
+import { Chat, STORAGE_KEY } from "./Chat";
 import { forgetKey, storeKey, storedKey, takeKeyFromAddress } from "./key";
 import { KeyForm } from "./KeyForm";
 
@@ -11,8 +10,8 @@ const firstKey = takeKeyFromAddress() ?? storedKey();
 export function App() {
   const [key, setKey] = useState(firstKey);
   const [rejected, setRejected] = useState(false);
-  // Lives here, so that a key that stops working does not take the conversation with it.
-  const [chat, dispatch] = useReducer(chatReducer, emptyChat);
+  // Lives here, so that a key that stops working does not take what was written with it.
+  const [draft, setDraft] = useState("");
 
   function use(newKey: string): void {
     storeKey(newKey);
@@ -42,7 +41,8 @@ export function App() {
     forgetKey();
     setRejected(false);
     setKey(undefined);
-    dispatch({ type: "cleared" });
+    setDraft("");
+    sessionStorage.removeItem(STORAGE_KEY);
   }
 
   if (key === undefined) return <KeyForm rejected={rejected} onKey={use} />;
@@ -51,8 +51,8 @@ export function App() {
     <Chat
       key={key}
       apiKey={key}
-      chat={chat}
-      dispatch={dispatch}
+      draft={draft}
+      onDraft={setDraft}
       onUnauthorized={reject}
       onForget={forget}
     />

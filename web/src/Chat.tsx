@@ -1,45 +1,67 @@
-import { useRef, useState } from "react";
-import type { Dispatch } from "react";
+import { useCallback, useRef, useState } from "react";
+
+import { textOf, useStreamingChat } from "millstream/react";
+import type { ChatStatus } from "millstream/react";
 
 import { Brand } from "./Brand";
-import { isStreaming } from "./chat";
-import type { Action, Chat as ChatState } from "./chat";
 import { Composer } from "./Composer";
 import { ErrorNote } from "./ErrorNote";
 import { Message } from "./Message";
 import { ModelSelect } from "./ModelSelect";
-import { useAnswer } from "./useAnswer";
 import { useFollowEnd } from "./useFollowEnd";
 import { useModels } from "./useModels";
 
 interface Props {
   apiKey: string;
-  chat: ChatState;
-  dispatch: Dispatch<Action>;
+  draft: string;
+  onDraft(draft: string): void;
   onUnauthorized(): void;
   onForget(): void;
 }
 
-export function Chat({ apiKey, chat, dispatch, onUnauthorized, onForget }: Props) {
+/** Long enough for a reload, short enough for a tab that was closed. */
+const LEAVE = { graceSeconds: 5 };
+export const STORAGE_KEY = "millstream-chat";
+
+export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props) {
   const [models, askForModels] = useModels(apiKey, onUnauthorized);
   const [choice, setChoice] = useState<string>();
-  const { ask, stop } = useAnswer(apiKey, dispatch, onUnauthorized);
-  const scroller = useRef<HTMLElement>(null);
-  const { follow } = useFollowEnd(scroller, chat.messages);
-
   const model = choice ?? (models.state === "ready" ? models.models[0]?.id : undefined);
-  const streaming = isStreaming(chat);
+  const { messages, status, send, stop, regenerate, setMessages } = useStreamingChat({
+    getToken: () => apiKey,
+    request: { model },
+    storageKey: STORAGE_KEY,
+    onLeave: LEAVE,
+    onError: (error) => error.code === "unauthorized" && onUnauthorized(),
+  });
+  const scroller = useRef<HTMLElement>(null);
+  const { follow } = useFollowEnd(scroller, messages);
+  const streaming = status !== "idle" && status !== "failed";
 
-  function send(): void {
+  function ask(): void {
     if (model === undefined) return;
     follow();
-    ask(model, chat.messages, chat.draft.trim());
+    void send(draft.trim());
+    onDraft("");
   }
 
+  /** A question goes back to where it was written, and what came after it is forgotten. */
+  function edit(id: string): void {
+    const at = messages.findIndex((message) => message.id === id);
+    const question = messages[at];
+    if (question === undefined) return;
+    onDraft(textOf(question));
+    setMessages(messages.slice(0, at));
+  }
+  const latestEdit = useRef(edit);
+  latestEdit.current = edit;
+  const onEdit = useCallback((id: string) => latestEdit.current(id), []);
+  const onRetry = useCallback(() => void regenerate(), [regenerate]);
+
   function startOver(): void {
-    stop();
     follow();
-    dispatch({ type: "cleared" });
+    void stop();
+    setMessages([]);
   }
 
   return (
@@ -47,13 +69,14 @@ export function Chat({ apiKey, chat, dispatch, onUnauthorized, onForget }: Props
       <header className="header">
         <div className="header-row">
           <Brand />
+          <Connection status={status} />
           <ModelSelect models={models} chosen={model} onChoose={setChoice} />
           <button
             className="button"
             type="button"
             data-testid="new-chat"
             aria-label="New chat"
-            disabled={chat.messages.length === 0}
+            disabled={messages.length === 0}
             onClick={startOver}
           >
             New<span className="wide-only"> chat</span>
@@ -71,11 +94,17 @@ export function Chat({ apiKey, chat, dispatch, onUnauthorized, onForget }: Props
               </button>
             </div>
           )}
-          {chat.messages.length === 0 && models.state !== "failed" && (
+          {messages.length === 0 && models.state !== "failed" && (
             <Welcome none={models.state === "ready" && models.models.length === 0} />
           )}
-          {chat.messages.map((message) => (
-            <Message key={`${message.role}-${message.id}`} message={message} />
+          {messages.map((message, i) => (
+            <Message
+              key={message.id}
+              message={message}
+              onEdit={onEdit}
+              busy={streaming}
+              onRetry={!streaming && i === messages.length - 1 ? onRetry : undefined}
+            />
           ))}
         </div>
       </main>
@@ -83,12 +112,12 @@ export function Chat({ apiKey, chat, dispatch, onUnauthorized, onForget }: Props
       <footer className="footer">
         <div className="column">
           <Composer
-            draft={chat.draft}
+            draft={draft}
             streaming={streaming}
             ready={model !== undefined}
-            onDraft={(draft) => dispatch({ type: "typed", draft })}
-            onSend={send}
-            onStop={stop}
+            onDraft={onDraft}
+            onSend={ask}
+            onStop={() => void stop()}
           />
           <div className="footnote">
             <span className="hint">
@@ -101,6 +130,22 @@ export function Chat({ apiKey, chat, dispatch, onUnauthorized, onForget }: Props
         </div>
       </footer>
     </div>
+  );
+}
+
+const LIGHTS: Partial<Record<ChatStatus, string>> = {
+  connecting: "Connecting",
+  streaming: "Streaming",
+  reconnecting: "Reconnecting",
+};
+
+/** Tells an answer that streams from one whose connection is being looked for. */
+function Connection({ status }: { status: ChatStatus }) {
+  const light = LIGHTS[status];
+  return (
+    <span className="connection" data-testid="connection" data-status={status} role="status">
+      {light !== undefined && <span className="connection-text">{light}</span>}
+    </span>
   );
 }
 

@@ -1,7 +1,7 @@
-import type { Failure } from "./stream";
+import type { StreamError } from "millstream/react";
 
 interface Props {
-  failure: Failure;
+  failure: StreamError;
 }
 
 export function ErrorNote({ failure }: Props) {
@@ -10,8 +10,8 @@ export function ErrorNote({ failure }: Props) {
       <code className="error-code">{failure.code}</code>
       <span className="error-message">{failure.message}</span>
       {failure.retryable && <span className="error-hint">Trying again may help.</span>}
-      {failure.requestId !== undefined && (
-        <span className="error-request">Request {failure.requestId}</span>
+      {failure.details.requestId !== undefined && (
+        <span className="error-request">Request {failure.details.requestId}</span>
       )}
     </p>
   );

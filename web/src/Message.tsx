@@ -1,16 +1,23 @@
 import { memo } from "react";
 
-import type { Answer, Message as AnyMessage, ToolCall } from "./chat";
+import { textOf } from "millstream/react";
+import type { AssistantMessage, Message as AnyMessage, Part } from "millstream/react";
+
 import { ErrorNote } from "./ErrorNote";
+import { Markdown } from "./Markdown";
 import { usageParts } from "./usage";
 
 interface Props {
   message: AnyMessage;
+  /** What can be done with it now. */
+  onRetry?: (() => void) | undefined;
+  onEdit: (id: string) => void;
+  busy: boolean;
 }
 
 /** Memoised: while an answer streams, the messages above it stay untouched. */
-export const Message = memo(function Message({ message }: Props) {
-  if (message.role === "user") {
+export const Message = memo(function Message({ message, onRetry, onEdit, busy }: Props) {
+  if (message.role !== "assistant") {
     return (
       <article
         className="message question"
@@ -19,7 +26,16 @@ export const Message = memo(function Message({ message }: Props) {
         data-status="done"
         aria-label="You"
       >
-        <div className="text">{message.text}</div>
+        <div className="text">{textOf(message)}</div>
+        <button
+          className="link edit"
+          type="button"
+          data-testid="edit"
+          disabled={busy}
+          onClick={() => onEdit(message.id)}
+        >
+          Edit
+        </button>
       </article>
     );
   }
@@ -33,37 +49,32 @@ export const Message = memo(function Message({ message }: Props) {
       aria-busy={message.status === "streaming"}
     >
       <AnswerBody answer={message} />
+      {onRetry !== undefined && (
+        <button className="link retry" type="button" data-testid="retry" onClick={onRetry}>
+          {message.status === "done" ? "Answer again" : "Try again"}
+        </button>
+      )}
     </article>
   );
 });
 
-function AnswerBody({ answer }: { answer: Answer }) {
+function AnswerBody({ answer }: { answer: AssistantMessage }) {
   const usage = usageParts(answer);
+  const wordless = answer.parts.every((part) => part.type === "reasoning" || !("text" in part) || !part.text);
   return (
     <>
-      {answer.reasoning !== "" && (
-        <details className="reasoning">
-          <summary>Reasoning</summary>
-          <div className="text">{answer.reasoning}</div>
-        </details>
-      )}
-      {(answer.text !== "" || answer.status === "streaming") && (
-        <div className="text">{answer.text}</div>
-      )}
-      {answer.toolCalls.map((call) => (
-        <ToolCallBlock key={call.index} call={call} />
+      {answer.parts.map((part, i) => (
+        <PartBlock key={i} part={part} />
       ))}
-      {answer.refused && <p className="notice">The model refused this request.</p>}
-      {answer.status === "stopped" && <p className="notice">Stopped. The answer is not complete.</p>}
-      {answer.status === "interrupted" && (
-        <p className="notice warning">
-          Interrupted: the connection ended before the answer did. The answer is not complete.
-        </p>
+      {answer.status === "streaming" && answer.parts.length === 0 && <div className="text waiting" />}
+      {answer.parts.some((part) => part.type === "refusal") && (
+        <p className="notice">The model refused this request.</p>
       )}
-      {answer.status === "done" && answer.text === "" && answer.toolCalls.length === 0 && (
+      {answer.status === "stopped" && <p className="notice">Stopped. The answer is not complete.</p>}
+      {answer.status === "done" && wordless && !answer.parts.some((part) => part.type === "tool-call") && (
         <p className="notice">The model answered without words.</p>
       )}
-      {answer.failure !== undefined && <ErrorNote failure={answer.failure} />}
+      {answer.status === "failed" && answer.error !== undefined && <ErrorNote failure={answer.error} />}
       {usage.length > 0 && (
         <p className="usage" data-testid="usage">
           {usage.join(" · ")}
@@ -73,13 +84,25 @@ function AnswerBody({ answer }: { answer: Answer }) {
   );
 }
 
-function ToolCallBlock({ call }: { call: ToolCall }) {
-  return (
-    <div className="tool-call">
-      <p className="tool-name">
-        Tool call <code>{call.name}</code>
-      </p>
-      {call.arguments !== "" && <pre className="tool-arguments">{call.arguments}</pre>}
-    </div>
-  );
+function PartBlock({ part }: { part: Part }) {
+  switch (part.type) {
+    case "reasoning":
+      return (
+        <details className="reasoning">
+          <summary>Reasoning</summary>
+          <div className="text">{part.text}</div>
+        </details>
+      );
+    case "tool-call":
+      return (
+        <div className="tool-call">
+          <p className="tool-name">
+            Tool call <code>{part.name}</code>
+          </p>
+          {part.arguments !== "" && <pre className="tool-arguments">{part.arguments}</pre>}
+        </div>
+      );
+    default:
+      return <Markdown text={part.text} />;
+  }
 }

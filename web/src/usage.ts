@@ -1,6 +1,6 @@
 /** What an answer used, in words. */
 
-import type { Answer } from "./chat";
+import type { AssistantMessage } from "millstream/react";
 
 const SOURCES: Record<string, string> = {
   provider_final: "counted by the provider",
@@ -20,7 +20,7 @@ const FINISHES: Record<string, string> = {
 const number = new Intl.NumberFormat("en");
 
 /** The parts of the quiet line under an answer; empty while there is nothing to say. */
-export function usageParts(answer: Answer): string[] {
+export function usageParts(answer: AssistantMessage): string[] {
   const parts: string[] = [];
   const { usage, finishReason } = answer;
   if (usage !== undefined) {
@@ -38,6 +38,6 @@ export function usageParts(answer: Answer): string[] {
   if (finishReason !== undefined && finishReason !== "stop") {
     parts.push(FINISHES[finishReason] ?? finishReason);
   }
-  if (parts.length > 0) parts.unshift(answer.model);
+  if (parts.length > 0 && answer.model) parts.unshift(answer.model);
   return parts;
 }

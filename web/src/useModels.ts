@@ -1,13 +1,15 @@
 import { useEffect, useState } from "react";
 
-import { ApiError, listModels } from "./api";
+import { StreamError } from "millstream/react";
+
+import { listModels } from "./api";
 import type { Model } from "./api";
-import type { Failure } from "./stream";
+
 
 export type Models =
   | { state: "loading" }
   | { state: "ready"; models: Model[] }
-  | { state: "failed"; failure: Failure };
+  | { state: "failed"; failure: StreamError };
 
 /** The models that this key may use, and a way to ask again. */
 export function useModels(key: string, onUnauthorized: () => void): [Models, () => void] {
@@ -21,9 +23,9 @@ export function useModels(key: string, onUnauthorized: () => void): [Models, () 
       (models) => setFound({ state: "ready", models }),
       (error: unknown) => {
         if (controller.signal.aborted) return;
-        if (!(error instanceof ApiError)) throw error;
-        if (error.status === 401) onUnauthorized();
-        else setFound({ state: "failed", failure: error.failure });
+        if (!(error instanceof StreamError)) throw error;
+        if (error.code === "unauthorized") onUnauthorized();
+        else setFound({ state: "failed", failure: error });
       },
     );
     return () => controller.abort();

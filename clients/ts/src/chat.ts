@@ -1,0 +1,301 @@
+/** A conversation that anything can show: a store with `subscribe` and `getSnapshot`, and what can be done to it. */
+
+import { StreamError } from "./errors";
+import type { Frame } from "./frames";
+import { newAnswer, reduce, toRequest, userMessage } from "./messages";
+import type { AssistantMessage, Message } from "./messages";
+import { cancelStream, findStream, openStream, randomKey } from "./stream";
+import type { ConnectionState, Server } from "./stream";
+
+export type ChatStatus = "idle" | ConnectionState | "failed";
+
+export interface ChatState {
+  readonly messages: readonly Message[];
+  readonly status: ChatStatus;
+  /** Why the last answer failed. */
+  readonly error: StreamError | undefined;
+}
+
+export interface ChatOptions extends Server {
+  messages?: readonly Message[] | undefined;
+  /** Sent with every question: `model`, `temperature`, `tools` … as in `POST /v1/chat/stream`. */
+  request?: Record<string, unknown> | undefined;
+  /**
+   * What leaving the page means: seconds to come back (15 by default; a reload resumes the answer), `cancel` to stop
+   * it at once, `continue` to let it run to its end.
+   */
+  onLeave?: "cancel" | "continue" | { graceSeconds: number } | undefined;
+  /** Keeps the conversation in this tab under that name, so that a reload resumes it. */
+  storageKey?: string | undefined;
+  /** At most one update in so many milliseconds; one per frame of the screen by default. */
+  throttleMs?: number | undefined;
+  onFinish?: ((answer: AssistantMessage) => void) | undefined;
+  onError?: ((error: StreamError) => void) | undefined;
+}
+
+interface Running {
+  controller: AbortController;
+  idempotencyKey: string;
+  request: Record<string, unknown> | undefined;
+  frames: Frame[];
+  stopped: boolean;
+}
+
+const STOP_MS = 3000;
+const GRACE_SECONDS = 15;
+
+export class Chat {
+  /** May be replaced at any time; what runs keeps what it was started with. */
+  options: ChatOptions;
+  #state: ChatState;
+  #running: Running | undefined;
+  #listeners = new Set<() => void>();
+  #flush: (() => void) | undefined;
+
+  constructor(options: ChatOptions = {}) {
+    this.options = options;
+    this.#state = { messages: options.messages ?? [], status: "idle", error: undefined };
+  }
+
+  readonly subscribe = (listener: () => void): (() => void) => {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  };
+
+  readonly getSnapshot = (): ChatState => this.#state;
+
+  /**
+   * Connects the conversation with the page: restores it and resumes its answer after a reload, and handles the
+   * page's end. Returns how to disconnect, which stops reading and leaves the rest to the server (`onLeave`).
+   */
+  readonly attach = (): (() => void) => {
+    this.#restore();
+    void this.resume();
+    const leave = (event: PageTransitionEvent): void => {
+      const streamId = this.#answer()?.streamId;
+      if (event.persisted || this.options.onLeave !== "cancel" || streamId === undefined) return;
+      void cancelStream(this.options, streamId, { leaving: true }).catch(() => undefined);
+    };
+    const page = typeof window === "undefined" ? undefined : window;
+    page?.addEventListener("pagehide", leave);
+    return () => {
+      page?.removeEventListener("pagehide", leave);
+      this.#disconnect();
+    };
+  };
+
+  /** Asks a question. Does nothing while an answer is on its way. */
+  readonly send = async (text: string): Promise<void> => {
+    if (this.#running !== undefined || text === "") return;
+    await this.#ask([...this.#state.messages, userMessage(randomKey(), text)]);
+  };
+
+  /** Asks again for the last answer, or for the one with that id and forgets what came after it. */
+  readonly regenerate = async (id?: string): Promise<void> => {
+    if (this.#running !== undefined) return;
+    const { messages } = this.#state;
+    const at = id === undefined ? messages.length - 1 : messages.findIndex((message) => message.id === id);
+    if (at < 0) return;
+    await this.#ask(messages.slice(0, messages[at]?.role === "assistant" ? at : at + 1));
+  };
+
+  /** Stops the answer at the provider, also before its first word. */
+  readonly stop = async (): Promise<void> => {
+    const running = this.#running;
+    if (running === undefined || running.stopped) return;
+    running.stopped = true;
+    const options = this.options;
+    let streamId = this.#answer()?.streamId;
+    // Its last frame says what the answer has used; without it, it is stopped all the same.
+    const giveUp = setTimeout(() => running.controller.abort(), STOP_MS);
+    try {
+      if (streamId === undefined && running.request !== undefined) {
+        streamId = await findStream(options, running.request, running.idempotencyKey);
+      }
+      if (streamId === undefined) running.controller.abort();
+      else await cancelStream(options, streamId);
+    } catch {
+      running.controller.abort(); // the server stops it for want of a reader
+    } finally {
+      if (this.#running !== running) clearTimeout(giveUp);
+    }
+  };
+
+  /** Goes on reading an answer that was left in the middle, if there is one. */
+  readonly resume = async (): Promise<void> => {
+    const answer = this.#answer();
+    if (this.#running !== undefined || answer?.streamId === undefined) return;
+    // From its start: an answer is what its frames make of it.
+    const fresh = { ...newAnswer(answer.id), streamId: answer.streamId, model: answer.model };
+    await this.#read(fresh, undefined, answer.streamId);
+  };
+
+  /** Replaces the conversation, and stops reading an answer that is not in it. */
+  readonly setMessages = (messages: readonly Message[]): void => {
+    const answer = this.#answer();
+    if (answer !== undefined && !messages.includes(answer)) this.#disconnect();
+    this.#set({ messages, error: undefined, status: this.#running ? this.#state.status : "idle" });
+    this.#store();
+  };
+
+  /** The answer that is being written. */
+  #answer(): AssistantMessage | undefined {
+    const last = this.#state.messages.at(-1);
+    return last?.role === "assistant" && last.status === "streaming" ? last : undefined;
+  }
+
+  async #ask(messages: readonly Message[]): Promise<void> {
+    const { onLeave = { graceSeconds: GRACE_SECONDS }, request } = this.options;
+    const body = {
+      ...request,
+      messages: toRequest(messages),
+      on_disconnect: typeof onLeave === "object" ? { grace_seconds: onLeave.graceSeconds } : onLeave,
+    };
+    this.#set({ messages, status: "connecting", error: undefined });
+    await this.#read(newAnswer(randomKey()), body, undefined);
+  }
+
+  async #read(
+    answer: AssistantMessage,
+    request: Record<string, unknown> | undefined,
+    streamId: string | undefined,
+  ): Promise<void> {
+    const options = this.options;
+    const running: Running = {
+      controller: new AbortController(),
+      idempotencyKey: randomKey(),
+      request,
+      frames: [],
+      stopped: false,
+    };
+    this.#running = running;
+    this.#put(answer, "connecting");
+    const flush = throttled(options.throttleMs, () => {
+      if (this.#running !== running || running.frames.length === 0) return;
+      const before = answer;
+      answer = running.frames.reduce(reduce, answer);
+      running.frames = [];
+      this.#put(answer, this.#state.status);
+      if (before.streamId !== answer.streamId) this.#store();
+    });
+    this.#flush = flush.now;
+    try {
+      const stream = openStream({
+        ...options,
+        request,
+        streamId,
+        idempotencyKey: running.idempotencyKey,
+        signal: running.controller.signal,
+        onState: (status) => this.#running === running && this.#set({ ...this.#state, status }),
+      });
+      for await (const frame of stream) {
+        running.frames.push(frame);
+        if (frame.kind === "start") flush.now();
+        else flush.soon();
+      }
+      flush.now();
+      if (answer.status === "streaming" && running.stopped) answer = { ...answer, status: "stopped" };
+    } catch (error) {
+      flush.now();
+      const found = error instanceof StreamError ? error : new StreamError("unknown", String(error));
+      answer = { ...answer, status: running.stopped ? "stopped" : "failed", error: found };
+    } finally {
+      flush.cancel();
+      if (this.#running === running) {
+        this.#running = undefined;
+        this.#put(answer, answer.status === "failed" ? "failed" : "idle", answer.error);
+        this.#store();
+        if (answer.status === "failed" && answer.error) options.onError?.(answer.error);
+        else options.onFinish?.(answer);
+      }
+    }
+  }
+
+  /** Stops reading. The answer stays as it is, to be resumed. */
+  #disconnect(): void {
+    this.#flush?.();
+    const running = this.#running;
+    this.#running = undefined;
+    running?.controller.abort();
+  }
+
+  #put(answer: AssistantMessage, status: ChatStatus, error?: StreamError): void {
+    const { messages } = this.#state;
+    const known = messages.at(-1)?.id === answer.id;
+    this.#set({ messages: [...(known ? messages.slice(0, -1) : messages), answer], status, error });
+  }
+
+  #set(state: ChatState): void {
+    this.#state = state;
+    for (const listener of this.#listeners) listener();
+  }
+
+  #store(): void {
+    const { storageKey } = this.options;
+    if (storageKey === undefined) return;
+    const kept = this.#state.messages.map((message) =>
+      message.role === "assistant" && message.error !== undefined
+        ? { ...message, error: { code: message.error.code, message: message.error.message } }
+        : message,
+    );
+    try {
+      sessionStorage.setItem(storageKey, JSON.stringify(kept));
+    } catch {
+      return; // no storage, or full: the conversation lasts as long as the page
+    }
+  }
+
+  #restore(): void {
+    const { storageKey } = this.options;
+    if (storageKey === undefined || this.#state.messages.length > 0) return;
+    try {
+      const kept: unknown = JSON.parse(sessionStorage.getItem(storageKey) ?? "[]");
+      if (!Array.isArray(kept) || kept.length === 0) return;
+      const messages = (kept as Message[]).map((message) => {
+        if (message.role !== "assistant") return message;
+        const { error } = message;
+        const found = error === undefined ? undefined : new StreamError(error.code, error.message);
+        // One that was asked for and not heard of since cannot be found again.
+        const lost = message.status === "streaming" && message.streamId === undefined;
+        return { ...message, error: found, status: lost ? ("stopped" as const) : message.status };
+      });
+      this.#set({ messages, status: "idle", error: undefined });
+    } catch {
+      return; // not ours, or from another version
+    }
+  }
+}
+
+interface Throttled {
+  soon(): void;
+  now(): void;
+  cancel(): void;
+}
+
+function throttled(milliseconds: number | undefined, work: () => void): Throttled {
+  let planned: (() => void) | undefined;
+  const cancel = (): void => {
+    planned?.();
+    planned = undefined;
+  };
+  const now = (): void => {
+    cancel();
+    work();
+  };
+  return {
+    now,
+    cancel,
+    soon() {
+      if (planned !== undefined) return;
+      // A page in the background draws no frames, and its conversation has to go on.
+      const drawn = milliseconds === undefined && typeof document !== "undefined" && !document.hidden;
+      if (drawn && typeof requestAnimationFrame === "function") {
+        const frame = requestAnimationFrame(now);
+        planned = () => cancelAnimationFrame(frame);
+      } else {
+        const timer = setTimeout(now, milliseconds ?? 50);
+        planned = () => clearTimeout(timer);
+      }
+    },
+  };
+}

@@ -1,0 +1,67 @@
+/** Everything that can go wrong, each with a stable code. */
+
+import { asObject, asText, parseJson } from "./json";
+import type { JsonObject } from "./json";
+
+/**
+ * A code of the server's closed list (spec/protocol.md §8), or one of the client's own: `unreachable` (no answer
+ * after all attempts), `interrupted` (the stream ended without its end), `bad_response` (not a Millstream's answer).
+ */
+export type ErrorCode = "unreachable" | "interrupted" | "bad_response" | (string & {});
+
+export class StreamError extends Error {
+  override readonly name = "StreamError";
+
+  constructor(
+    readonly code: ErrorCode,
+    message: string,
+    readonly details: {
+      /** The HTTP status, where the error came as one. */
+      status?: number | undefined;
+      /** Whether the same request may succeed later. */
+      retryable?: boolean | undefined;
+      requestId?: string | undefined;
+      retryAfterMs?: number | undefined;
+    } = {},
+  ) {
+    super(message);
+  }
+
+  get retryable(): boolean {
+    return this.details.retryable === true;
+  }
+}
+
+export function errorFromJson(error: JsonObject, status?: number): StreamError {
+  return new StreamError(
+    asText(error["code"]) ?? "unknown",
+    asText(error["message"]) ?? "The server gave no reason.",
+    { status, retryable: error["retryable"] === true, requestId: asText(error["request_id"]) },
+  );
+}
+
+const TRY_AGAIN = new Set([408, 425, 429, 500, 502, 503, 504]);
+
+/** The error that a response is which is no stream. */
+export async function errorFromResponse(response: Response): Promise<StreamError> {
+  const text = await response.text().catch(() => "");
+  const error = asObject(asObject(parseJson(text))?.["error"]);
+  const seconds = Number(response.headers.get("Retry-After") ?? "");
+  const details = {
+    status: response.status,
+    retryAfterMs: Number.isFinite(seconds) && seconds > 0 ? seconds * 1000 : undefined,
+  };
+  if (error === undefined) {
+    // A proxy in between answers with a page of its own.
+    const retryable = TRY_AGAIN.has(response.status);
+    const message = `The answer (HTTP ${response.status}) did not come from Millstream.`;
+    return new StreamError("bad_response", message, { ...details, retryable });
+  }
+  const found = errorFromJson(error, response.status);
+  const retryable = found.retryable || ["overloaded", "draining"].includes(found.code);
+  return new StreamError(found.code, found.message, {
+    ...details,
+    retryable,
+    requestId: found.details.requestId,
+  });
+}

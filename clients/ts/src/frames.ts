@@ -1,0 +1,107 @@
+/** Native frames (spec/protocol.md §4): the data of a Server-Sent Event -> what happened. */
+
+import { errorFromJson } from "./errors";
+import type { StreamError } from "./errors";
+import { asNumber, asObject, asText, parseJson } from "./json";
+
+/** Tokens of an answer, in OpenAI's meaning. `source` says where the numbers come from (docs/concepts.md). */
+export interface Usage {
+  promptTokens: number;
+  completionTokens: number;
+  cachedTokens: number;
+  reasoningTokens: number;
+  source: "provider_final" | "provider_partial" | "counted" | "checkpoint" | (string & {});
+  /** A decimal string, or null where no price is known. */
+  costUsd: string | null;
+}
+
+export interface ToolCallPiece {
+  index: number;
+  id?: string | undefined;
+  name?: string | undefined;
+  /** A piece of the arguments, which together are JSON. */
+  arguments?: string | undefined;
+}
+
+export type FinishReason =
+  | "stop"
+  | "length"
+  | "tool_calls"
+  | "content_filter"
+  | "cancelled"
+  | "budget_exceeded"
+  | (string & {});
+
+export type Frame =
+  | { kind: "start"; streamId: string; model: string }
+  | { kind: "text"; text: string }
+  | { kind: "reasoning"; text: string }
+  | { kind: "refusal"; text: string }
+  | { kind: "tool-call"; call: ToolCallPiece }
+  /** The start or the end of a part: nothing to show. */
+  | { kind: "boundary" }
+  | { kind: "end"; finishReason: FinishReason; usage: Usage | undefined }
+  | { kind: "error"; error: StreamError; usage: Usage | undefined };
+
+/** Undefined where `data` is not a frame. */
+export function parseFrame(data: string): Frame | undefined {
+  const value = asObject(parseJson(data));
+  if (value === undefined) return undefined;
+  const usage = parseUsage(value["usage"]);
+  const error = asObject(value["error"]);
+  if (error !== undefined) return { kind: "error", error: errorFromJson(error), usage };
+  const streamId = asText(value["stream_id"]);
+  if (streamId !== undefined) return { kind: "start", streamId, model: asText(value["model"]) ?? "" };
+  const finishReason = asText(value["finish_reason"]);
+  if (finishReason !== undefined) return { kind: "end", finishReason, usage };
+  const text = asText(value["delta"]);
+  if (text) return { kind: "text", text };
+  const reasoning = asText(value["reasoning"]);
+  if (reasoning !== undefined) return { kind: "reasoning", text: reasoning };
+  const refusal = asText(value["refusal"]);
+  if (refusal !== undefined) return { kind: "refusal", text: refusal };
+  const call = asObject(value["tool_call"]);
+  if (call !== undefined) {
+    const piece = {
+      index: asNumber(call["index"]) ?? 0,
+      id: asText(call["id"]),
+      name: asText(call["name"]),
+      arguments: asText(call["arguments"]),
+    };
+    return { kind: "tool-call", call: piece };
+  }
+  return text === undefined ? undefined : { kind: "boundary" };
+}
+
+function parseUsage(value: unknown): Usage | undefined {
+  const usage = asObject(value);
+  if (usage === undefined) return undefined;
+  return {
+    promptTokens: asNumber(usage["prompt_tokens"]) ?? 0,
+    completionTokens: asNumber(usage["completion_tokens"]) ?? 0,
+    cachedTokens: asNumber(usage["cached_tokens"]) ?? 0,
+    reasoningTokens: asNumber(usage["reasoning_tokens"]) ?? 0,
+    source: asText(usage["source"]) ?? "",
+    costUsd: asText(usage["cost_usd"]) ?? null,
+  };
+}
+
+/** `<epoch>-<seq>` */
+export type Position = `${number}-${number}`;
+
+const POSITION = /^(\d{1,9})-(\d{1,15})$/;
+
+/** Whether `next` is what follows `last`, was seen before, or leaves something out. */
+export function follows(last: Position | undefined, next: string): "next" | "seen" | "gap" | "nonsense" {
+  const [epoch, seq] = numbers(next);
+  if (epoch === undefined || seq === undefined) return "nonsense";
+  const [lastEpoch = 1, lastSeq = 0] = last === undefined ? [] : numbers(last);
+  if (epoch === lastEpoch) return seq === lastSeq + 1 ? "next" : seq <= lastSeq ? "seen" : "gap";
+  if (epoch < lastEpoch) return "seen";
+  return epoch === lastEpoch + 1 && seq === 1 ? "next" : "gap";
+}
+
+function numbers(position: string): [number?, number?] {
+  const match = POSITION.exec(position);
+  return match === null ? [] : [Number(match[1]), Number(match[2])];
+}

@@ -1,0 +1,241 @@
+/** One answer over as many connections as it takes. */
+
+import { createParser } from "eventsource-parser";
+
+import { onWake, pause } from "./connection";
+import { StreamError, errorFromResponse } from "./errors";
+import { follows, parseFrame } from "./frames";
+import type { Frame, Position } from "./frames";
+
+/** A frame with its place in the stream. */
+export type Positioned = Frame & { position: Position };
+
+export type ConnectionState = "connecting" | "streaming" | "reconnecting";
+
+export interface Server {
+  /** Where Millstream is; the page's own origin by default. */
+  url?: string | undefined;
+  /**
+   * A credential: a browser token that your backend gets from `POST /v1/tokens`, never an API key in a page. Asked
+   * for again, with `refresh`, when the server refuses one.
+   */
+  getToken?: ((options: { refresh: boolean }) => string | Promise<string>) | undefined;
+  fetch?: typeof fetch | undefined;
+}
+
+export interface StreamOptions extends Server {
+  /** The body of `POST /v1/chat/stream`, to start a stream … */
+  request?: Record<string, unknown> | undefined;
+  /** … with a key that makes starting safe to repeat (one is made up) … */
+  idempotencyKey?: string | undefined;
+  /** … or the id of a stream to follow, after a position or from its start. */
+  streamId?: string | undefined;
+  after?: Position | undefined;
+  signal?: AbortSignal | undefined;
+  onState?: ((state: ConnectionState) => void) | undefined;
+  /** Attempts in a row without a single frame before it gives up; 10 by default, for about a minute. */
+  attempts?: number | undefined;
+}
+
+const BACKOFF_MS = { first: 400, most: 10_000 };
+/** The server says something at least every 15 s. After twice that, and some, nobody is there. */
+const SILENCE_MS = 35_000;
+/** A page that wakes up does not wait for so long. */
+const DOUBT_MS = 16_000;
+const MAX_BUFFER = 8 << 20;
+
+/**
+ * The frames of an answer, each once and in order, whatever happens to the connections. The last one is `end` or
+ * `error`; aborting `signal` ends it early, without one. Throws `StreamError` where the stream cannot be had.
+ */
+export async function* openStream(options: StreamOptions): AsyncGenerator<Positioned, void> {
+  const signal = options.signal ?? new AbortController().signal;
+  const idempotencyKey = options.idempotencyKey ?? randomKey();
+  let streamId = options.streamId;
+  let last = options.after;
+  let failures = 0;
+  let refresh = false;
+  let retryMs = BACKOFF_MS.first;
+  options.onState?.("connecting");
+
+  while (!signal.aborted) {
+    const connection = new Connection(signal);
+    let failure: StreamError;
+    try {
+      const response = await connection.open(options, streamId, last, idempotencyKey, refresh);
+      if (response.status === 401 && !refresh && options.getToken !== undefined) {
+        refresh = true;
+        continue;
+      }
+      if (response.status === 204) throw new StreamError("interrupted", "The stream ended before its end.");
+      if (response.status !== 200) throw await errorFromResponse(response);
+      refresh = false;
+      streamId ??= response.headers.get("X-Stream-Id") ?? undefined;
+      options.onState?.("streaming");
+      for await (const event of connection.events(response)) {
+        if (event.retry !== undefined) retryMs = Math.min(event.retry, BACKOFF_MS.most);
+        if (event.id === undefined) continue;
+        const place = follows(last, event.id);
+        if (place === "seen") continue;
+        if (place === "gap") break; // asked for again, from where we are
+        const frame = place === "nonsense" ? undefined : parseFrame(event.data);
+        if (frame === undefined) throw new StreamError("bad_response", "This is not Millstream's stream.");
+        failures = 0;
+        last = event.id as Position;
+        if (frame.kind === "start") streamId = frame.streamId;
+        yield { ...frame, position: last };
+        if (frame.kind === "end" || frame.kind === "error") return;
+      }
+      failure = new StreamError("interrupted", "The connection ended before the answer did.");
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error instanceof StreamError && !error.retryable) throw error;
+      const text = "The server could not be reached.";
+      failure = error instanceof StreamError ? error : new StreamError("unreachable", text);
+    } finally {
+      connection.close();
+    }
+    failures += 1;
+    if (signal.aborted) return;
+    if (failures >= (options.attempts ?? 10)) throw failure;
+    options.onState?.("reconnecting");
+    // Full jitter, so that clients that were cut together do not come back together.
+    const most = Math.min(BACKOFF_MS.most, retryMs * 2 ** (failures - 1));
+    await pause(Math.max(failure.details.retryAfterMs ?? 0, Math.random() * most), signal);
+  }
+}
+
+interface ServerSentEvent {
+  id?: string | undefined;
+  data: string;
+  retry?: number | undefined;
+}
+
+/** One HTTP response, given up when it is silent for too long. */
+class Connection {
+  readonly #controller = new AbortController();
+  readonly #abort = (): void => this.#controller.abort();
+  readonly #signal: AbortSignal;
+  readonly #stopListening: () => void;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #heardAt = Date.now();
+
+  constructor(signal: AbortSignal) {
+    this.#signal = signal;
+    signal.addEventListener("abort", this.#abort);
+    if (signal.aborted) this.#abort();
+    // A phone that was asleep may hold a connection that is none any more.
+    this.#stopListening = onWake((reason) => {
+      if (reason === "restored" || Date.now() - this.#heardAt > DOUBT_MS) this.#abort();
+    });
+    this.#heard();
+  }
+
+  async open(
+    options: StreamOptions,
+    streamId: string | undefined,
+    after: Position | undefined,
+    idempotencyKey: string,
+    refresh: boolean,
+  ): Promise<Response> {
+    const headers: Record<string, string> = { Accept: "text/event-stream" };
+    let path = "/v1/chat/stream";
+    let body: string | null = null;
+    if (streamId !== undefined) {
+      path = `/v1/streams/${encodeURIComponent(streamId)}/events`;
+      if (after !== undefined) headers["Last-Event-ID"] = after;
+    } else {
+      body = JSON.stringify(options.request ?? {});
+      headers["Content-Type"] = "application/json";
+      headers["Idempotency-Key"] = idempotencyKey;
+    }
+    const method = body === null ? "GET" : "POST";
+    const response = await call(options, path, { method, headers, body, signal: this.#controller.signal }, refresh);
+    this.#heard();
+    return response;
+  }
+
+  async *events(response: Response): AsyncGenerator<ServerSentEvent, void> {
+    if (response.body === null) throw new StreamError("bad_response", "The answer has no body to read.");
+    const reader = response.body.getReader();
+    const decoder = new TextDecoder();
+    let arrived: ServerSentEvent[] = [];
+    const parser = createParser({
+      onEvent: (event) => arrived.push({ id: event.id, data: event.data }),
+      onRetry: (retry) => arrived.push({ data: "", retry }),
+    });
+    let pending = 0;
+    try {
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) return;
+        this.#heard();
+        parser.feed(decoder.decode(value, { stream: true }));
+        pending = arrived.length > 0 ? 0 : pending + value.byteLength;
+        if (pending > MAX_BUFFER) throw new StreamError("bad_response", "An event is too long.");
+        const events = arrived;
+        arrived = [];
+        yield* events;
+      }
+    } finally {
+      await reader.cancel().catch(() => undefined);
+    }
+  }
+
+  close(): void {
+    clearTimeout(this.#timer);
+    this.#signal.removeEventListener("abort", this.#abort);
+    this.#stopListening();
+    this.#abort();
+  }
+
+  #heard(): void {
+    this.#heardAt = Date.now();
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(this.#abort, SILENCE_MS);
+  }
+}
+
+/** One request with the server's credential. */
+export async function call(
+  server: Server,
+  path: string,
+  init: RequestInit & { headers?: Record<string, string> },
+  refresh = false,
+): Promise<Response> {
+  const token = await server.getToken?.({ refresh });
+  const headers = { ...init.headers, ...(token === undefined ? {} : { Authorization: `Bearer ${token}` }) };
+  const send = server.fetch ?? fetch;
+  const url = `${(server.url ?? "").replace(/\/+$/, "")}${path}`;
+  return send(url, { ...init, headers, cache: "no-store", credentials: "omit" });
+}
+
+/** Stops a stream, wherever it runs. With `leaving` the request outlives the page. */
+export async function cancelStream(
+  server: Server,
+  streamId: string,
+  { leaving = false }: { leaving?: boolean } = {},
+): Promise<void> {
+  const path = `/v1/streams/${encodeURIComponent(streamId)}/cancel`;
+  const response = await call(server, path, { method: "POST", keepalive: leaving });
+  if (!response.ok) throw await errorFromResponse(response);
+}
+
+/** The id of the stream that a request has started whose answer never came: the same start finds it again. */
+export async function findStream(
+  server: Server,
+  request: Record<string, unknown>,
+  idempotencyKey: string,
+): Promise<string | undefined> {
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": idempotencyKey };
+  const response = await call(server, "/v1/streams", { method: "POST", headers, body: JSON.stringify(request) });
+  if (!response.ok) return undefined;
+  const made = (await response.json()) as { stream_id?: string };
+  return made.stream_id;
+}
+
+export function randomKey(): string {
+  // Not crypto.randomUUID: pages that come over plain HTTP do not have it.
+  const bytes = crypto.getRandomValues(new Uint8Array(18));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

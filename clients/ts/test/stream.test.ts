@@ -1,0 +1,188 @@
+import { readFileSync } from "node:fs";
+
+import { describe, expect, it } from "vitest";
+
+import { StreamError } from "../src/errors";
+import { follows, parseFrame } from "../src/frames";
+import { openStream } from "../src/stream";
+import type { Positioned, StreamOptions } from "../src/stream";
+import { FakeServer } from "./server";
+import type { Cut } from "./server";
+
+const WORDS = Array.from({ length: 30 }, (_, i) => `wörd${i} 🌊 `);
+
+async function read(server: FakeServer, options: StreamOptions = {}): Promise<Positioned[]> {
+  const frames: Positioned[] = [];
+  const request = options.streamId === undefined ? { messages: [] } : undefined;
+  for await (const frame of openStream({ request, fetch: server.fetch, ...options })) frames.push(frame);
+  return frames;
+}
+
+function text(frames: Positioned[]): string {
+  return frames.map((frame) => (frame.kind === "text" ? frame.text : "")).join("");
+}
+
+describe("frames", () => {
+  const cases = JSON.parse(
+    readFileSync(new URL("../../../spec/fixtures/native.json", import.meta.url), "utf-8"),
+  ) as { seq: number; event: Record<string, unknown> & { type: string }; frame: string }[];
+
+  it.each(cases.map((one) => [one.event.type, one] as const))("reads %s of the specification", (_, one) => {
+    const data = one.frame.split("\n").find((line) => line.startsWith("data: "))?.slice(6) ?? "";
+    const frame = parseFrame(data);
+    const kinds: Record<string, string> = {
+      "stream-start": "start",
+      "text-delta": one.event["text"] === "" ? "boundary" : "text",
+      "reasoning-delta": "reasoning",
+      "refusal-delta": "refusal",
+      "tool-call-start": "tool-call",
+      "tool-call-delta": "tool-call",
+      "stream-end": "end",
+      "stream-failed": "error",
+    };
+    expect(frame?.kind).toBe(kinds[one.event.type] ?? "boundary");
+    if (frame?.kind === "text") expect(frame.text).toBe(one.event["text"]);
+    if (frame?.kind === "error") expect(frame.error.code).toBe(one.event["code"]);
+    if (frame?.kind === "end") expect(frame.usage?.source).toBeTruthy();
+  });
+
+  it("refuses what is none", () => {
+    for (const data of ["", "x", "[]", "1", "null", "{}", '{"a":1}', "[DONE]"]) {
+      expect(parseFrame(data), data).toBeUndefined();
+    }
+  });
+
+  it("knows what follows a position", () => {
+    expect(follows(undefined, "1-1")).toBe("next");
+    expect(follows("1-4", "1-5")).toBe("next");
+    expect(follows("1-4", "1-4")).toBe("seen");
+    expect(follows("1-4", "1-6")).toBe("gap");
+    expect(follows("1-4", "2-1")).toBe("next");
+    expect(follows("1-4", "2-2")).toBe("gap");
+    expect(follows("2-1", "1-9")).toBe("seen");
+    expect(follows("1-4", "abc")).toBe("nonsense");
+  });
+});
+
+describe("openStream", () => {
+  it("reads an answer from its start to its end", async () => {
+    const server = new FakeServer(WORDS);
+    const frames = await read(server);
+    expect(text(frames)).toBe(WORDS.join(""));
+    expect(frames[0]).toMatchObject({ kind: "start", streamId: "str_1", position: "1-1" });
+    expect(frames.at(-1)).toMatchObject({ kind: "end", finishReason: "stop" });
+    expect(server.calls).toHaveLength(1);
+  });
+
+  it("is whole wherever the connection is cut, however often", async () => {
+    const size = new FakeServer(WORDS).frames.join("\n\n").length + WORDS.length * 3;
+    for (let after = 0; after < size; after += 7) {
+      const server = new FakeServer(WORDS);
+      const again = (after * 31) % 500;
+      server.cuts = [{ after, breaks: after % 2 === 0 }, { after: again }, { refuses: true }];
+      const frames = await read(server);
+      expect(text(frames), `cut after ${after} and ${again} bytes`).toBe(WORDS.join(""));
+      expect(new Set(frames.map((frame) => frame.position)).size).toBe(frames.length);
+      expect(server.generations.size).toBe(1);
+    }
+  });
+
+  it("starts once: a start whose answer was lost is repeated with the same key", async () => {
+    const server = new FakeServer(WORDS);
+    server.cuts = [{ refuses: true }, { after: 0, breaks: true }, { status: 503 }];
+    expect(text(await read(server))).toBe(WORDS.join(""));
+    expect(server.generations.size).toBe(1);
+    expect(new Set(server.calls.map((one) => one.headers["idempotency-key"])).size).toBeLessThanOrEqual(2);
+  });
+
+  it("follows a stream after a position", async () => {
+    const server = new FakeServer(WORDS);
+    const frames = await read(server, { streamId: "str_1", after: "1-30" });
+    expect(frames[0]?.position).toBe("1-31");
+    expect(server.calls[0]).toMatchObject({ method: "GET", headers: { "last-event-id": "1-30" } });
+  });
+
+  it("asks again where something is left out, and ignores what it has seen", async () => {
+    const server = new FakeServer(WORDS);
+    const whole = [...server.frames];
+    server.frames = [...whole.slice(0, 5), ...whole.slice(3, 5), ...whole.slice(9)];
+    const reading = read(server, { attempts: 3 });
+    server.frames = whole;
+    const frames = await reading;
+    expect(text(frames)).toBe(WORDS.join(""));
+  });
+
+  it("waits at least as long as the server asks", async () => {
+    const server = new FakeServer(WORDS);
+    server.cuts = [{ status: 503, headers: { "Retry-After": "1" }, body: error("draining") }];
+    const states: string[] = [];
+    const began = Date.now();
+    await read(server, { onState: (state) => states.push(state) });
+    expect(Date.now() - began).toBeGreaterThanOrEqual(990);
+    expect(states).toEqual(["connecting", "reconnecting", "streaming"]);
+  });
+
+  it.each([
+    [400, "bad_position"],
+    [402, "budget_exceeded"],
+    [404, "not_found"],
+    [410, "stream_gone"],
+    [422, "invalid_request"],
+    [502, "upstream_refused"],
+  ])("gives up at once on %i %s", async (status, code) => {
+    const server = new FakeServer(WORDS);
+    server.cuts = [{ status, body: error(code) }];
+    await expect(read(server)).rejects.toMatchObject({ name: "StreamError", code, details: { status } });
+    expect(server.calls).toHaveLength(1);
+  });
+
+  it("gives up after its attempts", async () => {
+    const server = new FakeServer(WORDS);
+    server.cuts = Array<Cut>(9).fill({ refuses: true });
+    await expect(read(server, { attempts: 3 })).rejects.toMatchObject({ code: "unreachable" });
+    expect(server.calls).toHaveLength(3);
+  });
+
+  it("refreshes a credential once", async () => {
+    const server = new FakeServer(WORDS);
+    server.cuts = [{ status: 401, body: error("unauthorized") }];
+    const asked: boolean[] = [];
+    const getToken = ({ refresh }: { refresh: boolean }): string => {
+      asked.push(refresh);
+      return refresh ? "new" : "old";
+    };
+    await read(server, { getToken });
+    expect(asked).toEqual([false, true]);
+    expect(server.calls[1]?.headers["authorization"]).toBe("Bearer new");
+    server.cuts = Array<Cut>(2).fill({ status: 401, body: error("unauthorized") });
+    await expect(read(server, { getToken })).rejects.toMatchObject({ code: "unauthorized" });
+  });
+
+  it("refuses what is not Millstream's", async () => {
+    const server = new FakeServer(WORDS);
+    server.frames[2] = "id: x\ndata: <html>";
+    await expect(read(server)).rejects.toMatchObject({ code: "bad_response" });
+    server.cuts = [{ status: 404, body: "<html>nothing</html>" }];
+    await expect(read(server)).rejects.toBeInstanceOf(StreamError);
+  });
+
+  it("ends when it is aborted, in the middle or while it waits", async () => {
+    const server = new FakeServer(["a"], false);
+    const controller = new AbortController();
+    const frames: Positioned[] = [];
+    for await (const frame of openStream({ request: {}, fetch: server.fetch, signal: controller.signal })) {
+      frames.push(frame);
+      if (frame.kind === "text") controller.abort();
+    }
+    expect(text(frames)).toBe("a");
+    const waiting = new AbortController();
+    server.cuts = [{ status: 503, headers: { "Retry-After": "60" } }];
+    const reading = read(server, { signal: waiting.signal });
+    setTimeout(() => waiting.abort(), 20);
+    expect(await reading).toEqual([]);
+  });
+});
+
+function error(code: string): string {
+  return JSON.stringify({ error: { code, message: "no", request_id: "req_1" } });
+}
