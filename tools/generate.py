@@ -27,6 +27,7 @@ def command_line() -> str:
     commands: list[list[str]] = [
         [],
         ["serve"],
+        ["chat"],
         ["keys"],
         ["keys", "create"],
         ["keys", "list"],

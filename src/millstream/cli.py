@@ -1,4 +1,4 @@
-"""The command line: serve · keys · usage."""
+"""The command line: serve · chat · keys · usage."""
 
 import asyncio
 import json
@@ -113,6 +113,39 @@ def serve(
     given = {"host": host, "port": port, "workers": workers, "data_dir": data_dir}
     settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
     run(settings, temporary_key=temporary_key)
+
+
+@app.command()
+def chat(
+    prompt: Annotated[
+        list[str] | None,
+        typer.Argument(help="The question; without one, a conversation.", show_default=False),
+    ] = None,
+    url: Annotated[
+        str, typer.Option(envvar="MILLSTREAM_URL", help="Where Millstream is.")
+    ] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str, typer.Option(envvar="MILLSTREAM_KEY", help="An API key or a browser token.", show_default=False)
+    ] = "",
+    model: Annotated[
+        str | None, typer.Option(help="The server's default otherwise.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Follow the stream of this id.", show_default=False)
+    ] = None,
+) -> None:
+    """Talk to a model through a running Millstream.
+
+    Answers are shown as Markdown while they arrive. Ctrl-C stops an answer at the provider; a dropped
+    connection is resumed. In a pipe the text comes as it is.
+    """
+    from millstream.terminal import Conversation
+
+    if not key:
+        raise ConfigurationError(
+            "give a key with --key or MILLSTREAM_KEY; make one with: millstream keys create"
+        )
+    asyncio.run(Conversation(url, key, model).run(" ".join(prompt or ()), resume))
 
 
 @keys_app.command("create")

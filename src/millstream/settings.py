@@ -25,6 +25,8 @@ TOML_FILE = "millstream.toml"
 # What Kubernetes sets in every pod beside a service that is called millstream.
 _KUBERNETES = re.compile(r"MILLSTREAM_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)")
 
+_OF_CHAT = {"MILLSTREAM_URL", "MILLSTREAM_KEY"}  # what `millstream chat` reads
+
 # Not chat models, though OpenAI lists them beside those.
 _NOT_CHAT = (
     "audio", "codex", "dall-e", "embedding", "image", "instruct", "moderation", "realtime", "search",
@@ -149,7 +151,7 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"a MILLSTREAM_ variable is not valid JSON: {error}") from None
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{TOML_FILE} cannot be read: {error}") from None
-        known = {f"MILLSTREAM_{name.upper()}" for name in cls.model_fields}
+        known = {f"MILLSTREAM_{name.upper()}" for name in cls.model_fields} | _OF_CHAT
         for name in os.environ:
             ours = name.startswith("MILLSTREAM_") and not _KUBERNETES.fullmatch(name)
             if ours and name.partition("__")[0] not in known:

@@ -3,9 +3,10 @@
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
-from playwright.async_api import async_playwright
+from playwright.async_api import async_playwright, expect
 
 from live.test_page import FLAGS
 from live.test_workers import Provider, fleet
@@ -100,3 +101,27 @@ async def test_a_closed_tab_stops_the_provider_at_once_or_after_the_grace(tmp_pa
         assert delay < 1 if says else 0.9 < delay < 4
         (row,) = (await it.rows()).values()
         assert row["status"] == "cancelled"
+
+
+async def test_the_example_does_what_it_says(tmp_path, redis_url):
+    example = Path(__file__).parents[2] / "examples" / "eventsource.html"
+    async with browsing(tmp_path, redis_url) as (it, page):
+        made = await start(it, it.servers[0])
+
+        async def answer(route):
+            if route.request.url.endswith("/start"):
+                await route.fulfill(json=made)
+            else:
+                await route.fulfill(path=example, content_type="text/html")
+
+        await page.route("**/start", answer)
+        await page.route("**/example", answer)
+        await page.goto(f"{it.url}/example")
+        await expect(page.locator("#answer")).to_contain_text("word10")
+        it.proxy.restart()
+        await expect(page.locator("#answer")).to_contain_text("word60", timeout=20_000)
+        await page.locator("#stop").click()
+        await expect(page.locator("#state")).to_have_text("ended: cancelled")
+        text = await page.locator("#answer").text_content()
+        assert "".join(WORDS).startswith(text)
+        await asyncio.wait_for(it.asked()[0].gone.wait(), 5)
