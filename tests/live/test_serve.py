@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -226,3 +227,42 @@ async def test_raw_bad_input_gets_4xx_and_never_5xx(serve, ask):
             assert 400 <= status < 500
             writer.close()
         assert "Traceback" not in server.printed
+
+
+async def test_a_reader_that_takes_nothing_is_cut_off_and_comes_back_by_position(serve, ask):
+    """reliability: C6. The producer does not wait for it."""
+    import psutil
+
+    providers = '{"scripted": {"type": "scripted"}}'
+    context = serve(MILLSTREAM_PROVIDERS=providers, MILLSTREAM_LOG_MAX_BYTES="200000000")
+    server = await asyncio.to_thread(context.__enter__)
+    try:
+        process = psutil.Process(server.pid)
+        credential = {"Authorization": f"Bearer {server.key}"}
+        body = json.dumps(
+            {
+                "model": "scripted/100000x0",
+                "messages": [{"role": "user", "content": "x"}],
+                "on_disconnect": "continue",
+            }
+        ).encode()
+        reader, writer = await ask(server.port, "POST", "/v1/chat/stream", body, **credential)
+        received = await reader.readuntil(b"id: 1-50\n")
+        stream_id = re.search(rb'"stream_id":"([^"]+)"', received)[1].decode()
+        path = f"/v1/streams/{stream_id}"
+        reader._transport.pause_reading()
+        port = writer.get_extra_info("sockname")[1]
+        async with asyncio.timeout(60):
+            while [c for c in process.net_connections("tcp") if c.raddr and c.raddr.port == port]:
+                await asyncio.sleep(0.2)
+        writer.transport.abort()
+        more = {"Last_Event_ID": "1-50", "Connection": "close"}
+        reader, writer = await ask(server.port, "GET", f"{path}/events", **credential, **more)
+        rest = await asyncio.wait_for(reader.read(), 60)
+        ids = [int(seq) for seq in re.findall(rb"id: 1-(\d+)\n", rest)]
+        assert ids == list(range(51, ids[-1] + 1))
+        assert ids[-1] > 100_000
+        assert rest.count(b"[DONE]") == 1
+        writer.close()
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
