@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import aclosing, contextmanager, suppress
 from decimal import Decimal
 
-from millstream import tokens
+from millstream import tokens, traces
 from millstream.catalog import Model
 from millstream.errors import (
     IdempotencyConflict,
@@ -159,6 +159,7 @@ class Generation:
             # First: should this process die in between, its row is an orphan's and the log looked after.
             await self._log.flush(self.info.stream_id)
             await self._ledger.settle(self._settlement)
+            traces.record(self._opening, self._settlement)
 
     async def _open(self) -> bool:
         """No row, no call."""

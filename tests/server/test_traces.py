@@ -1,0 +1,38 @@
+"""One span a stream, with numbers and names and nothing of what was said."""
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from asgi import post
+from millstream.errors import UpstreamRefused
+from millstream.events import TextDelta, Usage
+from millstream.providers import Finish
+from millstream.providers.scripted import ScriptedProvider
+
+
+async def test_a_stream_is_a_span_of_its_request(run, monkeypatch):
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    end = Finish("stop", Usage(9, 2, "provider_final"))
+    scripts = {"good": [TextDelta("secret answer"), end], "bad": [UpstreamRefused("no")]}
+    async with run({"scripted": ScriptedProvider(scripts)}) as app:
+        for model in scripts:
+            body = {"model": model, "messages": [{"role": "user", "content": "secret question"}]}
+            with provider.get_tracer("test").start_as_current_span("request") as request:
+                async with post(app.app, "/v1/chat/stream", body, app.key) as call:
+                    await call.finished()
+            await app.idle()
+            span = next(s for s in exporter.get_finished_spans() if s.name == f"chat {model}")
+            assert span.parent.span_id == request.get_span_context().span_id
+            assert "secret" not in span.to_json()
+            assert span.end_time >= span.start_time
+            if model == "good":
+                assert span.attributes["gen_ai.usage.output_tokens"] == 2
+                assert span.attributes["gen_ai.response.finish_reasons"] == ("stop",)
+                assert span.status.is_ok
+            else:
+                assert span.attributes["error.type"] == "upstream_refused"
+                assert not span.status.is_ok
