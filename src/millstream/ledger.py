@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection, RowMapping
 
-from millstream.database import AWAY, Database, streams, workers
+from millstream.database import AWAY, Database, Prepared, streams, workers
 from millstream.errors import IdempotencyConflict, NotFound, Overloaded, TooManyStreams, whereabouts
 from millstream.events import FinishReason, Group, Usage, UsageSource
 from millstream.prices import from_picodollars, to_dollars, to_picodollars
@@ -180,13 +180,13 @@ class _Batch:
     def _write_all(self, connection: Connection) -> None:
         _insert(connection, self.openings)
         if self.checkpoints:
-            connection.execute(_UPDATE, list(self.checkpoints.values()))
+            _CHECKPOINT.run(connection, self.checkpoints.values())
         _update(connection, self.settlements)
 
 
 def _insert(connection: Connection, rows: Sequence[_Row]) -> None:
     if rows:
-        connection.execute(_INSERT, [row.values for row in rows])
+        _OPEN.run(connection, [row.values for row in rows])
     for row in rows:
         if row.max_open is not None:
             _check_open(connection, row.values["token_id"], row.max_open)
@@ -194,7 +194,7 @@ def _insert(connection: Connection, rows: Sequence[_Row]) -> None:
 
 def _update(connection: Connection, rows: Sequence[_Row]) -> None:
     if rows:
-        connection.execute(_UPDATE, [row.values for row in rows])
+        _SETTLE.run(connection, [row.values for row in rows])
 
 
 def _check_open(connection: Connection, token_id: str, most: int) -> None:
@@ -461,8 +461,24 @@ def _usage_columns(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
     }
 
 
-_INSERT = sa.insert(streams)
-_UPDATE = sa.update(streams).where(streams.c.id == sa.bindparam("stream_id"), streams.c.status == "running")
+_USAGE = (
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "usage_source",
+    "cost_picodollars",
+)
+_ENDED = ("finish_reason", "error_code", "cost_picodollars", "first_event_at", "ended_at")
+_RUNNING = sa.update(streams).where(
+    streams.c.id == sa.bindparam("stream_id"), streams.c.status == sa.literal_column("'running'")
+)
+_OPEN = Prepared(sa.insert(streams), [c.name for c in streams.columns if c.name not in _ENDED])
+_CHECKPOINT = Prepared(_RUNNING, _USAGE)
+_SETTLE = Prepared(
+    _RUNNING,
+    ["status", "finish_reason", "error_code", *_USAGE, "first_event_at", "ended_at", "worker_id"],
+)
 
 
 def _orphan(row: RowMapping) -> Orphan:
