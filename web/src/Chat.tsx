@@ -27,7 +27,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
   const [models, askForModels] = useModels(apiKey, onUnauthorized);
   const [choice, setChoice] = useState<string>();
   const model = choice ?? (models.state === "ready" ? models.models[0]?.id : undefined);
-  const { messages, status, send, stop, regenerate, setMessages } = useStreamingChat({
+  const { messages, status, busy, send, stop, regenerate, setMessages } = useStreamingChat({
     getToken: () => apiKey,
     request: { model },
     storageKey: STORAGE_KEY,
@@ -36,7 +36,6 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
   });
   const scroller = useRef<HTMLElement>(null);
   const { follow } = useFollowEnd(scroller, messages);
-  const streaming = status !== "idle" && status !== "failed";
 
   function ask(): void {
     if (model === undefined) return;
@@ -102,8 +101,8 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
               key={message.id}
               message={message}
               onEdit={onEdit}
-              busy={streaming}
-              onRetry={!streaming && i === messages.length - 1 ? onRetry : undefined}
+              busy={busy}
+              onRetry={!busy && i === messages.length - 1 ? onRetry : undefined}
             />
           ))}
         </div>
@@ -113,7 +112,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
         <div className="column">
           <Composer
             draft={draft}
-            streaming={streaming}
+            streaming={busy}
             ready={model !== undefined}
             onDraft={onDraft}
             onSend={ask}
@@ -121,7 +120,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
           />
           <div className="footnote">
             <span className="hint">
-              {streaming ? "Escape stops the answer" : "Shift+Enter starts a new line"}
+              {busy ? "Escape stops the answer" : "Shift+Enter starts a new line"}
             </span>
             <button className="link" type="button" data-testid="forget-key" onClick={onForget}>
               Forget key

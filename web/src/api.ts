@@ -16,6 +16,11 @@ export async function listModels(key: string, signal: AbortSignal): Promise<Mode
     throw new StreamError("unreachable", "The server could not be reached.", { retryable: true });
   }
   if (response.status !== 200) throw await errorFromResponse(response);
-  const { data } = (await response.json()) as { data: { id: string; owned_by: string }[] };
-  return data.map((model) => ({ id: model.id, owner: model.owned_by }));
+  try {
+    const { data } = (await response.json()) as { data: { id: string; owned_by: string }[] };
+    return data.map((model) => ({ id: model.id, owner: model.owned_by }));
+  } catch (error) {
+    if (signal.aborted) throw error;
+    throw new StreamError("bad_response", "The list of models did not come from Millstream.");
+  }
 }

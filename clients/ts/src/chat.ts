@@ -1,5 +1,6 @@
 /** A conversation that anything can show: a store with `subscribe` and `getSnapshot`, and what can be done to it. */
 
+import { pause } from "./connection";
 import { StreamError } from "./errors";
 import type { Frame } from "./frames";
 import { newAnswer, reduce, toRequest, userMessage } from "./messages";
@@ -35,25 +36,27 @@ export interface ChatOptions extends Server {
 
 interface Running {
   controller: AbortController;
-  idempotencyKey: string;
-  request: Record<string, unknown> | undefined;
+  answerId: string;
   frames: Frame[];
   stopped: boolean;
 }
 
 const STOP_MS = 3000;
+const STOP_ATTEMPTS = 5;
 const GRACE_SECONDS = 15;
 
 export class Chat {
-  /** May be replaced at any time; what runs keeps what it was started with. */
+  /** May be replaced at any time, but for `storageKey`; what runs keeps what it was started with. */
   options: ChatOptions;
   #state: ChatState;
   #running: Running | undefined;
+  readonly #storageKey: string | undefined;
   #listeners = new Set<() => void>();
   #flush: (() => void) | undefined;
 
   constructor(options: ChatOptions = {}) {
     this.options = options;
+    this.#storageKey = options.storageKey;
     this.#state = { messages: options.messages ?? [], status: "idle", error: undefined };
   }
 
@@ -72,6 +75,8 @@ export class Chat {
     this.#restore();
     void this.resume();
     const leave = (event: PageTransitionEvent): void => {
+      this.#flush?.();
+      this.#store();
       const streamId = this.#answer()?.streamId;
       if (event.persisted || this.options.onLeave !== "cancel" || streamId === undefined) return;
       void cancelStream(this.options, streamId, { leaving: true }).catch(() => undefined);
@@ -90,9 +95,13 @@ export class Chat {
     await this.#ask([...this.#state.messages, userMessage(randomKey(), text)]);
   };
 
-  /** Asks again for the last answer, or for the one with that id and forgets what came after it. */
+  /**
+   * Asks again for the last answer, or for the one with that id and forgets what came after it. One that only could
+   * not be reached is not asked for twice, but read on.
+   */
   readonly regenerate = async (id?: string): Promise<void> => {
     if (this.#running !== undefined) return;
+    if (id === undefined && this.#resumable() !== undefined) return this.resume();
     const { messages } = this.#state;
     const at = id === undefined ? messages.length - 1 : messages.findIndex((message) => message.id === id);
     if (at < 0) return;
@@ -105,43 +114,58 @@ export class Chat {
     if (running === undefined || running.stopped) return;
     running.stopped = true;
     const options = this.options;
-    let streamId = this.#answer()?.streamId;
+    const { streamId, request } = this.#answer() ?? {};
     // Its last frame says what the answer has used; without it, it is stopped all the same.
     const giveUp = setTimeout(() => running.controller.abort(), STOP_MS);
-    try {
-      if (streamId === undefined && running.request !== undefined) {
-        streamId = await findStream(options, running.request, running.idempotencyKey);
+    for (let attempt = 1; attempt <= STOP_ATTEMPTS; attempt++) {
+      try {
+        const id = streamId ?? (request && (await findStream(options, request, running.answerId)));
+        if (id === undefined) running.controller.abort();
+        else await cancelStream(options, id);
+        break;
+      } catch (error) {
+        if (error instanceof StreamError && !error.retryable) running.controller.abort();
+        if (error instanceof StreamError && !error.retryable) break;
+        await pause(500 * 2 ** attempt, new AbortController().signal);
       }
-      if (streamId === undefined) running.controller.abort();
-      else await cancelStream(options, streamId);
-    } catch {
-      running.controller.abort(); // the server stops it for want of a reader
-    } finally {
-      if (this.#running !== running) clearTimeout(giveUp);
     }
+    if (this.#running !== running) clearTimeout(giveUp);
   };
 
   /** Goes on reading an answer that was left in the middle, if there is one. */
   readonly resume = async (): Promise<void> => {
-    const answer = this.#answer();
-    if (this.#running !== undefined || answer?.streamId === undefined) return;
-    // From its start: an answer is what its frames make of it.
-    const fresh = { ...newAnswer(answer.id), streamId: answer.streamId, model: answer.model };
-    await this.#read(fresh, undefined, answer.streamId);
+    const answer = this.#resumable();
+    if (this.#running !== undefined || answer === undefined) return;
+    // From its start: an answer is what its frames make of it. What there is of it stays until they come.
+    const { id, streamId, model, request } = answer;
+    await this.#read({ ...newAnswer(id), streamId, model, request }, { ...answer, status: "streaming" });
   };
 
   /** Replaces the conversation, and stops reading an answer that is not in it. */
   readonly setMessages = (messages: readonly Message[]): void => {
     const answer = this.#answer();
-    if (answer !== undefined && !messages.includes(answer)) this.#disconnect();
-    this.#set({ messages, error: undefined, status: this.#running ? this.#state.status : "idle" });
+    const at = messages.findIndex((message) => message.id === answer?.id);
+    if (this.#running !== undefined && at < 0) this.#disconnect();
+    // An answer that is being written is newer here than wherever these messages come from.
+    const kept = messages.map((message, i) => (i === at && answer !== undefined ? answer : message));
+    this.#set({ messages: kept, error: undefined, status: this.#running ? this.#state.status : "idle" });
     this.#store();
   };
 
   /** The answer that is being written. */
   #answer(): AssistantMessage | undefined {
+    const id = this.#running?.answerId;
+    const found = this.#state.messages.find((message) => message.id === id);
+    return found?.role === "assistant" ? found : undefined;
+  }
+
+  /** The last answer, where it was left in the middle or could not be reached. */
+  #resumable(): AssistantMessage | undefined {
     const last = this.#state.messages.at(-1);
-    return last?.role === "assistant" && last.status === "streaming" ? last : undefined;
+    if (last?.role !== "assistant" || (last.streamId ?? last.request) === undefined) return undefined;
+    const unreached = last.status === "failed" && ["unreachable", "interrupted"].includes(last.error?.code ?? "");
+    // An error frame has usage: then the stream has its end.
+    return last.status === "streaming" || (unreached && last.usage === undefined) ? last : undefined;
   }
 
   async #ask(messages: readonly Message[]): Promise<void> {
@@ -152,28 +176,24 @@ export class Chat {
       on_disconnect: typeof onLeave === "object" ? { grace_seconds: onLeave.graceSeconds } : onLeave,
     };
     this.#set({ messages, status: "connecting", error: undefined });
-    await this.#read(newAnswer(randomKey()), body, undefined);
+    await this.#read({ ...newAnswer(randomKey()), request: body });
   }
 
-  async #read(
-    answer: AssistantMessage,
-    request: Record<string, unknown> | undefined,
-    streamId: string | undefined,
-  ): Promise<void> {
+  async #read(answer: AssistantMessage, shown: AssistantMessage = answer): Promise<void> {
     const options = this.options;
     const running: Running = {
       controller: new AbortController(),
-      idempotencyKey: randomKey(),
-      request,
+      answerId: answer.id,
       frames: [],
       stopped: false,
     };
     this.#running = running;
-    this.#put(answer, "connecting");
+    this.#put(shown, "connecting");
+    this.#store();
     const flush = throttled(options.throttleMs, () => {
       if (this.#running !== running || running.frames.length === 0) return;
       const before = answer;
-      answer = running.frames.reduce(reduce, answer);
+      answer = shown = running.frames.reduce(reduce, answer);
       running.frames = [];
       this.#put(answer, this.#state.status);
       if (before.streamId !== answer.streamId) this.#store();
@@ -182,9 +202,9 @@ export class Chat {
     try {
       const stream = openStream({
         ...options,
-        request,
-        streamId,
-        idempotencyKey: running.idempotencyKey,
+        request: answer.request,
+        streamId: answer.streamId,
+        idempotencyKey: answer.id,
         signal: running.controller.signal,
         onState: (status) => this.#running === running && this.#set({ ...this.#state, status }),
       });
@@ -194,19 +214,19 @@ export class Chat {
         else flush.soon();
       }
       flush.now();
-      if (answer.status === "streaming" && running.stopped) answer = { ...answer, status: "stopped" };
+      if (shown.status === "streaming" && running.stopped) shown = { ...shown, status: "stopped" };
     } catch (error) {
       flush.now();
       const found = error instanceof StreamError ? error : new StreamError("unknown", String(error));
-      answer = { ...answer, status: running.stopped ? "stopped" : "failed", error: found };
+      shown = { ...shown, status: running.stopped ? "stopped" : "failed", error: found };
     } finally {
       flush.cancel();
       if (this.#running === running) {
+        this.#put(shown, shown.status === "failed" ? "failed" : "idle", shown.error);
         this.#running = undefined;
-        this.#put(answer, answer.status === "failed" ? "failed" : "idle", answer.error);
         this.#store();
-        if (answer.status === "failed" && answer.error) options.onError?.(answer.error);
-        else options.onFinish?.(answer);
+        if (shown.status === "failed" && shown.error) options.onError?.(shown.error);
+        else options.onFinish?.(shown);
       }
     }
   }
@@ -221,8 +241,9 @@ export class Chat {
 
   #put(answer: AssistantMessage, status: ChatStatus, error?: StreamError): void {
     const { messages } = this.#state;
-    const known = messages.at(-1)?.id === answer.id;
-    this.#set({ messages: [...(known ? messages.slice(0, -1) : messages), answer], status, error });
+    const at = messages.findIndex((message) => message.id === answer.id);
+    const changed = messages.map((message, i) => (i === at ? answer : message));
+    this.#set({ messages: at < 0 ? [...messages, answer] : changed, status, error });
   }
 
   #set(state: ChatState): void {
@@ -231,7 +252,7 @@ export class Chat {
   }
 
   #store(): void {
-    const { storageKey } = this.options;
+    const storageKey = this.#storageKey;
     if (storageKey === undefined) return;
     const kept = this.#state.messages.map((message) =>
       message.role === "assistant" && message.error !== undefined
@@ -246,7 +267,7 @@ export class Chat {
   }
 
   #restore(): void {
-    const { storageKey } = this.options;
+    const storageKey = this.#storageKey;
     if (storageKey === undefined || this.#state.messages.length > 0) return;
     try {
       const kept: unknown = JSON.parse(sessionStorage.getItem(storageKey) ?? "[]");
@@ -255,9 +276,7 @@ export class Chat {
         if (message.role !== "assistant") return message;
         const { error } = message;
         const found = error === undefined ? undefined : new StreamError(error.code, error.message);
-        // One that was asked for and not heard of since cannot be found again.
-        const lost = message.status === "streaming" && message.streamId === undefined;
-        return { ...message, error: found, status: lost ? ("stopped" as const) : message.status };
+        return { ...message, error: found };
       });
       this.#set({ messages, status: "idle", error: undefined });
     } catch {

@@ -23,6 +23,8 @@ export interface AssistantMessage {
   status: "streaming" | "done" | "stopped" | "failed";
   model?: string | undefined;
   streamId?: string | undefined;
+  /** What was asked, for as long as the stream's id is not known; with `id` for its key it can be asked again. */
+  request?: Record<string, unknown> | undefined;
   finishReason?: FinishReason | undefined;
   usage?: Usage | undefined;
   error?: StreamError | undefined;
@@ -47,7 +49,7 @@ export function textOf(message: Message): string {
 export function reduce(answer: AssistantMessage, frame: Frame): AssistantMessage {
   switch (frame.kind) {
     case "start":
-      return { ...answer, streamId: frame.streamId, model: frame.model };
+      return { ...answer, streamId: frame.streamId, model: frame.model, request: undefined };
     case "text":
     case "reasoning":
     case "refusal":

@@ -8,6 +8,8 @@ import { Chat } from "./chat";
 import type { ChatOptions, ChatState } from "./chat";
 
 export interface StreamingChat extends ChatState {
+  /** Whether an answer is on its way: then `stop` does something, else `send` does. */
+  busy: boolean;
   send: Chat["send"];
   stop: Chat["stop"];
   regenerate: Chat["regenerate"];
@@ -15,7 +17,8 @@ export interface StreamingChat extends ChatState {
 }
 
 /**
- * A conversation whose answers survive drops, reloads and restarts.
+ * A conversation whose answers survive drops, reloads and restarts. Another `storageKey` is another conversation: give
+ * the component a `key` with it.
  *
  *     const { messages, status, send, stop } = useStreamingChat({ getToken });
  */
@@ -27,7 +30,8 @@ export function useStreamingChat(options: ChatOptions = {}): StreamingChat {
   useEffect(() => chat.attach(), [chat]);
   const state = useSyncExternalStore(chat.subscribe, chat.getSnapshot, chat.getSnapshot);
   const { send, stop, regenerate, setMessages } = chat;
-  return { ...state, send, stop, regenerate, setMessages };
+  const busy = state.status !== "idle" && state.status !== "failed";
+  return { ...state, busy, send, stop, regenerate, setMessages };
 }
 
 export * from "./index";

@@ -54,7 +54,6 @@ export async function* openStream(options: StreamOptions): AsyncGenerator<Positi
   let streamId = options.streamId;
   let last = options.after;
   let failures = 0;
-  let refresh = false;
   let retryMs = BACKOFF_MS.first;
   options.onState?.("connecting");
 
@@ -62,14 +61,9 @@ export async function* openStream(options: StreamOptions): AsyncGenerator<Positi
     const connection = new Connection(signal);
     let failure: StreamError;
     try {
-      const response = await connection.open(options, streamId, last, idempotencyKey, refresh);
-      if (response.status === 401 && !refresh && options.getToken !== undefined) {
-        refresh = true;
-        continue;
-      }
+      const response = await connection.open(options, streamId, last, idempotencyKey);
       if (response.status === 204) throw new StreamError("interrupted", "The stream ended before its end.");
       if (response.status !== 200) throw await errorFromResponse(response);
-      refresh = false;
       streamId ??= response.headers.get("X-Stream-Id") ?? undefined;
       options.onState?.("streaming");
       for await (const event of connection.events(response)) {
@@ -136,7 +130,6 @@ class Connection {
     streamId: string | undefined,
     after: Position | undefined,
     idempotencyKey: string,
-    refresh: boolean,
   ): Promise<Response> {
     const headers: Record<string, string> = { Accept: "text/event-stream" };
     let path = "/v1/chat/stream";
@@ -150,7 +143,7 @@ class Connection {
       headers["Idempotency-Key"] = idempotencyKey;
     }
     const method = body === null ? "GET" : "POST";
-    const response = await call(options, path, { method, headers, body, signal: this.#controller.signal }, refresh);
+    const response = await call(options, path, { method, headers, body, signal: this.#controller.signal });
     this.#heard();
     return response;
   }
@@ -196,18 +189,37 @@ class Connection {
   }
 }
 
-/** One request with the server's credential. */
+/** One request with the server's credential, which is asked for anew if it is refused. */
 export async function call(
   server: Server,
   path: string,
   init: RequestInit & { headers?: Record<string, string> },
-  refresh = false,
 ): Promise<Response> {
-  const token = await server.getToken?.({ refresh });
-  const headers = { ...init.headers, ...(token === undefined ? {} : { Authorization: `Bearer ${token}` }) };
   const send = server.fetch ?? fetch;
   const url = `${(server.url ?? "").replace(/\/+$/, "")}${path}`;
-  return send(url, { ...init, headers, cache: "no-store", credentials: "omit" });
+  const attempt = async (refresh: boolean): Promise<Response> => {
+    const token = await unlessAborted(server.getToken?.({ refresh }), init.signal);
+    const headers = { ...init.headers, ...(token === undefined ? {} : { Authorization: `Bearer ${token}` }) };
+    return send(url, { ...init, headers, cache: "no-store", credentials: "omit" });
+  };
+  const response = await attempt(false);
+  return response.status === 401 && server.getToken !== undefined ? attempt(true) : response;
+}
+
+/** `work`, or an `AbortError` as soon as `signal` aborts, whether or not `work` knows of it. */
+async function unlessAborted<T>(work: T | Promise<T>, signal: AbortSignal | null | undefined): Promise<T> {
+  if (!(work instanceof Promise) || signal == null) return work;
+  signal.throwIfAborted();
+  let abort = (): void => undefined;
+  const aborted = new Promise<never>((_, reject) => {
+    abort = () => reject(new DOMException("aborted", "AbortError"));
+    signal.addEventListener("abort", abort);
+  });
+  try {
+    return await Promise.race([work, aborted]);
+  } finally {
+    signal.removeEventListener("abort", abort);
+  }
 }
 
 /** Stops a stream, wherever it runs. With `leaving` the request outlives the page. */
@@ -226,12 +238,11 @@ export async function findStream(
   server: Server,
   request: Record<string, unknown>,
   idempotencyKey: string,
-): Promise<string | undefined> {
+): Promise<string> {
   const headers = { "Content-Type": "application/json", "Idempotency-Key": idempotencyKey };
   const response = await call(server, "/v1/streams", { method: "POST", headers, body: JSON.stringify(request) });
-  if (!response.ok) return undefined;
-  const made = (await response.json()) as { stream_id?: string };
-  return made.stream_id;
+  if (!response.ok) throw await errorFromResponse(response);
+  return ((await response.json()) as { stream_id: string }).stream_id;
 }
 
 export function randomKey(): string {

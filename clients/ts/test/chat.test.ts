@@ -162,4 +162,109 @@ describe("Chat", () => {
     expect(textOf(answer(chat))).toBe("Hello");
     expect(server.generations.size).toBe(1);
   });
+
+  it("asks once, though it was detached before the first frame", async () => {
+    const server = new FakeServer(["Hel", "lo"]);
+    let hold = true;
+    const keys: (string | null)[] = [];
+    const slow: typeof fetch = async (input, init) => {
+      keys.push(new Headers(init?.headers).get("Idempotency-Key"));
+      if (!hold) return server.fetch(input, init);
+      hold = false;
+      return new Promise((_, reject) =>
+        init?.signal?.addEventListener("abort", () => reject(new DOMException("", "AbortError"))),
+      );
+    };
+    const chat = chatWith(server, { fetch: slow });
+    const leave = chat.attach();
+    void chat.send("Why?");
+    await until(() => keys.length === 1);
+    leave();
+    chat.attach();
+    await until(() => answer(chat).status === "done");
+    expect(chat.getSnapshot().messages.map(textOf)).toEqual(["Why?", "Hello"]);
+    expect(new Set(keys).size).toBe(1);
+    expect(answer(chat).request).toBeUndefined();
+  });
+
+  it("keeps what it shows when it cannot be resumed", async () => {
+    const server = new FakeServer(["Hel"], false);
+    const chat = chatWith(server);
+    const leave = chat.attach();
+    void chat.send("Why?");
+    await until(() => textOf(answer(chat)) === "Hel");
+    leave();
+    server.cuts = [{ status: 410, body: '{"error":{"code":"stream_gone","message":"gone"}}' }];
+    chat.attach();
+    await until(() => chat.getSnapshot().status === "failed");
+    expect(textOf(answer(chat))).toBe("Hel");
+    expect(answer(chat).error?.code).toBe("stream_gone");
+  });
+
+  it("reads on, instead of asking twice, where the server could only not be reached", async () => {
+    const server = new FakeServer(["Hel", "lo"]);
+    const chat = chatWith(server, {
+      fetch: async (input, init) => {
+        const response = await server.fetch(input, init);
+        if (server.calls.length === 1) await response.body?.cancel();
+        throw new TypeError("fetch failed");
+      },
+    });
+    vi.useFakeTimers();
+    const asking = chat.send("Why?");
+    await vi.advanceTimersByTimeAsync(120_000);
+    await asking;
+    vi.useRealTimers();
+    expect(chat.getSnapshot()).toMatchObject({ status: "failed", error: { code: "unreachable" } });
+    chat.options = { ...chat.options, fetch: server.fetch };
+    await chat.regenerate();
+    expect(textOf(answer(chat))).toBe("Hello");
+    expect(server.generations.size).toBe(1);
+  });
+
+  it("stops with a token that has just run out", async () => {
+    const server = new FakeServer(["Hel"], false);
+    let refused = 0;
+    const chat = chatWith(server, {
+      getToken: ({ refresh }) => (refresh ? "new" : "old"),
+      fetch: async (input, init) => {
+        const old = new Headers(init?.headers).get("Authorization") === "Bearer old";
+        if (!String(input).endsWith("/cancel") || !old) return server.fetch(input, init);
+        refused += 1;
+        return new Response("{}", { status: 401 });
+      },
+    });
+    const asking = chat.send("Why?");
+    await until(() => textOf(answer(chat)) === "Hel");
+    await chat.stop();
+    await asking;
+    expect([refused, server.cancelled, answer(chat).status]).toEqual([1, 1, "stopped"]);
+  });
+
+  it("can be stopped while its token does not come", async () => {
+    const server = new FakeServer(["Hel"]);
+    const chat = chatWith(server, { getToken: () => new Promise(() => undefined) });
+    vi.useFakeTimers();
+    const asking = chat.send("Why?");
+    void chat.stop();
+    await vi.advanceTimersByTimeAsync(4000);
+    await asking;
+    vi.useRealTimers();
+    expect(chat.getSnapshot().status).toBe("idle");
+    expect(answer(chat).status).toBe("stopped");
+  });
+
+  it("goes on writing an answer that setMessages keeps, wherever it stands", async () => {
+    const server = new FakeServer(["Hel"], false);
+    const chat = chatWith(server);
+    const asking = chat.send("Why?");
+    await until(() => textOf(answer(chat)) === "Hel");
+    const stale = chat.getSnapshot().messages.map((message) => ({ ...message }));
+    const note = { role: "system", id: "note", parts: [{ type: "text", text: "note" }] } as const;
+    chat.setMessages([...stale, note]);
+    server.say("lo");
+    server.end("stop");
+    await asking;
+    expect(chat.getSnapshot().messages.map(textOf)).toEqual(["Why?", "Hello", "note"]);
+  });
 });
