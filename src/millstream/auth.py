@@ -119,6 +119,10 @@ class Keys:
         key = await self._find(token.key_id, database.keys.c.id)
         return Principal(key.id, frozenset({"chat"}), token)
 
+    async def check(self, key_id: str) -> None:
+        """Raises ``Unauthorized`` where the key is revoked or was never made."""
+        await self._find(key_id, database.keys.c.id)
+
     async def _find(self, name: bytes | str, column: sa.Column[Any]) -> Principal:
         now = time.monotonic()
         cached = self._verified.get(name)

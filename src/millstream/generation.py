@@ -154,6 +154,8 @@ class Generation:
         except Exception as error:  # whatever breaks, the stream ends and its row is settled
             log.error("stream %s: %s", self.info.stream_id, whereabouts(error))
             await self._abandon()
+            if not self.opened.done():
+                self._not_opened(Internal())
         self._came()
         if self._settlement is not None:
             # First: should this process die in between, its row is an orphan's and the log looked after.

@@ -29,7 +29,7 @@ from millstream.errors import (
     Unauthorized,
     whereabouts,
 )
-from millstream.events import Bill, StreamEnd, StreamFailed, StreamInfo, StreamStart, Terminal
+from millstream.events import Bill, StreamEnd, StreamFailed, StreamInfo, StreamStart, Terminal, Usage
 from millstream.generation import Generation
 from millstream.ledger import Claim, Claimed, Ledger, Opening, Orphan, Receipt, Settlement, Status
 from millstream.logs import EventLog, Signal, StreamState
@@ -45,6 +45,7 @@ _SWEEP_SECONDS = 3.0
 _REVOKED_SECONDS = 2.0
 _CANCEL_SECONDS = 1.0  # what a cancel waits for the receipt to be the last one
 _UNENDED = 10_000
+_UNENDED_SECONDS = 5.0
 
 
 class Limits(Struct, frozen=True):
@@ -67,19 +68,19 @@ class Source(Protocol):
 
 
 class Elsewhere:
-    """A stream that another process produces, or that has ended."""
+    """A stream that another process produces, or that has ended. ``guests`` are all readers of such."""
 
-    def __init__(self, info: StreamInfo, guests: set[Callable[[], None]]) -> None:
+    def __init__(self, info: StreamInfo, guests: dict[Callable[[], None], str]) -> None:
         self.info = info
         self._guests = guests
 
     @contextmanager
     def reading(self, depart: Callable[[], None]) -> Generator[None]:
-        self._guests.add(depart)
+        self._guests[depart] = self.info.stream_id
         try:
             yield
         finally:
-            self._guests.discard(depart)
+            self._guests.pop(depart, None)
 
 
 class Followed(Struct, frozen=True):
@@ -107,7 +108,8 @@ class Generations:
         self._limits = limits or Limits()
         self._running: dict[str, Generation] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._guests: set[Callable[[], None]] = set()
+        self._guests: dict[Callable[[], None], str] = {}
+        self._doubtful: set[str] = set()  # followed here, settled, and not ended in the log
         self._unended: dict[str, StreamFailed] = {}  # streams whose log was away as they were settled
         self._watch: list[asyncio.Task[None]] = []
         self.draining = False
@@ -115,7 +117,10 @@ class Generations:
     async def __aenter__(self) -> "Generations":
         jobs = {
             self._beat: _BEAT_SECONDS,
-            self._sweep: _SWEEP_SECONDS,
+            self._bury: _SWEEP_SECONDS,
+            self._end_orphans: _SWEEP_SECONDS,
+            self._end_unended: _UNENDED_SECONDS,
+            self._doubt: _UNENDED_SECONDS,
             self._checkpoint: _CHECKPOINT_SECONDS,
             self._stop_revoked: _REVOKED_SECONDS,
         }
@@ -168,8 +173,13 @@ class Generations:
             max_open=None if token is None else token.max_streams,
             claim=None if idempotency_key is None else Claim(idempotency_key, _digest(request)),
         )
-        await self._log.create(info)
-        await self._log.append(stream_id, [StreamStart(stream_id, info.model)])
+        try:
+            await self._log.create(info)
+            await self._log.append(stream_id, [StreamStart(stream_id, info.model)])
+            self._admit()
+        except BaseException:  # whoever asked has left, or it took too long
+            await asyncio.shield(self._log.forget(stream_id))
+            raise
         generation = Generation(
             info, opening, request, model, price, self._log, self._ledger, self._limits.seconds
         )
@@ -197,7 +207,9 @@ class Generations:
         with suppress(StreamGone):
             state = await self._log.state(stream_id)
         if state is None or not principal.owns(state.info.owner_id):
-            await self.receipt(principal, stream_id)
+            receipt = await self._ledger.receipt(stream_id)
+            if not principal.owns(receipt.owner_id):
+                raise NotFound(f"there is no stream '{stream_id}'")
             raise StreamGone("the events of this stream are not kept any more; its receipt is")
         return Followed(self._running.get(stream_id) or Elsewhere(state.info, self._guests), state)
 
@@ -213,7 +225,8 @@ class Generations:
         so far. Raises ``NotFound``, or ``Overloaded`` where the message cannot be passed on.
         """
         generation = self._running.get(stream_id)
-        if generation is not None and principal.owns(generation.info.owner_id):
+        sees_all = principal.may(["admin"])
+        if generation is not None and (sees_all or principal.owns(generation.info.owner_id)):
             generation.cancel()
             await asyncio.wait({self._tasks[stream_id]}, timeout=_CANCEL_SECONDS)
         receipt = await self.receipt(principal, stream_id)
@@ -237,7 +250,7 @@ class Generations:
         """
         self.draining = True
         loop = asyncio.get_running_loop()
-        for depart in self._guests:
+        for depart in list(self._guests):
             loop.call_later(random.uniform(0, seconds / 2), depart)  # noqa: S311  # no secret
         if self._tasks and seconds > 0:
             await asyncio.wait(self._tasks.values(), timeout=seconds)
@@ -274,14 +287,47 @@ class Generations:
             for generation in list(self._running.values()):
                 generation.cancel(Interrupted())
 
-    async def _sweep(self) -> None:
+    async def _bury(self) -> None:
         if dead := await self._ledger.bury():
             log.warning("%d workers have died", dead)
+
+    async def _end_orphans(self) -> None:
         if orphans := await self._ledger.orphans():
             log.warning("ending %d streams of workers that are gone", len(orphans))
-            await asyncio.gather(*map(self._end_orphan, orphans))
+            await asyncio.gather(*map(self._end_orphan, orphans), return_exceptions=True)
+
+    async def _end_unended(self) -> None:
+        """What could not be ended while the log was away, as long as that goes well."""
         for stream_id, failed in list(self._unended.items()):
             await self._interrupt(stream_id, failed)
+            if stream_id in self._unended:
+                return
+
+    async def _doubt(self) -> None:
+        """Ends streams that are followed here, have been settled for a while and have no end in the log:
+        their worker stopped while the log was away, and nobody else knows of them.
+        """
+        doubtful: set[str] = set()
+        for stream_id in set(self._guests.values()) - self._running.keys():
+            with suppress(MillstreamError):
+                receipt = await self._ledger.receipt(stream_id)
+                if receipt.status == "running" or await self._has_ended(stream_id):
+                    continue
+                if stream_id not in self._doubtful:
+                    doubtful.add(stream_id)
+                    continue
+                error = Interrupted()
+                usage = Usage(receipt.prompt_tokens, receipt.completion_tokens, receipt.usage_source)
+                bill = Bill(usage, receipt.cost_usd)
+                failed = StreamFailed(error.code, error.message, error.retryable, bill)
+                await self._interrupt(stream_id, failed)
+        self._doubtful = doubtful
+
+    async def _has_ended(self, stream_id: str) -> bool:
+        try:
+            return (await self._log.state(stream_id)).closed
+        except StreamGone:
+            return False
 
     async def _end_orphan(self, orphan: Orphan) -> None:
         """The log first: if this process dies as well, the row is still an orphan's."""
@@ -298,7 +344,8 @@ class Generations:
             return await self._log.interrupt(stream_id, failed)
         except StreamGone:
             pass
-        except MillstreamError:
+        except Exception as error:
+            log.error("stream %s cannot be ended: %s", stream_id, whereabouts(error))
             if len(self._unended) < _UNENDED:
                 self._unended[stream_id] = failed
         return failed

@@ -178,9 +178,12 @@ class _Batch:
                         row.error = error
 
     def _write_all(self, connection: Connection) -> None:
+        # In one order everywhere: two workers that wait for each other's rows would be a deadlock.
+        self.openings.sort(key=lambda row: [row.values[name] or "" for name in _LOCKED])
+        self.settlements.sort(key=lambda row: row.values["stream_id"])
         _insert(connection, self.openings)
         if self.checkpoints:
-            _CHECKPOINT.run(connection, self.checkpoints.values())
+            _CHECKPOINT.run(connection, [row for _, row in sorted(self.checkpoints.items())])
         _update(connection, self.settlements)
 
 
@@ -263,7 +266,10 @@ class Ledger:
         query = sa.select(streams.c.id, streams.c.request_digest).where(
             streams.c.owner_id == owner_id, streams.c.idempotency_key == claim.key
         )
-        found = await self._db.read(lambda connection: connection.execute(query).first())
+        try:
+            found = await self._db.read(lambda connection: connection.execute(query).first())
+        except AWAY:
+            found = None
         if found is None:
             return _not_opened()
         if found.request_digest != claim.digest:
@@ -469,6 +475,7 @@ _USAGE = (
     "usage_source",
     "cost_picodollars",
 )
+_LOCKED = ("token_id", "owner_id", "idempotency_key")
 _ENDED = ("finish_reason", "error_code", "cost_picodollars", "first_event_at", "ended_at")
 _RUNNING = sa.update(streams).where(
     streams.c.id == sa.bindparam("stream_id"), streams.c.status == sa.literal_column("'running'")

@@ -369,6 +369,59 @@ async def test_a_part_that_was_lost_is_found_out(two):
         await reading
 
 
+async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(two):
+    here, there = two
+    await started(here)
+    await here.append("s", [START])
+    await until(lambda: here._copies["s"].count == 1)
+    reading = asyncio.create_task(read(there))
+    await until(lambda: "s" in there._theirs)
+    await here._client.config_set("maxmemory", 1)
+    try:
+        await here.append("s", [*words(2000), END])
+        await until(lambda: here._away)
+        assert "s" in here._copies
+    finally:
+        await here._client.config_set("maxmemory", 0)
+    assert len(await reading) == 2002
+
+
+async def test_a_stream_that_redis_lost_with_its_end_still_to_come_is_written_again(two):
+    here, there = two
+    await started(here)
+    await here.append("s", words(3))
+    await until(lambda: here._copies["s"].count == 3)
+    await here._client.flushall()
+    await here.append("s", [END])
+    await until(lambda: "s" not in here._copies)
+    assert len(await read(there)) == 4
+
+
+async def test_a_replica_that_nobody_reads_leaves_nothing_behind(two):
+    here, there = two
+    await started(here)
+    await here.append("s", [*words(50), END])
+    await here.flush("s")
+    for _ in range(3):
+        assert len(await read(there)) == 51
+    log = there._theirs
+    assert not (log._streams)
+    assert not (log._closed)
+    assert not (log._bytes)
+    assert not (there._replicas)
+
+
+async def test_a_signal_of_another_version_is_passed_over(two):
+    here, there = two
+    await here._client.xadd("millstream:signals", {"signal": b'{"kind":"new"}'})
+    heard = here.signals()
+    first = asyncio.create_task(anext(heard))
+    await asyncio.sleep(0)
+    await there.request_cancel("s")
+    async with asyncio.timeout(5):
+        assert (await first).kind == "cancel"
+
+
 async def test_without_redis_streams_go_on_and_are_there_again_when_it_is_back(tmp_path):
     socket = tmp_path / "redis.sock"
     with redis_server(socket):

@@ -404,6 +404,72 @@ async def test_a_client_that_leaves_while_its_key_is_claimed_leaves_nothing_behi
         assert row["status"] == "cancelled"
 
 
+async def test_a_start_whose_key_cannot_be_looked_up_is_refused_not_hung(run, monkeypatch):
+    gate = asyncio.Event()
+    gate.set()
+    async with run(gated(gate)[1]) as app:
+        await start(app, idempotency_key="k")
+        await app.idle()
+
+        async def broken(*_):
+            raise KeyError("a fault of ours")
+
+        monkeypatch.setattr(app.millstream.ledger, "_claimed", broken)
+        for path in ("/v1/streams", "/v1/chat/stream", "/v1/chat"):
+            async with post(app.app, path, BODY, app.key, idempotency_key="k") as call:
+                await call.finished()
+                assert (call.status, call.json["error"]["code"]) == (500, "internal")
+
+
+async def test_a_client_that_leaves_while_the_log_is_slow_leaves_nothing_behind(run, monkeypatch):
+    async with run(gated(asyncio.Event())[1]) as app:
+        event_log, begun = app.millstream.event_log, asyncio.Event()
+        create = event_log.create
+
+        async def slow(info):
+            await create(info)
+            begun.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(event_log, "create", slow)
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            await begun.wait()
+        assert call.task.done()
+        assert not event_log._streams
+        assert not app.millstream.generations._running
+
+
+async def test_a_stream_that_was_settled_without_an_end_is_ended_for_its_readers(run, redis_url, monkeypatch):
+    """Its worker stopped while Redis was away."""
+    monkeypatch.setattr("millstream.generations._UNENDED_SECONDS", 0.05)
+    from millstream.events import StreamInfo, StreamStart
+    from millstream.ledger import Opening, Settlement
+    from millstream.logs.redis import RedisLog
+
+    async with run(gated(asyncio.Event())[1], log_url=redis_url) as app, RedisLog(redis_url) as other:
+        await other.create(StreamInfo("str_x", app.key_id, "m", 1.0))
+        await other.append("str_x", [StreamStart("str_x", "m"), TextDelta("Hel")])
+        await other.flush("str_x")
+        ledger = app.millstream.ledger
+        await ledger.open(Opening("str_x", app.key_id, app.key_id, "m", "p", 1.0))
+        usage = Usage(3, 4, "counted")
+        await ledger.settle(Settlement("str_x", "completed", "stop", None, usage, None, None, 2.0))
+        async with get(app.app, "/v1/streams/str_x/events", app.key) as call:
+            await call.finished()
+            assert call.frames[-1]["error"]["code"] == "interrupted"
+            assert call.frames[-1]["usage"]["completion_tokens"] == 4
+
+
+async def test_a_revoked_key_takes_its_tickets_with_it(run, monkeypatch):
+    monkeypatch.setattr("millstream.auth._CACHE_SECONDS", 0)
+    async with run(gated(asyncio.Event())[1]) as app:
+        made = await start(app)
+        await app.millstream.keys.revoke(app.key_id)
+        for call in (get(app.app, made["events_url"]), post(app.app, made["cancel_url"], b"")):
+            async with call:
+                assert (await call.finished()).status == 401
+
+
 # -- browser tokens --------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
 from millstream.errors import BadPosition, StreamClosed, StreamFull, StreamGone
@@ -74,7 +73,7 @@ class MemoryLog:
         self._max_stream_bytes = max_stream_bytes
         self._ahead = ahead
         self._streams: dict[str, _Stream] = {}
-        self._closed: deque[_Stream] = deque()  # oldest first
+        self._closed: dict[str, _Stream] = {}  # oldest first
         self._bytes = 0
 
     async def __aenter__(self) -> "MemoryLog":
@@ -110,7 +109,7 @@ class MemoryLog:
         self._bytes += size
         if closing:
             stream.closed_at = time.monotonic()
-            self._closed.append(stream)
+            self._closed[stream_id] = stream
         if self._bytes > self._max_bytes:
             self._expire()
         stream.wake()
@@ -168,6 +167,7 @@ class MemoryLog:
     async def forget(self, stream_id: str) -> None:
         """Readers that wait for more of it get ``StreamGone``."""
         stream = self._streams.pop(stream_id, None)
+        self._closed.pop(stream_id, None)
         if stream is not None:
             self._bytes -= stream.bytes
             stream.bytes = 0
@@ -200,14 +200,13 @@ class MemoryLog:
         """Drops finished streams that are past their window, or the oldest while over the limit."""
         past = time.monotonic() - self._window_seconds
         while self._closed:
-            oldest = self._closed[0]
+            stream_id, oldest = next(iter(self._closed.items()))
             assert oldest.closed_at is not None
             if oldest.closed_at > past and self._bytes <= self._max_bytes:
                 return
-            self._closed.popleft()
-            if self._streams.get(oldest.info.stream_id) is oldest:
-                del self._streams[oldest.info.stream_id]
-                self._bytes -= oldest.bytes
+            del self._closed[stream_id]
+            del self._streams[stream_id]
+            self._bytes -= oldest.bytes
 
 
 def _size(event: Event) -> int:

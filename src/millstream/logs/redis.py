@@ -254,36 +254,51 @@ class RedisLog:
 
     async def _flush(self, stream_ids: list[str]) -> None:
         pipeline = self._client.pipeline(transaction=False)
-        sent: list[tuple[str, int]] = []  # for each command: its stream, and what Redis has after it
+        # For each command: its stream, and what Redis has of it afterwards if it is an append.
+        sent: list[tuple[str, int | None]] = []
         for stream_id in stream_ids:
             copy = self._copies.get(stream_id)
             if copy is not None and stream_id in self._own:
                 await self._pipe(pipeline, sent, stream_id, copy)
         answers = await pipeline.execute(raise_on_error=False) if sent else []
         failure: Exception | None = None
+        broken: set[str] = set()  # an append of theirs was not taken
+        torn: set[str] = set()  # and a later one was
         for (stream_id, count), answer in zip(sent, answers, strict=True):
             copy = self._copies.get(stream_id)
-            if copy is None or count < copy.count:
-                continue
             if isinstance(answer, ResponseError) and "equal or smaller" in str(answer):
-                await self._refused(stream_id, copy)
+                if copy is not None and stream_id not in broken:
+                    await self._refused(stream_id, copy)
             elif isinstance(answer, Exception):
                 failure = answer
+                if count is not None:
+                    broken.add(stream_id)
+            elif count is None or copy is None:
+                continue
             elif answer is None:  # there is no such stream any more: Redis was emptied
+                broken.add(stream_id)
                 copy.created, copy.count = False, 0
+            elif stream_id in broken:
+                torn.add(stream_id)
             else:
-                copy.created, copy.count = True, count
+                copy.created, copy.count = True, max(count, copy.count)
+        for stream_id in torn:
+            await self._client.delete(_PREFIX + stream_id)
+            if copy := self._copies.get(stream_id):
+                copy.created, copy.count = False, 0
         for stream_id in stream_ids:
             await self._copied(stream_id)
         if failure is not None:
             raise failure
 
-    async def _pipe(self, pipeline: Any, sent: list[tuple[str, int]], stream_id: str, copy: _Copy) -> None:
+    async def _pipe(
+        self, pipeline: Any, sent: list[tuple[str, int | None]], stream_id: str, copy: _Copy
+    ) -> None:
         key, state = _PREFIX + stream_id, await self._own.state(stream_id)
         if not copy.created:
             pipeline.xadd(key, {"info": _to_json(state.info)}, id="1-0")
             pipeline.expire(key, self._lifetime)
-            sent += [(stream_id, 0), (stream_id, 0)]
+            sent += [(stream_id, 0), (stream_id, None)]
         count = copy.count
         for _ in range(_ENTRIES_PER_STREAM):
             events = self._own.events(stream_id, count, _EVENTS_PER_ENTRY)
@@ -296,7 +311,7 @@ class RedisLog:
             sent.append((stream_id, count))
             if ends:
                 pipeline.expire(key, self._window)
-                sent.append((stream_id, count))
+                sent.append((stream_id, None))
 
     async def _copied(self, stream_id: str) -> None:
         """Looks whether Redis has all of the stream now."""
@@ -435,11 +450,15 @@ class RedisLog:
                     await self._take_in(stream_id, replica, entries)
                 except Exception as error:  # its readers are told; the others go on
                     log.error("stream %s: %s", stream_id, whereabouts(error))
-                    del self._replicas[stream_id]
-                    await self._theirs.forget(stream_id)
-                    if not replica.loaded.done():
-                        replica.loaded.set_exception(StreamGone(f"a part of '{stream_id}' was lost"))
-                        replica.loaded.exception()  # looked at, should nobody wait for it any more
+                    await self._lose(stream_id)
+
+    async def _lose(self, stream_id: str) -> None:
+        """Tells whoever reads a replica that there is no more of it to be had."""
+        replica = self._replicas.pop(stream_id, None)
+        await self._theirs.forget(stream_id)
+        if replica is not None and not replica.loaded.done():
+            replica.loaded.set_exception(StreamGone(f"a part of '{stream_id}' was lost"))
+            replica.loaded.exception()  # looked at, should nobody wait for it any more
 
     async def interrupt(self, stream_id: str, failure: StreamFailed) -> Terminal:
         async with self._following(stream_id) as here:
@@ -453,6 +472,7 @@ class RedisLog:
             except _AWAY as error:
                 raise _away() from error
         if stands is None:
+            await self._lose(stream_id)
             raise StreamGone(f"the stream '{stream_id}' is not here")
         last = from_json(stands)[-1]
         assert isinstance(last, TERMINAL_TYPES)
@@ -493,7 +513,10 @@ class RedisLog:
     def _hear(self, entries: Iterable[Any]) -> None:
         for entry_id, fields in entries:
             self._last_signal = entry_id
-            signal = _to_signal(fields[b"signal"])
+            try:
+                signal = _to_signal(fields[b"signal"])
+            except (KeyError, msgspec.MsgspecError):
+                continue  # of another version
             if signal.sender == self._name:
                 continue
             for stream_id in signal.stream_ids:

@@ -50,7 +50,7 @@ def serve(settings: Settings, *, temporary_key: bool = False) -> None:
             _work(None, settings, listener, announce=True, temporary_key=temporary_key)
         else:
             work = partial(_work, settings=settings, listener=listener)
-            Supervisor(work, partial(work, announce=True), settings.workers).run()
+            Supervisor(work, partial(work, announce=True), settings.workers, listener.close).run()
 
 
 def _work(

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from millstream.dialects import Dialect
 from millstream.dialects.native import usage_json
-from millstream.errors import Draining, Internal, MillstreamError, recorded, whereabouts
+from millstream.errors import Draining, Internal, MillstreamError, Overloaded, recorded, whereabouts
 from millstream.events import (
     Batch,
     Position,
@@ -226,6 +226,9 @@ class EventStreamResponse(_StreamResponse):
     async def _failed(self, error: MillstreamError) -> None:
         if self._committed:
             # Too late for a status. Without a terminal frame the client sees an interrupted stream.
+            await self._finish()
+        elif self._followed and isinstance(error, Overloaded):
+            await self._commit(come_back(self._dialect))  # an EventSource gives up for ever on a 503
             await self._finish()
         else:
             self._committed = True

@@ -105,9 +105,10 @@ async def _caller(request: Request, stream_id: str, ticket: str | None, purpose:
         raise NotFound(f"there is no stream '{stream_id[:64]}'")
     if ticket is None:
         return await get_principal(request)
-    signer = await get_millstream(request).keys.signer()
+    keys = get_millstream(request).keys
     resumes = bool(request.headers.get("last-event-id"))
-    owner_id = signer.check_ticket(ticket, stream_id, purpose, resumes=resumes)
+    owner_id = (await keys.signer()).check_ticket(ticket, stream_id, purpose, resumes=resumes)
+    await keys.check(owner_id.partition("/")[0])
     return Principal(owner_id, frozenset())
 
 

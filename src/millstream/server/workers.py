@@ -23,7 +23,7 @@ log = logging.getLogger("millstream.server")
 _spawn = multiprocessing.get_context("spawn")
 _RESTART_SECONDS = (0.5, 10.0)
 _STEADY_SECONDS = 30.0  # a worker that lived for so long was well
-_READY_SECONDS = 60.0
+_LOOK_SECONDS = 1.0  # should the end of a worker have been missed
 
 
 class _Worker:
@@ -50,7 +50,7 @@ class _Worker:
 
 class Supervisor:
     """Runs ``count`` workers, of which the very first is ``first`` and all others are ``target``. Each gets a
-    pipe to report to when it serves.
+    pipe to report to when it serves. ``close`` is called when no more connections are to be taken.
     """
 
     def __init__(
@@ -58,13 +58,16 @@ class Supervisor:
         target: Callable[[Connection], None],
         first: Callable[[Connection], None],
         count: int,
+        close: Callable[[], None],
     ) -> None:
         self._target = target
         self._first = first
         self._count = count
+        self._close = close
+        self._asked = 0  # to stop, by signals
+        self._told = 0  # how often the workers were
         self._workers: list[_Worker] = []
         self._leaving: list[_Worker] = []
-        self._stopping = False
         self._roll: list[_Worker] = []  # still to be replaced
         self._restart_at = 0.0
         self._delay = _RESTART_SECONDS[0]
@@ -80,15 +83,20 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         first = self._start(self._first)
-        while not first.ready and first.process.is_alive() and not self._stopping:
-            self._wait(_READY_SECONDS)
-        if not first.ready and not self._stopping:
+        while not first.ready and first.process.is_alive() and not self._asked:
+            self._wait()
+        if not first.ready and not self._asked:
             first.process.join()
             raise ConfigurationError("the server did not start; its log says why")
-        while not (self._stopping and not self._alive()):
-            if not self._stopping:
+        while not (self._asked and not self._alive()):
+            if self._told < self._asked:
+                self._told = self._asked
+                self._close()
+                for worker in self._alive():
+                    worker.stop()
+            elif not self._asked:
                 self._keep_up()
-            self._wait(self._patience())
+            self._wait()
 
     def _start(self, target: Callable[[Connection], None]) -> _Worker:
         worker = _Worker(target, time.monotonic())
@@ -111,9 +119,11 @@ class Supervisor:
             self._delay = min(2 * self._delay, _RESTART_SECONDS[1])
         self._leaving = [worker for worker in self._leaving if worker.process.is_alive()]
         self._roll = [worker for worker in self._roll if worker in self._workers]
-        while len(self._workers) < self._count and now >= self._restart_at:
+        if now < self._restart_at:
+            return
+        while len(self._workers) < self._count and not self._asked:
             self._start(self._target)
-        if self._roll and not self._leaving:
+        if self._roll and not self._leaving and not self._asked:
             if len(self._workers) == self._count:
                 self._start(self._target)
             elif all(worker.ready for worker in self._workers):
@@ -122,16 +132,11 @@ class Supervisor:
                 self._leaving.append(old)
                 old.stop()
 
-    def _patience(self) -> float | None:
-        if len(self._workers) < self._count and not self._stopping:
-            return max(0.0, self._restart_at - time.monotonic())
-        return None
-
-    def _wait(self, seconds: float | None) -> None:
+    def _wait(self) -> None:
         """Until something has happened to a worker, or a signal has come."""
         pipes = {w.pipe: w for w in self._alive() if not w.pipe.closed}
         sentinels = [worker.process.sentinel for worker in self._alive()]
-        for happened in wait([*pipes, *sentinels, self._wake], seconds):
+        for happened in wait([*pipes, *sentinels, self._wake], _LOOK_SECONDS):
             if happened is self._wake:
                 with suppress(BlockingIOError):
                     self._wake.recv(4096)
@@ -142,8 +147,6 @@ class Supervisor:
         if number == signal.SIGHUP:
             self._roll = list(self._workers)
         else:
-            self._stopping = True
-            for worker in self._alive():
-                worker.stop()
+            self._asked += 1
         with suppress(BlockingIOError):
             self._waker.send(b"!")
