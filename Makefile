@@ -35,7 +35,7 @@ generated: $(VENV)/dev
 	$(BIN)/python tools/generate.py --check
 
 python: $(VENV)/dev web test-deps
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 web-test: web clients/ts/node_modules/.installed
 	cd web && npm test

@@ -61,6 +61,9 @@ def test_money_is_exact_on_its_way_to_text(picodollars):
 
 
 def codes(kind):
+    """Of the server's errors; the client has one of its own, for when there is no server."""
+    if kind.__module__ != "millstream.errors":
+        return set()
     return {kind.code} | {code for child in kind.__subclasses__() for code in codes(child)}
 
 

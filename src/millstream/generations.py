@@ -122,6 +122,7 @@ class Generations:
             self._end_unended: _UNENDED_SECONDS,
             self._doubt: _UNENDED_SECONDS,
             self._checkpoint: _CHECKPOINT_SECONDS,
+            self._expire: _CHECKPOINT_SECONDS,
             self._stop_revoked: _REVOKED_SECONDS,
         }
         self._watch = [asyncio.create_task(_every(seconds, job)) for job, seconds in jobs.items()]
@@ -349,6 +350,9 @@ class Generations:
             if len(self._unended) < _UNENDED:
                 self._unended[stream_id] = failed
         return failed
+
+    async def _expire(self) -> None:
+        self._log.expire()
 
     async def _checkpoint(self) -> None:
         for generation in list(self._running.values()):

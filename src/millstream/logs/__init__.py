@@ -76,6 +76,10 @@ class EventLog(Protocol):
     async def forget(self, stream_id: str) -> None:
         """Drops a stream that was made here and never begun."""
 
+    def expire(self) -> None:
+        """Drops finished streams that are past their window, or the oldest while over the limit. To be called
+        every now and then."""
+
     async def request_cancel(self, stream_id: str) -> None:
         """Tells the process that produces the stream, whichever it is."""
 

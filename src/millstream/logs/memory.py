@@ -88,7 +88,7 @@ class MemoryLog:
     async def create(self, info: StreamInfo) -> None:
         if info.stream_id in self._streams:
             raise StreamClosed(f"the stream '{info.stream_id}' exists")
-        self._expire()
+        self.expire()
         self._streams[info.stream_id] = _Stream(info)
 
     async def state(self, stream_id: str) -> StreamState:
@@ -111,7 +111,7 @@ class MemoryLog:
             stream.closed_at = time.monotonic()
             self._closed[stream_id] = stream
         if self._bytes > self._max_bytes:
-            self._expire()
+            self.expire()
         stream.wake()
         return stream.position(len(stream.events))
 
@@ -196,8 +196,7 @@ class MemoryLog:
             raise StreamGone(f"the stream '{stream_id}' is not here")
         return stream
 
-    def _expire(self) -> None:
-        """Drops finished streams that are past their window, or the oldest while over the limit."""
+    def expire(self) -> None:
         past = time.monotonic() - self._window_seconds
         while self._closed:
             stream_id, oldest = next(iter(self._closed.items()))

@@ -213,6 +213,9 @@ class RedisLog:
             self._copy_soon(stream_id, copy)
         return position
 
+    def expire(self) -> None:
+        self._own.expire()
+
     async def forget(self, stream_id: str) -> None:
         await self._own.forget(stream_id)
         self._copies.pop(stream_id, None)
