@@ -21,7 +21,7 @@ from millstream import generations, ledger
 from millstream.auth import Keys, Principal
 from millstream.catalog import LLMService, ProviderEntry
 from millstream.database import Database
-from millstream.errors import BadPosition
+from millstream.errors import BadPosition, StreamGone
 from millstream.events import TERMINAL_TYPES, Position, StreamEnd, TextDelta, Usage
 from millstream.generations import Generations
 from millstream.ledger import Ledger
@@ -93,6 +93,7 @@ class Client:
     def __init__(self, stream_id):
         self.stream_id = stream_id
         self.position, self.text, self.end = None, "", None
+        self.gone = False
 
     async def read(self, worker, events=None, seconds=30.0):
         """Reads ``events`` more, or up to the end. A time-out is a client that leaves."""
@@ -108,6 +109,8 @@ class Client:
                                     return
         except TimeoutError:
             pass
+        except StreamGone:
+            self.gone = True
 
     def see(self, position, event):
         if self.position is not None:
@@ -137,6 +140,7 @@ class Survival(RuleBasedStateMachine):
         self.open: set[str] = set()
         self.clients: list[Client] = []
         self.stopped: set[str] = set()
+        self.expired: set[str] = set()
         self.stack = AsyncExitStack()
 
         async def begin():
@@ -190,7 +194,7 @@ class Survival(RuleBasedStateMachine):
     @precondition(lambda self: self.clients)
     def read(self, client, worker, events):
         client = self.clients[client % len(self.clients)]
-        if client.end is None:
+        if client.end is None and not client.gone:
             self.run(client.read(self.living(worker), events, 0.1))
 
     @rule(stream=st.integers(0, 5))
@@ -207,6 +211,21 @@ class Survival(RuleBasedStateMachine):
         self.stopped.add(stream_id)
         self.run(self.living(worker).generations.cancel(KEY, stream_id))
 
+    @rule(stream=st.integers(0, 5))
+    @precondition(lambda self: self.streams)
+    def expire(self, stream):
+        """The window of a stream that has ended is over."""
+
+        async def go():
+            stream_id = self.streams[stream % len(self.streams)]
+            if stream_id in [row.id for row in await self.rows() if row.status != "running"]:
+                self.expired.add(stream_id)
+                for worker in self.workers:
+                    if worker.alive:
+                        await worker.log.forget(stream_id)
+
+        self.run(go())
+
     @rule(worker=st.integers(0, 5))
     @precondition(lambda self: sum(worker.alive for worker in self.workers) > 1)
     def kill(self, worker):
@@ -217,14 +236,14 @@ class Survival(RuleBasedStateMachine):
             for stream_id in self.open:
                 self.provider.words[str(self.streams.index(stream_id))].put_nowait(None)
             for i, client in enumerate(self.clients):
-                while client.end is None:
+                while client.end is None and not client.gone:
                     before = client.position
                     try:
                         await client.read(self.living(i))
                     except BadPosition:  # it had seen more than the dead worker could pass on
                         await asyncio.sleep(0.05)
                         continue
-                    assert client.end or client.position != before, "it hangs"
+                    assert client.end or client.gone or client.position != before, "it hangs"
             while [row for row in await self.rows() if row.status == "running"]:
                 await asyncio.sleep(0.05)
             rows = {row.id: row for row in await self.rows()}
@@ -233,6 +252,9 @@ class Survival(RuleBasedStateMachine):
                 said = self.provider.said[str(self.streams.index(client.stream_id))]
                 row, end = rows[client.stream_id], client.end
                 assert said.startswith(client.text)
+                if client.gone:
+                    assert client.stream_id in self.expired
+                    continue
                 if isinstance(end, StreamEnd):
                     assert row.finish_reason == end.finish_reason
                     if end.finish_reason == "stop":
