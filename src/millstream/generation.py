@@ -127,6 +127,7 @@ class Generation:
             return
         seconds = policy.grace_seconds if isinstance(policy, Grace) else _FIRST_READER_SECONDS if first else 0
         if seconds:
+            self._came()  # one clock at a time, so that a reader who comes stops them all
             self._grace = asyncio.get_running_loop().call_later(seconds, self.cancel)
         else:
             self.cancel()

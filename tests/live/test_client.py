@@ -89,17 +89,19 @@ async def test_errors_are_the_servers(serve):
 
 
 async def test_leaving_before_the_first_frame_stops_the_provider(serve):
+    arrived = asyncio.Event()
+
     async def silent(request):
         if request.path.endswith("/models"):
             return await request.answer(200, {"data": [{"id": "m"}]})
+        arrived.set()
         await asyncio.Event().wait()
 
     async with serving(serve, silent) as (upstream, server, _):
         async with AsyncClient(server.url, server.key) as client:
             reading = asyncio.create_task(read(client))
             async with asyncio.timeout(10):
-                while not asked(upstream):
-                    await asyncio.sleep(0.01)
+                await arrived.wait()
                 reading.cancel()
                 await asked(upstream)[0].gone.wait()
 

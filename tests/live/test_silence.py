@@ -90,8 +90,8 @@ async def hold(tmp_path, redis_url, count, seconds):
         assert max(late) < 2
         stop.set()
         await asyncio.gather(*clients)
-        async with asyncio.timeout(120):
-            while sum(p.num_fds() for p in family()) > descriptors + 64:
+        async with asyncio.timeout(60):
+            while sum(p.num_fds() for p in family()) > descriptors + 20:
                 await asyncio.sleep(0.2)
         after = (memory() - before) / count / 1024
         assert await asyncio.to_thread(server.terminate, 40) == 0

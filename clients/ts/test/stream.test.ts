@@ -76,7 +76,7 @@ describe("openStream", () => {
 
   it("is whole wherever the connection is cut, however often", async () => {
     const size = new FakeServer(WORDS).frames.join("\n\n").length + WORDS.length * 3;
-    for (let after = 0; after < size; after += 11) {
+    for (let after = 0; after < size; after += 7) {
       const server = new FakeServer(WORDS);
       const again = (after * 31) % 500;
       server.cuts = [{ after, breaks: after % 2 === 0 }, { after: again }, { refuses: true }];

@@ -117,8 +117,8 @@ def _position(text: str) -> Position | None:
         return None
     try:
         return Position.parse(text)
-    except ValueError as error:
-        raise BadPosition(str(error)) from None
+    except ValueError:
+        raise BadPosition("a position is <epoch>-<seq>, such as 1-42") from None
 
 
 def _come_back() -> Response:
