@@ -355,6 +355,17 @@ async def test_silence_ends_when_its_clock_does(handler, clocks):
         assert (await produce(handler, **clocks))[-1].code == "upstream_timeout"
 
 
+async def test_headers_do_not_start_the_clock_of_the_first_byte_anew():
+    async def late_headers(request):
+        await asyncio.sleep(0.7)
+        await request.head()
+        await asyncio.Event().wait()
+
+    started = asyncio.get_running_loop().time()
+    assert (await produce(late_headers, first_byte=1))[-1].code == "upstream_timeout"
+    assert asyncio.get_running_loop().time() - started < 1.5
+
+
 async def test_nobody_listening_is_told_at_once():
     async with oracle(silent_before_headers) as server:
         url = server.base_url

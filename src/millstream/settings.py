@@ -46,6 +46,10 @@ _KNOWN = {
 _PREFERRED = {"openai": ("gpt-5-mini", "gpt-4.1-mini", "gpt-4o-mini")}
 
 
+# Of a provider's request: without them answers could not be told apart or metered.
+_OURS = {"messages", "model", "n", "stream", "stream_options"}
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,7 +65,7 @@ class ProviderSettings(_Section):
     azure: bool = Field(False, description="send the key as Azure wants it, in `api-key`")
     headers: dict[str, str] = Field({}, description="more headers for every request")
     models: tuple[str, ...] = Field((), description="its models; without, it is asked for them")
-    extra: dict[str, Any] = Field({}, description="merged into every request's body")
+    extra: dict[str, Any] = Field({}, description="merged into every request's body, except `n` and `stream`")
     price_id: str | None = Field(None, description="its id in genai-prices, for list prices")
     path: str | None = Field(None, description="of a GGUF file, for `local`")
     preferred: tuple[str, ...] = Field((), description="models to take as the default, best first")
@@ -71,6 +75,8 @@ class ProviderSettings(_Section):
     def _has_address(self) -> "ProviderSettings":
         if self.type == "openai" and not (self.base_url or "").startswith(("http://", "https://")):
             raise ValueError("a provider of type 'openai' needs a base_url with http:// or https://")
+        if ours := sorted(_OURS & self.extra.keys()):
+            raise ValueError(f"extra cannot set {', '.join(ours)}: Millstream does")
         return self
 
 

@@ -84,6 +84,11 @@ async def test_any_compatible_server_works_with_two_variables(serve):
         ([], {"MILLSTREAM_DATABASE_URL": "mysql://x"}, "SQLite or PostgreSQL"),
         ([], {"MILLSTREAM_LOG_URL": "redis://x"}, "MILLSTREAM_LOG_URL"),
         ([], {"MILLSTREAM_PROVIDERS": "{bad"}, "not valid JSON"),
+        (
+            [],
+            {"MILLSTREAM_PROVIDERS": '{"p": {"base_url": "http://x/v1", "extra": {"n": 2}}}'},
+            "extra cannot set n",
+        ),
         ([], {"MILLSTREAM_MAX_STREAM": "5"}, "there is no setting MILLSTREAM_MAX_STREAM"),
         ([], {"OPENAI_BASE_URL": "localhost:1"}, "OPENAI_BASE_URL"),
         ([], {"MILLSTREAM_DATABASE_URL": "sqlite:////proc/nowhere/x.db"}, "cannot"),

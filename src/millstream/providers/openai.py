@@ -5,12 +5,15 @@ Deliberate leniency, each point for servers that exist:
 1. Usage is taken from wherever it comes (finish chunk, every chunk, a chunk of its own); the last one
    counts, nothing is summed. Numbers that cannot be true are ignored.
 2. The end is ``[DONE]`` or a finish reason followed by a clean end of the answer. Anything else is a cut.
-3. Of several choices only the first is taken: a request cannot ask for more.
+3. Of several choices only the first is taken: neither a request nor the settings can ask for more.
 4. Tool calls may come without an index; then a new id starts a new call.
+5. ``content`` may be a list of parts, as Mistral's reasoning models have it.
+6. A lone surrogate (half of a character, by a server that cuts UTF-16) becomes U+FFFD.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import json
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -47,7 +50,7 @@ class _ToolCall(Struct):
 
 
 class _Delta(Struct):
-    content: str | None = None
+    content: str | list[Any] | None = None
     reasoning_content: str | None = None  # DeepSeek, llama.cpp, older vLLM
     reasoning: str | None = None  # OpenRouter, Ollama, newer vLLM
     refusal: str | None = None
@@ -67,7 +70,19 @@ class _Chunk(Struct):
     error: Any = None
 
 
-_decode = msgspec.json.Decoder(_Chunk).decode
+_decode_strictly = msgspec.json.Decoder(_Chunk).decode
+
+
+def _decode(data: bytes) -> _Chunk:
+    """Raises ``msgspec.DecodeError`` or ``ValueError``."""
+    try:
+        return _decode_strictly(data)
+    except msgspec.DecodeError:
+        if rb"\ud" not in data.lower():
+            raise
+        # A string with a lone surrogate cannot be UTF-8; msgspec refuses it and Python's own reader does not.
+        whole = json.dumps(json.loads(data), ensure_ascii=False)
+        return _decode_strictly(whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
 
 
 class OpenAIProvider:
@@ -143,7 +158,7 @@ class _Answer:
         """Adds what the chunk says to ``produced``."""
         try:
             chunk = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise UpstreamError(f"provider '{self._name}' sent a chunk that is not one") from error
         if chunk.error:
             detail = chunk.error if isinstance(chunk.error, dict) else {}
@@ -179,7 +194,9 @@ class _Answer:
     def _delta(self, delta: _Delta, produced: list[Produced]) -> None:
         if reasoning := delta.reasoning_content or delta.reasoning:
             produced.append(ReasoningDelta(reasoning))
-        if delta.content:
+        if isinstance(delta.content, list):
+            produced += _parts(delta.content)
+        elif delta.content:
             produced.append(TextDelta(delta.content))
         if delta.refusal:
             produced.append(RefusalDelta(delta.refusal))
@@ -194,6 +211,19 @@ class _Answer:
                     max(self._call, 0), function.arguments or "", call.id or "", function.name or ""
                 )
             )
+
+
+def _parts(content: Iterable[Any]) -> Iterator[TextDelta | ReasoningDelta]:
+    """``{"type": "text", "text": …}`` and ``{"type": "thinking", "thinking": [text parts]}``; others, such as
+    references, have no words."""
+    for part in content:
+        match part:
+            case {"type": "text", "text": str(text)} if text:
+                yield TextDelta(text)
+            case {"type": "thinking", "thinking": list(inner)}:
+                yield from (ReasoningDelta(thought.text) for thought in _parts(inner))
+            case _:
+                pass
 
 
 async def _drain(batches: AsyncGenerator[object]) -> None:

@@ -103,11 +103,12 @@ class Upstream:
         Closing the generator closes the connection, unless the answer has been read to its end.
         """
         with self._translated():
+            due = asyncio.get_running_loop().time() + self._clocks.first_byte
             response = await self._send("POST", url, body, accept="text/event-stream")
             clock: _Clock | None = None
             try:
                 await self._check(response, "text/event-stream")
-                clock = _Clock(self._clocks.first_byte, response.close)
+                clock = _Clock(self._clocks.first_byte, response.close, due)
                 decoder = Decoder(max_event_bytes=_MAX_EVENT_BYTES)
                 received = 0
                 while chunk := await response.content.readany():
@@ -260,18 +261,18 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 class _Clock:
-    """Calls ``ring`` once after a silence. Restarting it costs nothing: its one timer, when it fires,
-    looks whether it is due and otherwise sets itself to when it will be.
+    """Calls ``ring`` once after a silence, the first of which ends at ``due``. Restarting it costs nothing:
+    its one timer, when it fires, looks whether it is due and otherwise sets itself to when it will be.
     """
 
-    def __init__(self, seconds: float, ring: Callable[[], None]) -> None:
+    def __init__(self, seconds: float, ring: Callable[[], None], due: float) -> None:
         self.seconds = seconds
         self.rang = False
         self.paused = False
         self._ring = ring
         self._loop = asyncio.get_running_loop()
-        self._due = self._loop.time() + seconds
-        self._timer = self._loop.call_at(self._due, self._look)
+        self._due = due
+        self._timer = self._loop.call_at(due, self._look)
 
     def restart(self, seconds: float) -> None:
         now = self._loop.time()

@@ -92,13 +92,13 @@ class Millstream:
             await stack.enter_async_context(self.ledger)
             await stack.enter_async_context(self.generations)
             await self.llm_service.discover()
-            warm_up = asyncio.create_task(self._warm_up(), name="warm-up")
+            self.warm_up = asyncio.create_task(self._warm_up(), name="warm-up")
             try:
                 yield
             finally:
-                warm_up.cancel()
+                self.warm_up.cancel()
                 with suppress(asyncio.CancelledError):
-                    await warm_up
+                    await self.warm_up
 
     async def _warm_up(self) -> None:
         """Loads what the first stream would otherwise wait for: prices and the tokenizer."""
