@@ -1,6 +1,6 @@
 import asyncio
 import os
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 from fastapi import FastAPI
@@ -8,7 +8,7 @@ from redis import Redis
 
 from millstream.server.app import Millstream, create_app
 from millstream.settings import ProviderSettings, Settings
-from services import redis_server
+from services import REDIS, redis_programs, redis_server
 
 # No test sees the keys or settings of the machine it runs on.
 for name in list(os.environ):
@@ -46,18 +46,26 @@ class Running:
 
 
 @pytest.fixture(scope="session")
-def _redis(tmp_path_factory):
-    socket = tmp_path_factory.mktemp("redis") / "redis.sock"
-    with redis_server(socket):
-        yield f"unix://{socket}"
+def redis_servers(tmp_path_factory):
+    """``redis_servers(version)``: the URL of an empty Redis or Valkey."""
+    urls = {}
+    with ExitStack() as stack:
+
+        def empty(version=REDIS):
+            if version not in urls:
+                socket = tmp_path_factory.mktemp("redis") / "redis.sock"
+                stack.enter_context(redis_server(socket, program=redis_programs()[version]))
+                urls[version] = f"unix://{socket}"
+            with Redis.from_url(urls[version]) as client:
+                client.flushall()
+            return urls[version]
+
+        yield empty
 
 
 @pytest.fixture
-def redis_url(_redis):
-    """An empty Redis."""
-    with Redis.from_url(_redis) as client:
-        client.flushall()
-    return _redis
+def redis_url(redis_servers):
+    return redis_servers()
 
 
 @pytest.fixture

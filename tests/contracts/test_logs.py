@@ -33,21 +33,18 @@ from millstream.events import (
 from millstream.logs import StreamState
 from millstream.logs.memory import MemoryLog
 from millstream.logs.redis import RedisLog
-from services import redis_server
+from services import redis_programs, redis_server
 
 BILL = Bill(Usage(1, 1, "counted"), None)
 END = StreamEnd("stop", BILL)
 START = StreamStart("s", "m")
 
-IMPLEMENTATIONS = ["memory", "redis"]
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-async def make_log(request):
+@pytest.fixture(params=["memory", *redis_programs()])
+async def make_log(request, redis_servers):
     """Makes logs of one kind that are closed after the test. Those of one test share their Redis."""
     async with AsyncExitStack() as stack:
-        if request.param == "redis":
-            url = request.getfixturevalue("redis_url")
+        if request.param != "memory":
+            url = redis_servers(request.param)
 
         async def make(**options):
             log = MemoryLog(**options) if request.param == "memory" else RedisLog(url, **options)
@@ -56,9 +53,10 @@ async def make_log(request):
         yield make
 
 
-@pytest.fixture
-async def two(redis_url):
+@pytest.fixture(params=redis_programs())
+async def two(request, redis_servers):
     """The logs of two processes."""
+    redis_url = redis_servers(request.param)
     async with RedisLog(redis_url) as here, RedisLog(redis_url) as there:
         yield here, there
 

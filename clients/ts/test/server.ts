@@ -35,6 +35,7 @@ export class FakeServer {
   constructor(
     words: string[],
     public ended = true,
+    readonly retryMs = 1,
   ) {
     const start = { delta: "", finish_reason: null, stream_id: "str_1", model: "m" };
     const said = words.map((delta) => ({ delta, finish_reason: null }));
@@ -54,7 +55,7 @@ export class FakeServer {
   }
 
   #add(data: object): void {
-    const retry = this.frames.length === 0 ? "retry: 1\n" : "";
+    const retry = this.frames.length === 0 ? `retry: ${this.retryMs}\n` : "";
     this.frames.push(`${retry}id: 1-${this.frames.length + 1}\ndata: ${JSON.stringify(data)}`);
     const grown = this.#grown;
     this.#grown = [];

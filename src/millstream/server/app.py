@@ -115,6 +115,7 @@ def create_app(millstream: Millstream) -> FastAPI:
         lifespan=millstream.lifespan,
         redoc_url=None,
     )
+    app.add_middleware(chat.DirectRoutes)  # the innermost: those that are added later are around it
     if origins := millstream.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -124,7 +125,6 @@ def create_app(millstream: Millstream) -> FastAPI:
             expose_headers=["Location", "Retry-After", "X-Request-Id", "X-Stream-Id"],
             max_age=3600,
         )
-    app.router.routes[:0] = chat.direct_routes()
     for router in (millstream.router, health.router, pages.router):
         app.router.routes.extend(router.routes)
     app.router.routes.append(pages.assets())

@@ -3,16 +3,14 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from starlette.routing import BaseRoute
-from starlette.routing import Route as StarletteRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from millstream.auth import Principal
 from millstream.dialects.native import NativeDialect
 from millstream.generations import Source
 from millstream.messages import ChatRequest
 from millstream.server.dependencies import get_millstream, require_principal
-from millstream.server.requests import Route, idempotency_key, read_body, with_errors
+from millstream.server.requests import Handler, Route, idempotency_key, read_body, with_errors
 from millstream.server.streaming import AnswerResponse, EventStreamResponse
 
 router = APIRouter(route_class=Route)
@@ -67,27 +65,32 @@ async def _respond(
     return response(request, start, millstream.event_log, NATIVE)
 
 
-class _Direct:
-    """The same as bare ASGI, for the application that is all ours: what FastAPI keeps around a response for
-    as long as it streams is a fifth of an open stream's memory (docs/decisions/0005-direct-routes.md)."""
+class DirectRoutes:
+    """The same two routes as a middleware, bare ASGI, for the application that is all ours: what FastAPI keeps
+    around a response for as long as it streams is a quarter of an open stream's memory
+    (docs/decisions/0005-direct-routes.md)."""
 
-    def __init__(self, response: type[EventStreamResponse] | type[AnswerResponse]) -> None:
-        async def handle(request: Request) -> Response:
-            return await _respond(request, await _chat_caller(request), response)
-
-        self._handle = with_errors(handle)
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._routes = {
+            "/v1/chat/stream": _direct(EventStreamResponse),
+            "/v1/chat": _direct(AnswerResponse),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._handle(Request(scope, receive))
+        handle = self._routes.get(scope.get("path", ""))
+        if handle is None or scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        response = await handle(Request(scope, receive))
         await response(scope, receive, send)
 
 
-def direct_routes() -> list[BaseRoute]:
-    """To stand before ``router`` where nothing is added to its routes."""
-    return [
-        StarletteRoute(path, _Direct(response), methods=["POST"], include_in_schema=False)
-        for path, response in (("/v1/chat/stream", EventStreamResponse), ("/v1/chat", AnswerResponse))
-    ]
+def _direct(response: type[EventStreamResponse] | type[AnswerResponse]) -> Handler:
+    async def handle(request: Request) -> Response:
+        return await _respond(request, await _chat_caller(request), response)
+
+    return with_errors(handle)
 
 
 @router.get("/v1/models")

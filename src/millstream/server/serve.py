@@ -31,7 +31,7 @@ _UNACKNOWLEDGED_MILLISECONDS = 8000
 _BACKLOG = 4096
 # A running stream is some 140 objects to the collector, and hardly any of ours end in cycles. With Python's
 # own thresholds a full look at a thousand streams stopped all of them for 100 ms, every few seconds.
-_COLLECTOR = (10_000, 20, 50)
+_COLLECTOR = (5_000, 10, 50)
 _MODELS_SHOWN = 6
 _DEMOS = {
     "local": "  (a demo model on this machine: fluent, often wrong)",

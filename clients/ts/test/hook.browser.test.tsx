@@ -1,0 +1,143 @@
+/** The hook in a real browser: rendering, StrictMode, and what the page's life does to it. */
+
+import { StrictMode, useState } from "react";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
+import { render } from "vitest-browser-react";
+
+import { textOf, useStreamingChat } from "../src/react";
+import type { ChatOptions } from "../src/react";
+import { FakeServer } from "./server";
+
+function Page({ options, onRender }: { options: ChatOptions; onRender?: () => void }) {
+  const { messages, status, busy, error, send, stop, regenerate } = useStreamingChat(options);
+  const [, again] = useState(0);
+  onRender?.();
+  return (
+    <>
+      <ol>
+        {messages.map((message) => (
+          <li key={message.id}>{textOf(message)}</li>
+        ))}
+      </ol>
+      <p role="status">{status}</p>
+      {error && <p role="alert">{error.code}</p>}
+      <button onClick={() => send("Why?")}>Ask</button>
+      <button onClick={() => stop()} disabled={!busy}>
+        Stop
+      </button>
+      <button onClick={() => regenerate()}>Again</button>
+      <button onClick={() => again((n) => n + 1)}>Render</button>
+    </>
+  );
+}
+
+function options(server: FakeServer, more: ChatOptions = {}): ChatOptions {
+  return { fetch: server.fetch, request: { model: "m" }, ...more };
+}
+
+describe("useStreamingChat", () => {
+  it("shows an answer as it comes, and its end", async () => {
+    const server = new FakeServer(["Hel"], false);
+    const screen = await render(<Page options={options(server)} />);
+    await screen.getByText("Ask").click();
+    await expect.element(screen.getByText("Hel", { exact: true })).toBeVisible();
+    await expect.element(screen.getByRole("status")).toHaveTextContent("streaming");
+    server.say("lo");
+    await expect.element(screen.getByText("Hello", { exact: true })).toBeVisible();
+    server.end("stop");
+    await expect.element(screen.getByRole("status")).toHaveTextContent("idle");
+    expect(server.generations.size).toBe(1);
+  });
+
+  it("asks once in StrictMode, and goes on with what it was given last", async () => {
+    const server = new FakeServer(["Hello"]);
+    const finished: string[] = [];
+    const given = options(server, { onFinish: () => finished.push("old") });
+    const screen = await render(<Page options={given} />, { wrapper: StrictMode });
+    await screen.rerender(<Page options={{ ...given, onFinish: () => finished.push("new") }} />);
+    await screen.getByText("Ask").click();
+    await expect.element(screen.getByText("Hello")).toBeVisible();
+    await expect.element(screen.getByRole("status")).toHaveTextContent("idle");
+    expect(finished).toEqual(["new"]);
+    expect(server.generations.size).toBe(1);
+  });
+
+  it("stops at the server", async () => {
+    const server = new FakeServer(["Hel"], false);
+    const screen = await render(<Page options={options(server)} />);
+    await screen.getByText("Ask").click();
+    await expect.element(screen.getByText("Hel", { exact: true })).toBeVisible();
+    await screen.getByText("Stop").click();
+    await expect.element(screen.getByRole("status")).toHaveTextContent("idle");
+    expect(server.cancelled).toBe(1);
+  });
+
+  it("shows a failure, and the answer to the second try", async () => {
+    const server = new FakeServer(["Hello"]);
+    server.cuts = [{ status: 502, body: '{"error":{"code":"upstream_refused","message":"no"}}' }];
+    const screen = await render(<Page options={options(server)} />);
+    await screen.getByText("Ask").click();
+    await expect.element(screen.getByRole("alert")).toHaveTextContent("upstream_refused");
+    await screen.getByText("Again").click();
+    await expect.element(screen.getByText("Hello")).toBeVisible();
+    expect(screen.getByRole("alert").query()).toBeNull();
+  });
+
+  it("reads on where another component takes its place", async () => {
+    sessionStorage.clear();
+    const server = new FakeServer(["Hel"], false);
+    const given = options(server, { storageKey: "hook" });
+    const first = await render(<Page options={given} />);
+    await first.getByText("Ask").click();
+    await expect.element(first.getByText("Hel", { exact: true })).toBeVisible();
+    await first.unmount();
+    const second = await render(<Page options={given} />);
+    server.say("lo");
+    server.end("stop");
+    await expect.element(second.getByText("Hello", { exact: true })).toBeVisible();
+    expect(server.generations.size).toBe(1);
+    expect(server.cancelled).toBe(0);
+  });
+
+  it("draws at most once a frame, however many events there are", async () => {
+    const words = Array.from({ length: 2000 }, (_, i) => `${i} `);
+    const server = new FakeServer(words);
+    let renders = 0;
+    const screen = await render(<Page options={options(server)} onRender={() => renders++} />);
+    let frames = 0;
+    let running = true;
+    const count = (): void => {
+      frames++;
+      if (running) requestAnimationFrame(count);
+    };
+    requestAnimationFrame(count);
+    await screen.getByText("Ask").click();
+    await expect.element(screen.getByText("1999")).toBeVisible();
+    await expect.element(screen.getByRole("status")).toHaveTextContent("idle");
+    running = false;
+    // One a frame, and a few for the changes of status.
+    expect(renders).toBeLessThan(frames + 10);
+    expect(renders).toBeLessThan(500);
+  });
+
+  it.each(["online", "pageshow"])("comes back at once when the browser says %s", async (type) => {
+    const server = new FakeServer(["Hel"], false, 10_000);
+    const broken = new AbortController();
+    const fetchOnce: typeof fetch = (input, init) =>
+      server.fetch(input, server.calls.length === 0 ? { ...init, signal: broken.signal } : init);
+    vi.spyOn(Math, "random").mockReturnValue(1); // the longest waits there are
+    onTestFinished(() => void vi.restoreAllMocks());
+    const screen = await render(<Page options={options(server, { fetch: fetchOnce })} />);
+    await screen.getByText("Ask").click();
+    await expect.element(screen.getByText("Hel", { exact: true })).toBeVisible();
+    server.say("lo");
+    await expect.element(screen.getByText("Hello", { exact: true })).toBeVisible();
+    broken.abort();
+    await expect.element(screen.getByRole("status")).toHaveTextContent("reconnecting");
+    server.end("stop");
+    const restored = new PageTransitionEvent("pageshow", { persisted: true });
+    dispatchEvent(type === "pageshow" ? restored : new Event(type));
+    await expect.element(screen.getByRole("status"), { timeout: 2000 }).toHaveTextContent("idle");
+    expect(server.generations.size).toBe(1);
+  });
+});

@@ -1,0 +1,43 @@
+// The page, the client in one file, and a token for each visitor. Node 20 and nothing else:
+//
+//     MILLSTREAM_KEY=ms_live_… node server.mjs
+//
+// Millstream has to let the page in: MILLSTREAM_CORS_ORIGINS='["http://localhost:3000"]'
+
+import { readFile } from "node:fs/promises";
+import { createServer } from "node:http";
+
+const { MILLSTREAM_URL = "http://127.0.0.1:8000", MILLSTREAM_KEY, PORT = "3000" } = process.env;
+const read = (path) => readFile(new URL(path, import.meta.url), "utf8");
+
+const routes = {
+  "GET /": async () => {
+    const page = await read("index.html");
+    return ["text/html", page.replace("<html", `<html data-millstream="${MILLSTREAM_URL}"`)];
+  },
+  // From the package `millstream`; any place that serves files will do.
+  "GET /millstream.js": async () => ["text/javascript", await read("../../clients/ts/dist/millstream.js")],
+  "POST /token": async () => {
+    // Your users log in first; what a token may do is written into it.
+    const answer = await fetch(`${MILLSTREAM_URL}/v1/tokens`, {
+      method: "POST",
+      headers: { Authorization: `Bearer ${MILLSTREAM_KEY}`, "Content-Type": "application/json" },
+      body: JSON.stringify({ user: "visitor", max_streams: 2, max_tokens: 2000 }),
+    });
+    if (!answer.ok) throw new Error(`POST /v1/tokens: ${answer.status}`);
+    return ["text/plain", (await answer.json()).token];
+  },
+};
+
+const server = createServer(async (request, response) => {
+  const route = routes[`${request.method} ${request.url}`];
+  try {
+    const [type, body] = route === undefined ? ["text/plain", "there is nothing here"] : await route();
+    response.writeHead(route === undefined ? 404 : 200, { "Content-Type": `${type}; charset=utf-8` });
+    response.end(body);
+  } catch (error) {
+    console.error(error.message);
+    response.writeHead(502).end();
+  }
+});
+server.listen(Number(PORT), "127.0.0.1", () => console.log(`http://localhost:${server.address().port}`));
