@@ -39,6 +39,7 @@ BILL = Bill(Usage(1, 1, "counted"), None)
 END = StreamEnd("stop", BILL)
 START = StreamStart("s", "m")
 
+
 @pytest.fixture(params=["memory", *redis_programs()])
 async def make_log(request, redis_servers):
     """Makes logs of one kind that are closed after the test. Those of one test share their Redis."""

@@ -66,9 +66,10 @@ async def _respond(
 
 
 class DirectRoutes:
-    around a response for as long as it streams is a quarter of the memory of an open stream
-    around a response for as long as it streams is a quarter of an open stream's memory
-    (docs/decisions/0005-direct-routes.md)."""
+    """The same two routes as a middleware, bare ASGI, for the application that is all ours: what FastAPI
+    keeps around a response for as long as it streams is a quarter of an open stream's memory
+    (docs/decisions/0005-direct-routes.md).
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
