@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 PAGES := src/millstream/server/pages/index.html
 WEB_SOURCES := $(shell find web clients/ts/src -type f -not -path 'web/node_modules/*' 2>/dev/null)
+CLIENT := clients/ts/dist/millstream.js
+NEXTJS := examples/nextjs/.next/BUILD_ID
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 
@@ -34,15 +36,27 @@ imports: $(VENV)/dev
 generated: $(VENV)/dev
 	$(BIN)/python tools/generate.py --check
 
-python: $(VENV)/dev web test-deps
+python: $(VENV)/dev web test-deps $(CLIENT) $(NEXTJS)
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
-web-test: web clients/ts/node_modules/.installed
+web-test: web test-deps $(CLIENT)
 	cd web && npm test
-	cd clients/ts && npm test && npm run build
+	cd clients/ts && npm test
+
+$(CLIENT): clients/ts/node_modules/.installed $(wildcard clients/ts/src/*.ts clients/ts/*.json clients/ts/*.config.ts)
+	cd clients/ts && npm run build
+	@touch $@
 
 clients/ts/node_modules/.installed: clients/ts/package-lock.json
 	cd clients/ts && npm ci --no-audit --no-fund
+	@touch $@
+
+$(NEXTJS): examples/nextjs/node_modules/.installed $(wildcard examples/nextjs/app/*.tsx examples/nextjs/app/api/*/*.ts)
+	cd examples/nextjs && NEXT_TELEMETRY_DISABLED=1 npm run build
+	@touch $@
+
+examples/nextjs/node_modules/.installed: examples/nextjs/package-lock.json $(CLIENT)
+	cd examples/nextjs && npm ci --no-audit --no-fund
 	@touch $@
 
 fix: $(VENV)/dev  ## Format and mend what can be mended
@@ -85,4 +99,4 @@ $(VENV)/dev: $(UV) pyproject.toml uv.lock
 	@touch $@ $(VENV)/run
 
 clean:  ## Remove what was installed and built (not the data)
-	rm -rf $(VENV) web/node_modules clients/ts/node_modules clients/ts/dist src/millstream/server/pages .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) web/node_modules clients/ts/node_modules clients/ts/dist examples/nextjs/node_modules examples/nextjs/.next src/millstream/server/pages .mypy_cache .ruff_cache .hypothesis

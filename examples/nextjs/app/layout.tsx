@@ -1,6 +1,6 @@
 import type { ReactNode } from "react";
 
-export const metadata = { title: "Millstream and Next.js" };
+export const metadata = { title: "Millstream and Next.js", icons: { icon: "data:," } };
 
 export default function Layout({ children }: { children: ReactNode }) {
   return (
