@@ -63,8 +63,8 @@ fix: $(VENV)/dev  ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-faults: test-deps web  ## Long fault and load runs (about 25 minutes); make test has a short slice of each
-	EXAMPLES=150 $(BIN)/pytest -m "faults or not faults" tests/contracts/test_survival.py tests/live/test_workers.py tests/live/test_silence.py $(ARGS)
+faults: test-deps web $(CLIENT)  ## Long fault and load runs (about 30 minutes); make test has a short slice of each
+	EXAMPLES=150 $(BIN)/pytest -m "faults or not faults" tests/contracts/test_survival.py tests/live/test_workers.py tests/live/test_browser.py tests/live/test_silence.py $(ARGS)
 
 bench: $(VENV)/dev web  ## Measure beside nginx and the tutorial's code; writes benchmarks/RESULTS.md
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || ./tools/apt-install nginx
