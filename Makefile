@@ -11,7 +11,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types imports generated python web-test fix faults bench docs web clean test-deps
+.PHONY: help run test check lint types imports generated python web-test fix faults bench docs pictures web clean test-deps
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,10 @@ bench: $(VENV)/dev web  ## Measure beside nginx and the tutorial's code; writes 
 
 docs: $(VENV)/dev  ## Write the files that are made from the code
 	$(BIN)/python tools/generate.py
+
+pictures: test-deps web  ## Take the pictures in the docs, by their test
+	@mkdir -p docs/images
+	PICTURES=1 $(BIN)/pytest tests/live/test_page.py -k pictures
 
 web: $(PAGES)  ## Build the chat page
 

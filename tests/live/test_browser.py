@@ -155,6 +155,49 @@ async def test_a_second_tab_shows_the_same_answer(tmp_path, redis_url):
         assert len(it.asked()) == len(await it.rows()) == 1
 
 
+SHARED = """
+async ([key, streamId]) => {
+  const { Chat, textOf } = await import("/lab/millstream.js");
+  const answer = { role: "assistant", id: "a", parts: [], status: "streaming", streamId };
+  const messages = streamId ? [answer] : [];
+  const chat = (window.chat = new Chat({
+    getToken: () => key, request: { model: "m" }, shareTabs: true, messages,
+  }));
+  chat.attach();
+  if (!streamId) void chat.send("Why?");
+  await new Promise((resolve) => {
+    const look = () => { if (textOf(chat.getSnapshot().messages.at(-1)).includes("word5 ")) resolve(); };
+    chat.subscribe(look);
+  });
+  return chat.getSnapshot().messages.at(-1).streamId;
+}
+"""
+
+
+async def test_tabs_share_a_connection_and_the_next_one_goes_on(tmp_path, redis_url):
+    async with (
+        fleet(tmp_path, Provider(WORDS, pace=0.05), 2, redis_url=redis_url) as it,
+        chromium() as browser,
+    ):
+        context = await browser.new_context()
+        tabs = [await context.new_page() for _ in range(3)]
+        asked = []
+        for tab in tabs:
+            tab.on("request", lambda r: asked.append(r.url) if "/v1/" in r.url else None)
+            await open_lab(tab, it.url)
+        stream_id = await tabs[0].evaluate(SHARED, [it.key, None])
+        for tab in tabs[1:]:
+            await tab.evaluate(SHARED, [it.key, stream_id])
+        assert len(asked) == 1
+        await tabs[0].close()
+        for tab in tabs[1:]:
+            await tab.wait_for_function("chat.getSnapshot().status === 'idle'", timeout=30_000)
+            parts = await tab.evaluate("chat.getSnapshot().messages.at(-1).parts")
+            assert parts == [{"type": "text", "text": TEXT}]
+        assert len(asked) == 2
+        assert len(it.asked()) == len(await it.rows()) == 1
+
+
 START = """
 async ([key, onLeave]) => {
   const { Chat, textOf } = await import("/lab/millstream.js");

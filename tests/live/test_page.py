@@ -1,8 +1,10 @@
 """The chat page in a real Chromium."""
 
 import asyncio
+import os
 import re
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from playwright.async_api import async_playwright, expect
@@ -23,7 +25,7 @@ MARKUP = "<img src=x onerror=alert(1)> <b>bold</b> & more"
 
 
 class Model:
-    """A provider that says a word whenever the test lets it."""
+    """A provider that says a word (or any other delta) whenever the test lets it."""
 
     def __init__(self):
         self.words = asyncio.Queue()
@@ -35,7 +37,10 @@ class Model:
         self.request = request
         await request.head()
         while (word := await self.words.get()) is not None:
-            await request.say(word)
+            if isinstance(word, dict):
+                await request.event({"choices": [{"index": 0, "delta": word}]})
+            else:
+                await request.say(word)
         await request.finish(usage={"prompt_tokens": 5, "completion_tokens": 3})
 
 
@@ -299,3 +304,42 @@ async def test_the_page_may_load_nothing_from_elsewhere(page):
     policy = response.headers["content-security-policy"]
     assert re.match(r"default-src 'none'; script-src 'self';", policy)
     assert "unsafe" not in policy
+
+
+PICTURED = """A **stream** is one answer in progress:
+
+1. the server holds back the status line until the first token,
+2. every event has a *position*, and a client comes back with it.
+
+```python
+async with AsyncClient(url, key) as client:
+    async for frame in client.stream(messages):
+        print(frame.delta, end="")
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "width", "height"),
+    [("chat", "light", 960, 900), ("chat-phone-dark", "dark", 390, 844)],
+)
+async def test_the_pictures_in_the_docs_are_of_this_page(page, tmp_path, name, scheme, width, height):
+    """With ``make pictures`` they are written where the docs have them."""
+    await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    await page.set_viewport_size({"width": width, "height": height})
+    await page.goto(f"{page.server.url}/#key={page.server.key}")
+    await ask(page, "What is a stream?")
+    await page.model.words.put({"reasoning_content": "They want a definition, and an example."})
+    await page.model.words.put(PICTURED)
+    await page.model.words.put(None)
+    await expect(answer(page)).to_have_attribute("data-status", "done")
+    await ask(page, "And what if the network drops?")
+    await page.model.words.put("Then nothing is lost. The client comes back with")
+    await expect(answer(page)).to_contain_text("comes back")
+    await expect(page.get_by_test_id("connection")).to_have_text("Streaming")
+    folder = Path(__file__).parents[2] / "docs" / "images" if os.environ.get("PICTURES") else tmp_path
+    await page.screenshot(path=folder / f"{name}.png")
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.complaints == []
+    await page.get_by_test_id("stop").click()
+    await expect(answer(page)).to_have_attribute("data-status", "stopped")

@@ -7,6 +7,7 @@ import { newAnswer, reduce, toRequest, userMessage } from "./messages";
 import type { AssistantMessage, Message } from "./messages";
 import { cancelStream, findStream, openStream, randomKey } from "./stream";
 import type { ConnectionState, Server } from "./stream";
+import { openShared } from "./tabs";
 
 export type ChatStatus = "idle" | ConnectionState | "failed";
 
@@ -28,6 +29,8 @@ export interface ChatOptions extends Server {
   onLeave?: "cancel" | "continue" | { graceSeconds: number } | undefined;
   /** Keeps the conversation in this tab under that name, so that a reload resumes it. */
   storageKey?: string | undefined;
+  /** One connection for all tabs of this origin that show the answer; each has its own without. */
+  shareTabs?: boolean | undefined;
   /** At most one update in so many milliseconds; one per frame of the screen by default. */
   throttleMs?: number | undefined;
   onFinish?: ((answer: AssistantMessage) => void) | undefined;
@@ -200,7 +203,8 @@ export class Chat {
     });
     this.#flush = flush.now;
     try {
-      const stream = openStream({
+      const open = options.shareTabs ? openShared : openStream;
+      const stream = open({
         ...options,
         request: answer.request,
         streamId: answer.streamId,

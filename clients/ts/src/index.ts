@@ -9,3 +9,4 @@ export { reduce, textOf } from "./messages";
 export type { AssistantMessage, Message, Part, UserMessage } from "./messages";
 export { call, cancelStream, openStream } from "./stream";
 export type { ConnectionState, Positioned, Server, StreamOptions } from "./stream";
+export { openShared } from "./tabs";

@@ -54,6 +54,11 @@ export class FakeServer {
     this.#add({ delta: "", finish_reason: reason, usage });
   }
 
+  fail(code: string): void {
+    this.ended = true;
+    this.#add({ error: { code, message: "it broke", retryable: true } });
+  }
+
   #add(data: object): void {
     const retry = this.frames.length === 0 ? `retry: ${this.retryMs}\n` : "";
     this.frames.push(`${retry}id: 1-${this.frames.length + 1}\ndata: ${JSON.stringify(data)}`);
