@@ -1,0 +1,165 @@
+"""What the chat page costs its main thread, and how fast a stop or a closed tab reaches the provider.
+
+    python benchmarks/page.py [SECONDS]
+
+Starts a provider that says 500 tokens a second, a server and a Chromium; prints one line of JSON. A frame's time goes
+from its start (as the browser tells it) until it is painted: what our script, React, layout and paint took of it.
+"""
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from playwright.async_api import async_playwright
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from live.conftest import running  # noqa: E402
+from live.test_page import FLAGS, answer, ask  # noqa: E402
+from oracle import oracle  # noqa: E402
+from services import needed  # noqa: E402
+
+TOKENS_PER_SECOND, TURNS = 500, 20
+SENTENCE = "A stream is one answer in progress, with **one** owner and `positions` that only grow. ".split(" ")
+CODE = "\n\n```py\nfor event in stream:\n    print(event)\n```\n\n"
+
+WATCH = """
+() => {
+  const seen = (window.seen = { frames: [], long: 0 });
+  new PerformanceObserver((list) => { seen.long += list.getEntries().length; }).observe({ type: "longtask" });
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = ({ data }) => seen.frames.push(performance.now() - data);
+  const frame = (start) => { port2.postMessage(start); requestAnimationFrame(frame); };
+  requestAnimationFrame(frame);
+}
+"""
+
+
+def tokens(count):
+    for i in range(count):
+        if i % 400 == 399:
+            yield CODE
+        else:
+            end = "\n\n" if i % 80 == 79 else " "
+            yield SENTENCE[i % len(SENTENCE)] + end
+
+
+async def provider(request):
+    if request.path.endswith("/models"):
+        return await request.answer(200, {"data": [{"id": "m"}]})
+    await request.head()
+    began = time.monotonic()
+    for i, token in enumerate(tokens(request.server_tokens)):
+        await request.say(token)
+        if (ahead := began + i / TOKENS_PER_SECOND - time.monotonic()) > 0.004:
+            await asyncio.sleep(ahead)
+    await request.finish(usage={"prompt_tokens": 9, "completion_tokens": request.server_tokens})
+
+
+def shown(values):
+    cut = statistics.quantiles(values, n=100)
+    return {"p50": round(cut[49], 1), "p95": round(cut[94], 1), "p99": round(cut[98], 1), "max": round(max(values), 1)}
+
+
+async def draw(browser, server, seconds):
+    page = await browser.new_page()
+    await page.goto(f"{server.url}/#key={server.key}")
+    await page.evaluate(WATCH)
+    await ask(page)
+    done = page.locator('[data-role="assistant"][data-status="done"]')
+    await done.wait_for(timeout=(seconds * 3 + 30) * 1000)
+    seen = await page.evaluate("seen")
+    length = await answer(page).evaluate("(element) => element.innerText.length")
+    await page.close()
+    return {
+        "characters": length,
+        "frames": len(seen["frames"]),
+        "frame, ms": shown(seen["frames"]),
+        "tasks over 50 ms": seen["long"],
+    }
+
+
+async def stop_after_reload(browser, server, upstream):
+    page = await browser.new_page()
+    await page.goto(f"{server.url}/#key={server.key}")
+    took = []
+    for _ in range(TURNS):
+        await ask(page)
+        await answer(page).locator("p").first.wait_for()
+        await page.reload()
+        await answer(page).locator("p").first.wait_for()
+        stop = page.get_by_test_id("stop")
+        await stop.evaluate("(button) => button.addEventListener('click', () => (window.at = Date.now()))")
+        request = upstream.requests[-1]
+        offset = time.time() - time.monotonic()
+        await stop.click()
+        await request.gone.wait()
+        took.append((request.closed_at + offset) * 1000 - await page.evaluate("at"))
+        await page.get_by_test_id("send").wait_for()
+    await page.close()
+    return shown(took)
+
+
+async def close_with_beacon(browser, server, upstream):
+    took = []
+    for _ in range(TURNS):
+        page = await browser.new_page()
+        await page.goto(server.url)
+        made = await page.request.post(
+            f"{server.url}/v1/streams",
+            headers={"Authorization": f"Bearer {server.key}"},
+            data={"messages": [{"role": "user", "content": "x"}]},
+        )
+        urls = await made.json()
+        await page.evaluate(
+            """({ events_url, cancel_url }) => new Promise((resolve) => {
+              new EventSource(events_url).onmessage = () => resolve();
+              addEventListener("pagehide", () => navigator.sendBeacon(cancel_url));
+            })""",
+            urls,
+        )
+        request = upstream.requests[-1]
+        began = time.monotonic()
+        await page.close()
+        await request.gone.wait()
+        took.append((request.closed_at - began) * 1000)
+    return shown(took)
+
+
+async def main(seconds):
+    async def answering(request):
+        request.server_tokens = seconds * TOKENS_PER_SECOND
+        await provider(request)
+
+    with tempfile.TemporaryDirectory() as name:
+        async with oracle(answering) as upstream, async_playwright() as playwright:
+            context = running(Path(name), OPENAI_BASE_URL=upstream.base_url, OPENAI_API_KEY="x")
+            server = await asyncio.to_thread(context.__enter__)
+            browser = await playwright.chromium.launch(executable_path=needed("chromium"), args=FLAGS)
+            try:
+                print(
+                    json.dumps(
+                        {
+                            f"{seconds * TOKENS_PER_SECOND} tokens at {TOKENS_PER_SECOND}/s": await draw(
+                                browser, server, seconds
+                            ),
+                            "stop after a reload to the provider's socket, ms": await stop_after_reload(
+                                browser, server, upstream
+                            ),
+                            "tab closed with a beacon to the provider's socket, ms": await close_with_beacon(
+                                browser, server, upstream
+                            ),
+                        },
+                        indent=1,
+                    )
+                )
+            finally:
+                await browser.close()
+                await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 40))
