@@ -91,20 +91,21 @@ class Millstream:
             await stack.enter_async_context(self.event_log)
             await stack.enter_async_context(self.ledger)
             await stack.enter_async_context(self.generations)
-            await self.llm_service.discover()
-            self.warm_up = asyncio.create_task(self._warm_up(), name="warm-up")
+            # The tokenizer now, though it is built in a thread: the library holds the interpreter for 100 ms
+            # of that, which would stop whatever streams by then.
+            await asyncio.gather(self.llm_service.discover(), tokens.load(tokens.DEFAULT_ENCODING))
+            warm_up = asyncio.create_task(self._warm_up(), name="warm-up")
             try:
                 yield
             finally:
-                self.warm_up.cancel()
+                warm_up.cancel()
                 with suppress(asyncio.CancelledError):
-                    await self.warm_up
+                    await warm_up
 
     async def _warm_up(self) -> None:
-        """Loads what the first stream would otherwise wait for: prices and the tokenizer."""
+        """Loads what the first stream would otherwise wait for: the default model's price."""
         with suppress(MillstreamError):  # there is no default model
             await self.llm_service.resolve(None)
-        await tokens.load(tokens.DEFAULT_ENCODING)
 
 
 def create_app(millstream: Millstream) -> FastAPI:

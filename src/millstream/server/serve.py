@@ -158,8 +158,6 @@ class _Server(uvicorn.Server):
             gc.set_threshold(*_COLLECTOR)
             gc.collect()
             gc.freeze()  # what was made until now stays; the collector need not look at it again
-            # Freed with its last reference all the same; only cycles among it would stay.
-            self._millstream.warm_up.add_done_callback(lambda _: gc.freeze())
 
     def _follow_parent(self) -> None:
         """A worker whose supervisor was killed would serve on unseen."""
