@@ -14,14 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from playwright.async_api import async_playwright
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from live.browser import chromium  # noqa: E402
 from live.conftest import running  # noqa: E402
-from live.test_page import FLAGS, answer, ask  # noqa: E402
+from live.test_page import answer, ask  # noqa: E402
 from oracle import oracle  # noqa: E402
-from services import needed  # noqa: E402
 
 TOKENS_PER_SECOND, TURNS = 500, 20
 SENTENCE = "A stream is one answer in progress, with **one** owner and `positions` that only grow. ".split(" ")
@@ -48,16 +46,16 @@ def tokens(count):
             yield SENTENCE[i % len(SENTENCE)] + end
 
 
-async def provider(request):
+async def provider(request, count):
     if request.path.endswith("/models"):
         return await request.answer(200, {"data": [{"id": "m"}]})
     await request.head()
     began = time.monotonic()
-    for i, token in enumerate(tokens(request.server_tokens)):
+    for i, token in enumerate(tokens(count)):
         await request.say(token)
         if (ahead := began + i / TOKENS_PER_SECOND - time.monotonic()) > 0.004:
             await asyncio.sleep(ahead)
-    await request.finish(usage={"prompt_tokens": 9, "completion_tokens": request.server_tokens})
+    await request.finish(usage={"prompt_tokens": 9, "completion_tokens": count})
 
 
 def shown(values):
@@ -132,34 +130,24 @@ async def close_with_beacon(browser, server, upstream):
 
 async def main(seconds):
     async def answering(request):
-        request.server_tokens = seconds * TOKENS_PER_SECOND
-        await provider(request)
+        await provider(request, seconds * TOKENS_PER_SECOND)
 
     with tempfile.TemporaryDirectory() as name:
-        async with oracle(answering) as upstream, async_playwright() as playwright:
+        async with oracle(answering) as upstream, chromium() as browser:
             context = running(Path(name), OPENAI_BASE_URL=upstream.base_url, OPENAI_API_KEY="x")
             server = await asyncio.to_thread(context.__enter__)
-            browser = await playwright.chromium.launch(executable_path=needed("chromium"), args=FLAGS)
             try:
-                print(
-                    json.dumps(
-                        {
-                            f"{seconds * TOKENS_PER_SECOND} tokens at {TOKENS_PER_SECOND}/s": await draw(
-                                browser, server, seconds
-                            ),
-                            "stop after a reload to the provider's socket, ms": await stop_after_reload(
-                                browser, server, upstream
-                            ),
-                            "tab closed with a beacon to the provider's socket, ms": await close_with_beacon(
-                                browser, server, upstream
-                            ),
-                        },
-                        indent=1,
-                    )
-                )
+                drawn = await draw(browser, server, seconds)
+                stopped = await stop_after_reload(browser, server, upstream)
+                closed = await close_with_beacon(browser, server, upstream)
             finally:
-                await browser.close()
                 await asyncio.to_thread(context.__exit__, None, None, None)
+    figures = {
+        f"{seconds * TOKENS_PER_SECOND} tokens at {TOKENS_PER_SECOND}/s": drawn,
+        "stop after a reload to the provider's socket, ms": stopped,
+        "tab closed with a beacon to the provider's socket, ms": closed,
+    }
+    print(json.dumps(figures, indent=1))
 
 
 asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 40))

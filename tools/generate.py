@@ -5,6 +5,7 @@ python tools/generate.py [--check]
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,12 +78,26 @@ def settings_reference() -> str:
     )
 
 
+def nextjs_guide() -> str:
+    """The guide with the example's files as they are: what it tells to write is what the tests use."""
+    guide = (ROOT / "docs/guides/nextjs.md").read_text(encoding="utf-8")
+
+    def block(found: re.Match[str]) -> str:
+        path = f"examples/nextjs/{found['path']}"
+        code = (ROOT / path).read_text(encoding="utf-8").strip("\n")
+        return f"`{found['path']}`:\n\n```{found['language']}\n{code}\n```\n"
+
+    pattern = r"^`(?P<path>app/[\w./]+)`:\n\n```(?P<language>\w+)\n.*?^```\n"
+    return re.sub(pattern, block, guide, flags=re.MULTILINE | re.DOTALL)
+
+
 def _plain(value: object) -> str:
     return "none" if value is None or isinstance(value, (dict, tuple)) else str(value)
 
 
 FILES = {
     "spec/events.schema.json": event_schema,
+    "docs/guides/nextjs.md": nextjs_guide,
     "docs/reference/command-line.md": command_line,
     "docs/reference/settings.md": settings_reference,
 }

@@ -94,7 +94,7 @@ def serve(
         bool,
         typer.Option(
             "--temporary-key",
-            help="Print a key that is revoked when the server stops.",
+            help="Print a key that is revoked when the server stops, where there are keys already.",
         ),
     ] = False,
 ) -> None:

@@ -4,16 +4,15 @@ import asyncio
 import json
 import random
 import sqlite3
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from playwright.async_api import async_playwright, expect
+from playwright.async_api import expect
 
-from live.test_page import FLAGS, Wire, answer, ask
+from live.browser import Wire, chromium
+from live.test_page import answer, ask
 from live.test_workers import Provider, fleet
 from oracle import oracle
-from services import needed
 
 CLIENT = Path(__file__).parents[2] / "clients" / "ts" / "dist" / "millstream.js"
 WORDS = [f"word{i} " for i in range(100)]
@@ -37,17 +36,6 @@ async ([key, from, to, atOnce]) => {
   return found.slice(from);
 }
 """
-
-
-@asynccontextmanager
-async def chromium(**options):
-    async with async_playwright() as playwright:
-        path = needed("chromium")
-        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS, **options)
-        try:
-            yield browser
-        finally:
-            await browser.close()
 
 
 async def open_lab(page, url):

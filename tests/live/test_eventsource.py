@@ -6,11 +6,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from playwright.async_api import async_playwright, expect
+from playwright.async_api import expect
 
-from live.test_page import FLAGS
+from live.browser import chromium
 from live.test_workers import Provider, fleet
-from services import needed
 
 WORDS = [f"word{i} " for i in range(100)]
 
@@ -36,14 +35,10 @@ PAGE = """
 @asynccontextmanager
 async def browsing(tmp_path, redis_url, pace=0.05):
     provider = Provider(WORDS, pace=pace)
-    async with fleet(tmp_path, provider, 2, redis_url=redis_url) as it, async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=needed("chromium"), args=FLAGS)
-        try:
-            page = await browser.new_page()
-            await page.goto(it.url)
-            yield it, page
-        finally:
-            await browser.close()
+    async with fleet(tmp_path, provider, 2, redis_url=redis_url) as it, chromium() as browser:
+        page = await browser.new_page()
+        await page.goto(it.url)
+        yield it, page
 
 
 async def start(it, server, **more):

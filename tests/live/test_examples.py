@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.async_api import async_playwright, expect
+from playwright.async_api import expect
 
+from live.browser import chromium, watched_page
 from live.conftest import answers
-from live.test_page import FLAGS, Model
+from live.test_page import Model
 from oracle import oracle
-from services import needed, wait_for
+from services import wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -51,7 +52,7 @@ COMMANDS = {
 async def example(name, serve, tmp_path):
     """A page of the example, with its Millstream and the model behind it."""
     model = Model()
-    async with oracle(model) as upstream, async_playwright() as playwright:
+    async with oracle(model) as upstream, chromium() as browser:
         context = serve(openai=upstream.base_url, MILLSTREAM_CORS_ORIGINS='["*"]')
         server = await asyncio.to_thread(context.__enter__)
         pages = node(
@@ -62,16 +63,11 @@ async def example(name, serve, tmp_path):
             MILLSTREAM_KEY=server.key,
         )
         url = await asyncio.to_thread(pages.__enter__)
-        browser = await playwright.chromium.launch(executable_path=needed("chromium"), args=FLAGS)
         try:
-            page = await browser.new_page()
-            page.complaints = []
-            page.on("pageerror", lambda error: page.complaints.append(str(error)))
-            page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
+            page = await watched_page(browser)
             await page.goto(url)
             yield page, model, upstream, server
         finally:
-            await browser.close()
             await asyncio.to_thread(pages.__exit__, None, None, None)
             await asyncio.to_thread(context.__exit__, None, None, None)
 

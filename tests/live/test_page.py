@@ -3,24 +3,14 @@
 import asyncio
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from playwright.async_api import async_playwright, expect
+from playwright.async_api import expect
 
+from live.browser import Wire, chromium, watched_page
 from oracle import oracle
-from services import needed
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 MARKUP = "<img src=x onerror=alert(1)> <b>bold</b> & more"
 
 
@@ -44,68 +34,19 @@ class Model:
         await request.finish(usage={"prompt_tokens": 5, "completion_tokens": 3})
 
 
-class Wire:
-    """What lies between the browser and the server, and can be cut."""
-
-    def __init__(self, port):
-        self.port, self.whole, self.ends = port, True, set()
-
-    async def start(self):
-        self.server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
-
-    async def stop(self):
-        self.cut()
-        self.server.close()
-        await self.server.wait_closed()
-
-    def cut(self):
-        self.whole = False
-        for end in list(self.ends):
-            end.transport.abort()
-
-    def mend(self):
-        self.whole = True
-
-    async def _carry(self, reader, writer):
-        if not self.whole:
-            writer.transport.abort()
-            return
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.port)
-        ends = {writer, there_writer}
-        self.ends |= ends
-
-        async def carry(source, target):
-            with suppress(OSError):
-                while data := await source.read(65_536):
-                    target.write(data)
-                    await target.drain()
-            target.close()
-
-        try:
-            await asyncio.gather(carry(reader, there_writer), carry(there_reader, writer))
-        finally:
-            self.ends -= ends
-
-
 @pytest.fixture
 async def page(serve):
     model = Model()
-    async with oracle(model) as upstream, async_playwright() as playwright:
+    async with oracle(model) as upstream, chromium() as browser:
         context = serve(openai=upstream.base_url)
         server = await asyncio.to_thread(context.__enter__)
         proxy = Wire(server.port)
         server.url = await proxy.start()
-        browser = await playwright.chromium.launch(executable_path=needed("chromium"), args=FLAGS)
         try:
-            page = await browser.new_page()
-            page.complaints = []
-            page.on("pageerror", lambda error: page.complaints.append(str(error)))
-            page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
+            page = await watched_page(browser)
             page.server, page.model, page.upstream, page.proxy = server, model, upstream, proxy
             yield page
         finally:
-            await browser.close()
             await proxy.stop()
             await asyncio.to_thread(context.__exit__, None, None, None)
 
