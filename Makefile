@@ -51,11 +51,13 @@ clients/ts/node_modules/.installed: clients/ts/package-lock.json
 	cd clients/ts && npm ci --no-audit --no-fund
 	@touch $@
 
-$(NEXTJS): examples/nextjs/node_modules/.installed $(wildcard examples/nextjs/app/*.tsx examples/nextjs/app/api/*/*.ts)
+# The client's newest files go into the copy that npm has made of it.
+$(NEXTJS): examples/nextjs/node_modules/.installed $(CLIENT) $(shell find examples/nextjs/app -type f) examples/nextjs/package.json examples/nextjs/tsconfig.json
+	cp clients/ts/dist/* examples/nextjs/node_modules/millstream/dist/
 	cd examples/nextjs && NEXT_TELEMETRY_DISABLED=1 npm run build
 	@touch $@
 
-examples/nextjs/node_modules/.installed: examples/nextjs/package-lock.json $(CLIENT)
+examples/nextjs/node_modules/.installed: examples/nextjs/package-lock.json | $(CLIENT)
 	cd examples/nextjs && npm ci --no-audit --no-fund
 	@touch $@
 

@@ -4,6 +4,7 @@
 //
 // Millstream has to let the page in: MILLSTREAM_CORS_ORIGINS='["http://localhost:3000"]'
 
+import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 
@@ -17,12 +18,12 @@ const routes = {
   },
   // From the package `millstream`; any place that serves files will do.
   "GET /millstream.js": async () => ["text/javascript", await read("../../clients/ts/dist/millstream.js")],
-  "POST /token": async () => {
-    // Your users log in first; what a token may do is written into it.
+  "POST /token": async (visitor) => {
+    // Your users log in first; whose it is and what it may do is written into a token.
     const answer = await fetch(`${MILLSTREAM_URL}/v1/tokens`, {
       method: "POST",
       headers: { Authorization: `Bearer ${MILLSTREAM_KEY}`, "Content-Type": "application/json" },
-      body: JSON.stringify({ user: "visitor", max_streams: 2, max_tokens: 2000 }),
+      body: JSON.stringify({ user: visitor, max_streams: 2, max_tokens: 2000 }),
     });
     if (!answer.ok) throw new Error(`POST /v1/tokens: ${answer.status}`);
     return ["text/plain", (await answer.json()).token];
@@ -31,8 +32,11 @@ const routes = {
 
 const server = createServer(async (request, response) => {
   const route = routes[`${request.method} ${request.url}`];
+  const known = /(?:^|; )visitor=([\w-]{36})(?:;|$)/.exec(request.headers.cookie ?? "")?.[1];
+  const visitor = known ?? randomUUID();
+  if (known === undefined) response.setHeader("Set-Cookie", `visitor=${visitor}; HttpOnly; SameSite=Strict`);
   try {
-    const [type, body] = route === undefined ? ["text/plain", "there is nothing here"] : await route();
+    const [type, body] = route === undefined ? ["text/plain", "there is nothing here"] : await route(visitor);
     response.writeHead(route === undefined ? 404 : 200, { "Content-Type": `${type}; charset=utf-8` });
     response.end(body);
   } catch (error) {

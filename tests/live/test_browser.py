@@ -56,11 +56,16 @@ def rows_of(folder):
 
 
 async def break_wire(wire, chance):
-    """One connection after the other goes away, at any byte."""
-    while True:
-        await asyncio.sleep(chance.uniform(0.02, 0.12))
-        if ends := sorted(wire.ends, key=id):
-            chance.choice(ends).transport.abort()
+    """One connection after the other goes away, at any byte. How many have, once it is told to stop."""
+    broken = 0
+    try:
+        while True:
+            await asyncio.sleep(chance.uniform(0.02, 0.12))
+            if ends := sorted(wire.ends, key=id):
+                chance.choice(ends).transport.abort()
+                broken += 1
+    except asyncio.CancelledError:
+        return broken
 
 
 @pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.faults)])
@@ -80,6 +85,7 @@ async def test_chats_are_whole_over_connections_that_break(serve, tmp_path, coun
             chats = await page.evaluate(CHATS, [server.key, 0, count, 5])
         finally:
             breaking.cancel()
+            assert await breaking > count
             await wire.stop()
             await asyncio.to_thread(context.__exit__, None, None, None)
         assert [chat["text"] for chat in chats] == ["".join(words)] * count
@@ -101,8 +107,10 @@ async def restart(page, it):
 
 
 async def away_and_back(page, it):
+    await page.evaluate("window.kept = true")
     await page.goto("about:blank")
     await page.go_back(wait_until="commit")
+    await page.wait_for_function("window.kept")  # the browser had kept it
 
 
 @pytest.mark.parametrize("happens", [reload, restart, away_and_back])

@@ -29,7 +29,10 @@ export interface ChatOptions extends Server {
   onLeave?: "cancel" | "continue" | { graceSeconds: number } | undefined;
   /** Keeps the conversation in this tab under that name, so that a reload resumes it. */
   storageKey?: string | undefined;
-  /** One connection for all tabs of this origin that show the answer; each has its own without. */
+  /**
+   * One connection for all tabs of this origin that show the answer; each has its own without. With `onLeave: "cancel"`
+   * closing the tab that has it stops the answer for all.
+   */
   shareTabs?: boolean | undefined;
   /** At most one update in so many milliseconds; one per frame of the screen by default. */
   throttleMs?: number | undefined;

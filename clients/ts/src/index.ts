@@ -7,6 +7,6 @@ export type { ErrorCode } from "./errors";
 export type { FinishReason, Frame, Position, ToolCallPiece, Usage } from "./frames";
 export { reduce, textOf } from "./messages";
 export type { AssistantMessage, Message, Part, UserMessage } from "./messages";
-export { call, cancelStream, openStream } from "./stream";
+export { call, cancelStream, keepToken, openStream } from "./stream";
 export type { ConnectionState, Positioned, Server, StreamOptions } from "./stream";
 export { openShared } from "./tabs";

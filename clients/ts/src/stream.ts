@@ -17,7 +17,7 @@ export interface Server {
   url?: string | undefined;
   /**
    * A credential: a browser token that your backend gets from `POST /v1/tokens`, never an API key in a page. Asked
-   * for again, with `refresh`, when the server refuses one.
+   * for before every request, and with `refresh` when the server refuses one: see `keepToken`.
    */
   getToken?: ((options: { refresh: boolean }) => string | Promise<string>) | undefined;
   fetch?: typeof fetch | undefined;
@@ -187,6 +187,23 @@ class Connection {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(this.#abort, SILENCE_MS);
   }
+}
+
+/**
+ * A `getToken` that asks `mint` once, and again when the server refuses what it gave: a token's limits hold only for those
+ * who use it again.
+ */
+export function keepToken(mint: () => Promise<string>): NonNullable<Server["getToken"]> {
+  let kept: Promise<string> | undefined;
+  return ({ refresh }) => {
+    if (refresh || kept === undefined) {
+      const asked = (kept = mint());
+      asked.catch(() => {
+        if (kept === asked) kept = undefined;
+      });
+    }
+    return kept;
+  };
 }
 
 /** One request with the server's credential, which is asked for anew if it is refused. */

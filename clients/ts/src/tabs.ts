@@ -4,57 +4,82 @@ import { StreamError } from "./errors";
 import { follows } from "./frames";
 import type { Position } from "./frames";
 import { openStream } from "./stream";
-import type { Positioned, StreamOptions } from "./stream";
+import type { ConnectionState, Positioned, StreamOptions } from "./stream";
 
-/** A tab whose question is not answered for so long reads for itself. */
+/** How long a tab waits to be told something before it asks, and for an answer before it reads for itself. */
 const PATIENCE_MS = 5000;
 
-type Message = { after: Position | undefined } | { frames: readonly Positioned[] };
+type Place = Position | undefined;
+
+/** Said by the tab that reads: frames, and what comes right before them. `reply` where that was asked for. */
+interface Told {
+  after: Place;
+  frames: readonly Positioned[];
+  reply: boolean;
+}
+
+type Message = Told | { asked: Place };
 
 /**
  * `openStream`, where the first tab that reads a stream tells the others what it reads: a lock (Web Locks) says which one
  * that is, a `BroadcastChannel` carries the frames. When it goes, the next one reads on from where it is. A browser
- * without either has a connection for each tab.
+ * without either has a connection for each tab. To the server the tabs are one reader: with `on_disconnect: "cancel"`
+ * closing the one that reads stops the answer for all.
  */
 export async function* openShared(options: StreamOptions): AsyncGenerator<Positioned, void> {
   if (typeof BroadcastChannel === "undefined" || typeof navigator === "undefined" || !navigator.locks) {
     yield* openStream(options);
     return;
   }
+  const { signal } = options;
   const room = new Room(options.after);
+  const leave = (): void => room.leave();
+  signal?.addEventListener("abort", leave);
+  const onState = (state: ConnectionState): void => {
+    room.reads = state === "streaming";
+    options.onState?.(state);
+  };
   try {
-    if (options.streamId !== undefined) {
+    if (options.streamId !== undefined && !signal?.aborted) {
       options.onState?.("connecting");
       room.enter(options.streamId);
-      for await (const frame of room.listen(options.signal)) {
-        options.onState?.("streaming");
+      let state: ConnectionState = "connecting";
+      for await (const frame of room.listen()) {
+        if (state !== "streaming") options.onState?.((state = "streaming"));
         yield frame;
         if (frame.kind === "end" || frame.kind === "error") return;
       }
     }
-    for await (const frame of openStream({ ...options, after: room.last })) {
+    if (signal?.aborted) return;
+    for await (const frame of openStream({ ...options, onState, after: room.last })) {
       if (frame.kind === "start") room.enter(frame.streamId);
       room.say(frame);
+      room.reads = false; // while nobody takes what comes, there is nothing to be had here
       yield frame;
+      room.reads = true;
     }
   } finally {
+    signal?.removeEventListener("abort", leave);
     room.leave();
   }
 }
 
 /** The tabs that read one stream, as one of them sees it. */
 class Room {
-  last: Position | undefined;
-  readonly #first: Position | undefined;
+  /** The last frame that was read here. */
+  last: Place;
+  /** Whether this tab has a connection that brings frames. */
+  reads = false;
+  readonly #first: Place;
   readonly #kept: Positioned[] = [];
   readonly #left = new AbortController();
   #channel: BroadcastChannel | undefined;
   #leads = false;
-  #heard: Positioned[] = [];
-  #answered = false;
+  #listens = false;
+  #told: Told[] = [];
   #wake: () => void = () => undefined;
 
-  constructor(after: Position | undefined) {
+  constructor(after: Place) {
     this.#first = this.last = after;
   }
 
@@ -69,7 +94,8 @@ class Room {
       this.#wake();
       return new Promise((resolve) => signal.addEventListener("abort", () => resolve()));
     };
-    navigator.locks.request(name, { signal }, lead).catch(() => undefined); // it has left before its turn came
+    // Refused where it has left before its turn came, or where locks are not allowed: then it reads for itself.
+    navigator.locks.request(name, { signal }, lead).catch(() => signal.aborted || void lead());
   }
 
   leave(): void {
@@ -79,58 +105,75 @@ class Room {
   }
 
   say(frame: Positioned): void {
+    const after = this.last;
     this.last = frame.position;
     this.#kept.push(frame);
-    if (this.#leads) this.#post([frame]);
+    if (this.#leads) this.#tell({ after, frames: [frame], reply: false });
   }
 
   /** What another tab reads; ends where that one is gone, or does not answer. */
-  async *listen(signal: AbortSignal | undefined): AsyncGenerator<Positioned, void> {
-    const stop = (): void => this.#wake();
-    signal?.addEventListener("abort", stop);
+  async *listen(): AsyncGenerator<Positioned, void> {
+    this.#listens = true;
+    let asks = true;
+    let question: { asked: Place; at: number } | undefined; // one at a time: a reply goes to all tabs, and may be long
     try {
-      for (;;) {
-        const heard = this.#heard;
-        this.#heard = [];
-        let asks = heard.length === 0;
-        for (const frame of heard) {
-          const place = follows(this.last, frame.position);
-          if (place === "gap") asks = true;
-          if (place !== "next") continue;
-          this.say(frame);
-          yield frame;
+      while (!this.#left.signal.aborted) {
+        const told = this.#told;
+        this.#told = [];
+        for (const { after, frames, reply } of told) {
+          if (reply && after === question?.asked) question = undefined;
+          let before = after;
+          for (const frame of frames) {
+            // Only what follows what is here: a tab hears others' answers, and may come in the middle.
+            const next = before === this.last;
+            before = frame.position;
+            if (!next) continue;
+            question = undefined;
+            this.say(frame);
+            yield frame;
+          }
+          if (before !== undefined && follows(this.last, before) !== "seen") asks = true;
         }
-        if (this.#leads || signal?.aborted) return;
-        this.#answered = false;
-        if (asks) this.#channel?.postMessage({ after: this.last } satisfies Message);
-        await new Promise<void>((resolve) => {
-          const timer = setTimeout(resolve, PATIENCE_MS);
+        if (this.#told.length > 0) continue;
+        if (this.#leads) return;
+        if (asks && question === undefined) {
+          question = { asked: this.last, at: Date.now() };
+          this.#channel?.postMessage({ asked: this.last } satisfies Message);
+        }
+        asks = false;
+        const left = question === undefined ? PATIENCE_MS : question.at + PATIENCE_MS - Date.now();
+        if (left <= 0) return;
+        const silent = await new Promise<boolean>((resolve) => {
+          const timer = setTimeout(() => resolve(true), left);
           this.#wake = () => {
             clearTimeout(timer);
-            resolve();
+            resolve(false);
           };
         });
-        if (asks && !this.#answered && !this.#leads) return;
+        asks = silent;
       }
     } finally {
-      signal?.removeEventListener("abort", stop);
+      this.#listens = false;
+      this.#told = [];
     }
   }
 
   #hear(message: Message): void {
-    if ("frames" in message) {
-      this.#heard.push(...message.frames.map(revived));
-      this.#answered = true;
-      if (message.frames.length > 0) this.#wake();
-    } else if (this.#leads) {
-      // A tab that came in the middle does not have it all: whoever asks for more hears nothing, and reads for itself.
-      const at = this.#kept.findIndex((frame) => frame.position === message.after);
-      if (at >= 0 || message.after === this.#first) this.#post(this.#kept.slice(at + 1));
+    if ("asked" in message) {
+      if (!this.#leads || !this.reads) return;
+      const at = this.#kept.findIndex((frame) => frame.position === message.asked);
+      // Where it came in the middle itself, it does not have it all; whoever asks then reads for itself.
+      if (at < 0 && message.asked !== this.#first) return;
+      this.#tell({ after: message.asked, frames: this.#kept.slice(at + 1), reply: true });
+    } else if (this.#listens) {
+      this.#told.push({ ...message, frames: message.frames.map(revived) });
+      this.#wake();
     }
   }
 
-  #post(frames: readonly Positioned[]): void {
-    this.#channel?.postMessage({ frames: frames.map(plain) } satisfies Message);
+  #tell(told: Told): void {
+    if (this.#left.signal.aborted) return;
+    this.#channel?.postMessage({ ...told, frames: told.frames.map(plain) } satisfies Message);
   }
 }
 

@@ -2,6 +2,7 @@ import { describe, expect, it, vi } from "vitest";
 
 import { Chat } from "../src/chat";
 import type { ChatOptions } from "../src/chat";
+import { keepToken } from "../src/stream";
 import { reduce, newAnswer, textOf } from "../src/messages";
 import type { AssistantMessage } from "../src/messages";
 import { FakeServer } from "./server";
@@ -239,6 +240,32 @@ describe("Chat", () => {
     await chat.stop();
     await asking;
     expect([refused, server.cancelled, answer(chat).status]).toEqual([1, 1, "stopped"]);
+  });
+
+  it("uses a token until it is refused, and asks again where there was none", async () => {
+    const server = new FakeServer(["Hello"]);
+    let minted = 0;
+    let down = true;
+    const getToken = keepToken(async () => {
+      if (down) throw new Error("no token");
+      return `token ${++minted}`;
+    });
+    const used: (string | null)[] = [];
+    const chat = chatWith(server, {
+      getToken,
+      fetch: async (input, init) => {
+        const token = new Headers(init?.headers).get("Authorization");
+        used.push(token);
+        return used.length === 3 ? new Response("{}", { status: 401 }) : server.fetch(input, init);
+      },
+    });
+    const asking = chat.send("One?");
+    await until(() => chat.getSnapshot().status === "reconnecting");
+    down = false;
+    await asking;
+    await chat.send("Two?");
+    await chat.send("Three?");
+    expect(used.map((token) => token?.slice(-1))).toEqual(["1", "1", "1", "2"]);
   });
 
   it("can be stopped while its token does not come", async () => {

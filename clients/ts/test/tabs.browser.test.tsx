@@ -96,16 +96,97 @@ describe("tabs that share a connection", () => {
     expect([tab.text, server.calls.length]).toEqual(["Hello", 1]);
   });
 
-  it("do not wait for a tab that has less of it", async () => {
+  it.each([false, true])("do not wait for a tab that has less of it (which goes on: %s)", async (goesOn) => {
     const server = new FakeServer(["Hel", "lo"], false);
     const late = new Tab(server, { streamId: "str_1", after: "1-3" });
-    await late.shows("lo");
-    vi.useFakeTimers();
-    onTestFinished(() => void vi.useRealTimers());
+    await vi.waitFor(() => expect(late.text).toBe("lo"), { timeout: 8000 }); // nobody answers it either
     const whole = new Tab(server, { streamId: "str_1" });
-    await vi.advanceTimersByTimeAsync(5000);
+    const saying = goesOn ? setInterval(() => server.say("!"), 500) : undefined;
+    await vi.waitFor(() => expect(whole.text).toMatch(/^Hello/), { timeout: 8000 });
+    clearInterval(saying);
+    expect(server.calls).toHaveLength(2);
     server.end("stop");
     await whole.done;
-    expect(whole.text).toBe("Hello");
+    expect(whole.text).toBe(`Hel${late.text}`);
+  });
+
+  it("are not told the end of what they have not heard", async () => {
+    const server = new FakeServer(["Hel", "lo"], false);
+    const first = new Tab(server, { request: {} });
+    await first.shows("Hello");
+    const channel = new BroadcastChannel("millstream:str_1");
+    onTestFinished(() => channel.close());
+    const second = new Tab(server, { streamId: "str_1" });
+    const error = { code: "interrupted", message: "gone", details: {} };
+    channel.postMessage({ after: "1-4", frames: [{ kind: "error", error, position: "2-1" }], reply: false });
+    await second.shows("Hello");
+    server.end("stop");
+    await second.done;
+    expect(second.last?.kind).toBe("end");
+  });
+
+  it("hear what is said while they are busy with something else", async () => {
+    const server = new FakeServer(["a"], false);
+    const first = new Tab(server, { request: {} });
+    await first.shows("a");
+    const seen: string[] = [];
+    const closing = new AbortController();
+    onTestFinished(() => closing.abort());
+    const slow = (async () => {
+      const frames = openShared({ fetch: server.fetch, streamId: "str_1", signal: closing.signal });
+      for await (const frame of frames) {
+        if (frame.kind !== "text") continue;
+        seen.push(frame.text);
+        if (frame.text === "b") server.say("c");
+        await new Promise((resolve) => setTimeout(resolve, 30));
+      }
+    })();
+    await vi.waitFor(() => expect(seen).toEqual(["a"]));
+    server.say("b");
+    await vi.waitFor(() => expect(seen).toEqual(["a", "b", "c"]), { timeout: 2000 });
+    server.end("stop");
+    await slow;
+    expect(server.calls).toHaveLength(1);
+  });
+
+  it("do not wait for one whose connection is gone", async () => {
+    const server = new FakeServer(["Hel"], false, 10_000);
+    const gone = new AbortController();
+    const once: typeof fetch = (input, init) =>
+      server.calls.length === 0 ? server.fetch(input, { ...init, signal: gone.signal }) : Promise.reject(new TypeError());
+    const first = new Tab(server, { request: {}, fetch: once });
+    first.done.catch(() => undefined);
+    await first.shows("Hel");
+    vi.useFakeTimers();
+    const second = new Tab(server, { streamId: "str_1" });
+    await second.shows("Hel");
+    vi.spyOn(Math, "random").mockReturnValue(1); // the longest waits there are
+    onTestFinished(() => void vi.useRealTimers());
+    onTestFinished(() => void vi.restoreAllMocks());
+    gone.abort(); // and it looks for a new one in vain
+    server.say("lo");
+    await vi.advanceTimersByTimeAsync(10_500); // of silence, and of no answer
+    expect([first.text, second.text]).toEqual(["Hel", "Hello"]);
+    server.end("stop");
+    await second.done;
+  });
+
+  it("read at once where locks are not allowed", async () => {
+    const server = new FakeServer(["Hello"]);
+    vi.spyOn(navigator.locks, "request").mockRejectedValue(new DOMException("no", "SecurityError"));
+    onTestFinished(() => void vi.restoreAllMocks());
+    const tab = new Tab(server, { streamId: "str_1" });
+    await tab.shows("Hello");
+    await tab.done;
+  });
+
+  it("say their state once, however many events there are", async () => {
+    const server = new FakeServer(Array.from({ length: 500 }, (_, i) => `${i} `), false);
+    const first = new Tab(server, { request: {} });
+    await vi.waitFor(() => expect(first.text).toContain("499"));
+    const states: string[] = [];
+    const second = new Tab(server, { streamId: "str_1", onState: (state) => states.push(state) });
+    await second.shows(first.text);
+    expect(states).toEqual(["connecting", "streaming"]);
   });
 });

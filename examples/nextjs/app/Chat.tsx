@@ -2,13 +2,13 @@
 
 import { useState } from "react";
 
-import { textOf, useStreamingChat } from "millstream/react";
+import { keepToken, textOf, useStreamingChat } from "millstream/react";
 
-async function getToken(): Promise<string> {
+const getToken = keepToken(async () => {
   const answer = await fetch("/api/token", { method: "POST" });
   if (!answer.ok) throw new Error("no token");
   return answer.text();
-}
+});
 
 export function Chat({ url }: { url: string }) {
   const [question, setQuestion] = useState("");

@@ -214,14 +214,16 @@ class _Answer:
 
 
 def _parts(content: Iterable[Any]) -> Iterator[TextDelta | ReasoningDelta]:
-    """``{"type": "text", "text": …}`` and ``{"type": "thinking", "thinking": [text parts]}``; others, such as
-    references, have no words."""
+    """``{"type": "text", "text": …}`` and ``{"type": "thinking", "thinking": text or text parts}``; others,
+    such as references, have no words."""
     for part in content:
         match part:
             case {"type": "text", "text": str(text)} if text:
                 yield TextDelta(text)
             case {"type": "thinking", "thinking": list(inner)}:
                 yield from (ReasoningDelta(thought.text) for thought in _parts(inner))
+            case {"type": "thinking", "thinking": str(text)} if text:
+                yield ReasoningDelta(text)
             case _:
                 pass
 
