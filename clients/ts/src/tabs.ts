@@ -9,6 +9,9 @@ import type { ConnectionState, Positioned, StreamOptions } from "./stream";
 /** How long a tab waits to be told something before it asks, and for an answer before it reads for itself. */
 const PATIENCE_MS = 5000;
 
+/** How long a tab that has read the end is there for others: the last frames may come after the lock. */
+const LINGER_MS = 1000;
+
 type Place = Position | undefined;
 
 /** Said by the tab that reads: frames, and what comes right before them. `reply` where that was asked for. */
@@ -18,7 +21,11 @@ interface Told {
   reply: boolean;
 }
 
-type Message = Told | { asked: Place };
+interface Asked {
+  asked: Place;
+}
+
+type Message = Told | Asked;
 
 /**
  * `openStream`, where the first tab that reads a stream tells the others what it reads: a lock (Web Locks) says which one
@@ -39,6 +46,7 @@ export async function* openShared(options: StreamOptions): AsyncGenerator<Positi
     room.reads = state === "streaming";
     options.onState?.(state);
   };
+  let ended = false;
   try {
     if (options.streamId !== undefined && !signal?.aborted) {
       options.onState?.("connecting");
@@ -54,13 +62,15 @@ export async function* openShared(options: StreamOptions): AsyncGenerator<Positi
     for await (const frame of openStream({ ...options, onState, after: room.last })) {
       if (frame.kind === "start") room.enter(frame.streamId);
       room.say(frame);
+      ended = frame.kind === "end" || frame.kind === "error";
       room.reads = false; // while nobody takes what comes, there is nothing to be had here
       yield frame;
       room.reads = true;
     }
   } finally {
     signal?.removeEventListener("abort", leave);
-    room.leave();
+    if (ended) setTimeout(leave, LINGER_MS);
+    else leave();
   }
 }
 
@@ -77,6 +87,8 @@ class Room {
   #leads = false;
   #listens = false;
   #told: Told[] = [];
+  /** The last question that came before this tab was the one to answer. */
+  #unanswered: Asked | undefined;
   #wake: () => void = () => undefined;
 
   constructor(after: Place) {
@@ -91,6 +103,7 @@ class Room {
     const { signal } = this.#left;
     const lead = (): Promise<void> => {
       this.#leads = true;
+      if (this.#unanswered !== undefined) this.#hear(this.#unanswered);
       this.#wake();
       return new Promise((resolve) => signal.addEventListener("abort", () => resolve()));
     };
@@ -160,6 +173,7 @@ class Room {
 
   #hear(message: Message): void {
     if ("asked" in message) {
+      if (!this.#leads) this.#unanswered = message;
       if (!this.#leads || !this.reads) return;
       const at = this.#kept.findIndex((frame) => frame.position === message.asked);
       // Where it came in the middle itself, it does not have it all; whoever asks then reads for itself.

@@ -36,8 +36,9 @@ export class FakeServer {
     words: string[],
     public ended = true,
     readonly retryMs = 1,
+    readonly streamId = "str_1",
   ) {
-    const start = { delta: "", finish_reason: null, stream_id: "str_1", model: "m" };
+    const start = { delta: "", finish_reason: null, stream_id: streamId, model: "m" };
     const said = words.map((delta) => ({ delta, finish_reason: null }));
     this.frames = [];
     for (const data of [start, { delta: "", finish_reason: null }, ...said]) this.#add(data);
@@ -79,7 +80,7 @@ export class FakeServer {
       if (!this.ended) this.end("cancelled");
       return Response.json({ status: "cancelled" });
     }
-    if (path.endsWith("/v1/streams")) return Response.json({ stream_id: "str_1" }, { status: 201 });
+    if (path.endsWith("/v1/streams")) return Response.json({ stream_id: this.streamId }, { status: 201 });
     const cut = this.cuts.shift() ?? {};
     if (cut.refuses) throw new TypeError("fetch failed");
     if (cut.status !== undefined) {
@@ -89,7 +90,7 @@ export class FakeServer {
     const seen = Number(headers.get("Last-Event-ID")?.split("-")[1] ?? 0);
     if (this.ended && seen >= this.frames.length) return new Response(null, { status: 204 });
     return new Response(this.#body(seen, cut, init.signal ?? undefined), {
-      headers: { "Content-Type": "text/event-stream", "X-Stream-Id": "str_1" },
+      headers: { "Content-Type": "text/event-stream", "X-Stream-Id": this.streamId },
     });
   };
 

@@ -6,6 +6,13 @@ import { StreamError, openShared } from "../src/index";
 import type { Frame, Positioned, StreamOptions } from "../src/index";
 import { FakeServer } from "./server";
 
+/** Every test has a stream of its own: a tab that has read the end is there for others for a while. */
+class Server extends FakeServer {
+  constructor(words: string[], ended = true, retryMs = 1) {
+    super(words, ended, retryMs, `str_${crypto.randomUUID()}`);
+  }
+}
+
 class Tab {
   readonly frames: Positioned[] = [];
   readonly closing = new AbortController();
@@ -35,10 +42,10 @@ class Tab {
 
 describe("tabs that share a connection", () => {
   it("all get everything, over one", async () => {
-    const server = new FakeServer(["Hel"], false);
+    const server = new Server(["Hel"], false);
     const first = new Tab(server, { request: {} });
     await first.shows("Hel");
-    const others = [1, 2, 3].map(() => new Tab(server, { streamId: "str_1" }));
+    const others = [1, 2, 3].map(() => new Tab(server, { streamId: server.streamId }));
     for (const tab of others) await tab.shows("Hel");
     server.say("lo");
     server.end("stop");
@@ -51,10 +58,10 @@ describe("tabs that share a connection", () => {
   });
 
   it("read on when the one that read for all is closed", async () => {
-    const server = new FakeServer(["Hel"], false);
+    const server = new Server(["Hel"], false);
     const first = new Tab(server, { request: {} });
     await first.shows("Hel");
-    const [second, third] = [new Tab(server, { streamId: "str_1" }), new Tab(server, { streamId: "str_1" })];
+    const [second, third] = [new Tab(server, { streamId: server.streamId }), new Tab(server, { streamId: server.streamId })];
     await second.shows("Hel");
     await third.shows("Hel");
     first.closing.abort();
@@ -68,10 +75,10 @@ describe("tabs that share a connection", () => {
   });
 
   it("are all told why it broke", async () => {
-    const server = new FakeServer(["Hel"], false);
+    const server = new Server(["Hel"], false);
     const first = new Tab(server, { request: {} });
     await first.shows("Hel");
-    const second = new Tab(server, { streamId: "str_1" });
+    const second = new Tab(server, { streamId: server.streamId });
     await second.shows("Hel");
     server.fail("upstream_error");
     await second.done;
@@ -81,26 +88,26 @@ describe("tabs that share a connection", () => {
   });
 
   it("read for themselves where nobody answers", async () => {
-    const server = new FakeServer(["Hello"]);
+    const server = new Server(["Hello"]);
     let release = (): void => undefined;
     const held = new Promise<void>((resolve) => {
       release = resolve;
     });
     onTestFinished(() => release());
-    void navigator.locks.request("millstream:str_1", () => held); // a tab that stands still
+    void navigator.locks.request(`millstream:${server.streamId}`, () => held); // a tab that stands still
     vi.useFakeTimers();
     onTestFinished(() => void vi.useRealTimers());
-    const tab = new Tab(server, { streamId: "str_1" });
+    const tab = new Tab(server, { streamId: server.streamId });
     await vi.advanceTimersByTimeAsync(5000);
     await tab.done;
     expect([tab.text, server.calls.length]).toEqual(["Hello", 1]);
   });
 
   it.each([false, true])("do not wait for a tab that has less of it (which goes on: %s)", async (goesOn) => {
-    const server = new FakeServer(["Hel", "lo"], false);
-    const late = new Tab(server, { streamId: "str_1", after: "1-3" });
+    const server = new Server(["Hel", "lo"], false);
+    const late = new Tab(server, { streamId: server.streamId, after: "1-3" });
     await vi.waitFor(() => expect(late.text).toBe("lo"), { timeout: 8000 }); // nobody answers it either
-    const whole = new Tab(server, { streamId: "str_1" });
+    const whole = new Tab(server, { streamId: server.streamId });
     const saying = goesOn ? setInterval(() => server.say("!"), 500) : undefined;
     await vi.waitFor(() => expect(whole.text).toMatch(/^Hello/), { timeout: 8000 });
     clearInterval(saying);
@@ -111,12 +118,12 @@ describe("tabs that share a connection", () => {
   });
 
   it("are not told the end of what they have not heard", async () => {
-    const server = new FakeServer(["Hel", "lo"], false);
+    const server = new Server(["Hel", "lo"], false);
     const first = new Tab(server, { request: {} });
     await first.shows("Hello");
-    const channel = new BroadcastChannel("millstream:str_1");
+    const channel = new BroadcastChannel(`millstream:${server.streamId}`);
     onTestFinished(() => channel.close());
-    const second = new Tab(server, { streamId: "str_1" });
+    const second = new Tab(server, { streamId: server.streamId });
     const error = { code: "interrupted", message: "gone", details: {} };
     channel.postMessage({ after: "1-4", frames: [{ kind: "error", error, position: "2-1" }], reply: false });
     await second.shows("Hello");
@@ -126,14 +133,14 @@ describe("tabs that share a connection", () => {
   });
 
   it("hear what is said while they are busy with something else", async () => {
-    const server = new FakeServer(["a"], false);
+    const server = new Server(["a"], false);
     const first = new Tab(server, { request: {} });
     await first.shows("a");
     const seen: string[] = [];
     const closing = new AbortController();
     onTestFinished(() => closing.abort());
     const slow = (async () => {
-      const frames = openShared({ fetch: server.fetch, streamId: "str_1", signal: closing.signal });
+      const frames = openShared({ fetch: server.fetch, streamId: server.streamId, signal: closing.signal });
       for await (const frame of frames) {
         if (frame.kind !== "text") continue;
         seen.push(frame.text);
@@ -150,7 +157,7 @@ describe("tabs that share a connection", () => {
   });
 
   it("do not wait for one whose connection is gone", async () => {
-    const server = new FakeServer(["Hel"], false, 10_000);
+    const server = new Server(["Hel"], false, 10_000);
     const gone = new AbortController();
     const once: typeof fetch = (input, init) =>
       server.calls.length === 0 ? server.fetch(input, { ...init, signal: gone.signal }) : Promise.reject(new TypeError());
@@ -158,7 +165,7 @@ describe("tabs that share a connection", () => {
     first.done.catch(() => undefined);
     await first.shows("Hel");
     vi.useFakeTimers();
-    const second = new Tab(server, { streamId: "str_1" });
+    const second = new Tab(server, { streamId: server.streamId });
     await second.shows("Hel");
     vi.spyOn(Math, "random").mockReturnValue(1); // the longest waits there are
     onTestFinished(() => void vi.useRealTimers());
@@ -172,20 +179,20 @@ describe("tabs that share a connection", () => {
   });
 
   it("read at once where locks are not allowed", async () => {
-    const server = new FakeServer(["Hello"]);
+    const server = new Server(["Hello"]);
     vi.spyOn(navigator.locks, "request").mockRejectedValue(new DOMException("no", "SecurityError"));
     onTestFinished(() => void vi.restoreAllMocks());
-    const tab = new Tab(server, { streamId: "str_1" });
+    const tab = new Tab(server, { streamId: server.streamId });
     await tab.shows("Hello");
     await tab.done;
   });
 
   it("say their state once, however many events there are", async () => {
-    const server = new FakeServer(Array.from({ length: 500 }, (_, i) => `${i} `), false);
+    const server = new Server(Array.from({ length: 500 }, (_, i) => `${i} `), false);
     const first = new Tab(server, { request: {} });
     await vi.waitFor(() => expect(first.text).toContain("499"));
     const states: string[] = [];
-    const second = new Tab(server, { streamId: "str_1", onState: (state) => states.push(state) });
+    const second = new Tab(server, { streamId: server.streamId, onState: (state) => states.push(state) });
     await second.shows(first.text);
     expect(states).toEqual(["connecting", "streaming"]);
   });
