@@ -5,6 +5,7 @@ import os
 import time
 from decimal import Decimal
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -367,3 +368,14 @@ async def test_the_meter_records_once_for_each_id(db):
         9,
         "0.250000",
     )
+
+
+async def test_a_database_at_rest_holds_no_connections_and_goes_on_when_asked(db):
+    def descriptors():
+        return psutil.Process().num_fds()
+
+    await db.read(lambda connection: None)
+    open_before = descriptors()
+    await db.rest()
+    assert descriptors() < open_before
+    assert await Keys(db).create("n", ["chat"])

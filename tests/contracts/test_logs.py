@@ -193,7 +193,9 @@ async def test_a_stream_that_has_ended_is_not_interrupted(make_log):
 
 async def test_a_forgotten_stream_is_gone(make_log):
     log = await started(make_log())
+    assert log.count() == 1
     await log.forget("s")
+    assert log.count() == 0
     with pytest.raises(StreamGone):
         await log.state("s")
 
@@ -401,6 +403,7 @@ async def test_a_replica_that_nobody_reads_leaves_nothing_behind(two):
     await here.flush("s")
     for _ in range(3):
         assert len(await read(there)) == 51
+    assert there.count() == 0
     log = there._theirs
     assert not (log._streams)
     assert not (log._closed)

@@ -80,6 +80,9 @@ class EventLog(Protocol):
         """Drops finished streams that are past their window, or the oldest while over the limit. To be called
         every now and then."""
 
+    def count(self) -> int:
+        """How many streams are kept in this process's memory, running or finished."""
+
     async def request_cancel(self, stream_id: str) -> None:
         """Tells the process that produces the stream, whichever it is."""
 

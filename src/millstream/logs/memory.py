@@ -174,6 +174,9 @@ class MemoryLog:
             stream.gone = True
             stream.wake()
 
+    def count(self) -> int:
+        return len(self._streams)
+
     async def request_cancel(self, stream_id: str) -> None:
         """Every stream here is produced by this process, which cancels it itself."""
 

@@ -216,6 +216,9 @@ class RedisLog:
     def expire(self) -> None:
         self._own.expire()
 
+    def count(self) -> int:
+        return self._own.count() + self._theirs.count()
+
     async def forget(self, stream_id: str) -> None:
         await self._own.forget(stream_id)
         self._copies.pop(stream_id, None)

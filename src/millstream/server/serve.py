@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import gc
 import multiprocessing
 import os
 import socket
@@ -18,6 +17,7 @@ from rich.markup import escape
 
 from millstream.database import AWAY
 from millstream.errors import ConfigurationError
+from millstream.server import memory
 from millstream.server.app import Millstream, create_app
 from millstream.server.workers import Supervisor
 from millstream.settings import Settings
@@ -29,9 +29,6 @@ _KEEPALIVE_EVERY_SECONDS = 2
 _UNACKNOWLEDGED_MILLISECONDS = 8000
 
 _BACKLOG = 4096
-# A running stream is some 140 objects to the collector, and hardly any of ours end in cycles. With Python's
-# own thresholds a full look at a thousand streams stopped all of them for 100 ms, every few seconds.
-_COLLECTOR = (5_000, 10, 50)
 _MODELS_SHOWN = 6
 _DEMOS = {
     "local": "  (a demo model on this machine: fluent, often wrong)",
@@ -146,6 +143,7 @@ class _Server(uvicorn.Server):
         self._temporary_key = temporary_key
         self._temporary_key_id: str | None = None
         self._hurry = asyncio.Event()
+        self._giving_back: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -155,9 +153,8 @@ class _Server(uvicorn.Server):
             if self._ready is not None:
                 self._ready.send("ready")
                 self._follow_parent()
-            gc.set_threshold(*_COLLECTOR)
-            gc.collect()
-            gc.freeze()  # what was made until now stays; the collector need not look at it again
+            memory.settle()
+            self._giving_back = asyncio.create_task(memory.give_back(self._millstream), name="give-back")
 
     def _follow_parent(self) -> None:
         """A worker whose supervisor was killed would serve on unseen."""
@@ -188,6 +185,8 @@ class _Server(uvicorn.Server):
         drain.cancel()
         await asyncio.gather(drain, hurry, return_exceptions=True)
         await generations.drain(0)
+        if self._giving_back is not None:
+            self._giving_back.cancel()
         if self._temporary_key_id is not None:
             with suppress(*AWAY):
                 await self._millstream.keys.revoke(self._temporary_key_id)
