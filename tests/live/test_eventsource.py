@@ -16,8 +16,8 @@ WORDS = [f"word{i} " for i in range(100)]
 # What everybody writes, and no more: the page keeps nothing, the browser reconnects by itself.
 PAGE = """
 (url) => new Promise((resolve) => {
-  const seen = (window.seen = { text: "", ids: [], opened: 0, end: null });
-  const source = (window.source = new EventSource(url));
+  const seen = (window.seen = { text: "", ids: [], opened: 0, end: null, closed: false });
+  const source = new EventSource(url);
   source.onopen = () => { seen.opened += 1; };
   source.onmessage = (event) => {
     if (event.data === "[DONE]") { return; }
@@ -26,7 +26,7 @@ PAGE = """
     seen.text += data.delta ?? "";
     if (data.error || data.finish_reason) { seen.end = data; }
   };
-  source.onerror = () => { seen.state = source.readyState; };
+  source.onerror = () => { seen.closed = source.readyState === EventSource.CLOSED; };
   resolve();
 })
 """
@@ -70,9 +70,7 @@ async def test_it_survives_drops_and_a_worker_restart_and_stops_at_the_end(tmp_p
         assert found["ids"] == [f"1-{i + 1}" for i in range(len(found["ids"]))]
         assert found["end"]["finish_reason"] == "stop"
         # It asks once more after the end, is told that nothing is left, and gives up.
-        async with asyncio.timeout(10):
-            while await page.evaluate("window.source.readyState") != 2:
-                await asyncio.sleep(0.05)
+        await seen(page, lambda s: s["closed"], 10)
         assert len(it.asked()) == 1
         assert len(await it.rows()) == 1
 

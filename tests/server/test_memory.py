@@ -1,75 +1,35 @@
 """What a worker does about its memory."""
 
-import asyncio
-import time
+import psutil
 
-import pytest
-
-from millstream import Millstream, Settings
-from millstream.events import StreamInfo
-from millstream.server import memory
+from millstream.database import Database
+from millstream.server.memory import _RUNNING, _RUSH, Rush, give_back
 
 
-class Looks:
-    """Lets ``give_back`` look once at a time, and notes what it does."""
-
-    def __init__(self, monkeypatch, millstream):
-        self.rests = 0
-        self._turn, self._over = asyncio.Event(), asyncio.Event()
-        monkeypatch.setattr(memory.asyncio, "sleep", self._sleep)
-        monkeypatch.setattr(millstream.database, "rest", self._rest)
-
-    async def _sleep(self, _seconds):
-        self._over.set()
-        await self._turn.wait()
-        self._turn.clear()
-
-    async def _rest(self):
-        self.rests += 1
-
-    async def one(self):
-        self._over.clear()
-        self._turn.set()
-        async with asyncio.timeout(10):
-            await self._over.wait()
+def test_a_rush_is_over_once_when_most_of_its_streams_have_gone():
+    rush = Rush()
+    kept = [_RUSH, _RUSH, _RUSH // 4 + 1, _RUSH // 4, 0, 0, _RUSH, 0]
+    assert [rush.over(count, 0) for count in kept] == [False] * 3 + [True, False, False, False, True]
 
 
-@pytest.fixture
-def millstream():
-    made = Millstream(Settings(providers={"demo": {"type": "scripted"}}))
-    yield made
-    made.database.close()
+def test_it_is_not_over_while_many_streams_run():
+    rush = Rush()
+    assert not rush.over(10 * _RUSH, 10 * _RUSH)
+    assert not rush.over(_RUSH, _RUNNING + 1)
+    assert rush.over(_RUSH, _RUNNING)
 
 
-async def test_memory_is_given_back_once_when_many_streams_have_gone(monkeypatch, millstream):
-    looks = Looks(monkeypatch, millstream)
-    looking = asyncio.create_task(memory.give_back(millstream))
-    event_log = millstream.event_log
-    names = [f"s{i}" for i in range(memory._RUSH)]
-    for name in names:
-        await event_log.create(StreamInfo(name, "o", "m", time.time()))
-    await looks.one()
-    for name in names[200:]:
-        await event_log.forget(name)
-    await looks.one()
-    assert looks.rests == 0  # many are still there
-    for name in names[100:200]:
-        await event_log.forget(name)
-    await looks.one()
-    await looks.one()
-    assert looks.rests == 1
-    looking.cancel()
+def test_a_few_streams_are_not_a_rush():
+    rush = Rush()
+    assert not rush.over(_RUSH - 1, 0)
+    assert not rush.over(0, 0)
 
 
-async def test_a_few_streams_are_not_worth_it(monkeypatch, millstream):
-    looks = Looks(monkeypatch, millstream)
-    looking = asyncio.create_task(memory.give_back(millstream))
-    names = [f"s{i}" for i in range(memory._RUSH - 1)]
-    for name in names:
-        await millstream.event_log.create(StreamInfo(name, "o", "m", time.time()))
-    await looks.one()
-    for name in names:
-        await millstream.event_log.forget(name)
-    await looks.one()
-    assert looks.rests == 0
-    looking.cancel()
+async def test_memory_is_given_back_with_connections_that_nobody_uses(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'x.db'}")
+    database.migrate()
+    open_before = psutil.Process().num_fds()
+    await give_back(database)
+    assert psutil.Process().num_fds() < open_before
+    await database.read(lambda connection: None)
+    database.close()

@@ -8,6 +8,7 @@ import ctypes
 import gc
 import logging
 
+from millstream.database import Database
 from millstream.errors import whereabouts
 from millstream.server.app import Millstream
 
@@ -30,28 +31,41 @@ def settle() -> None:
     gc.freeze()
 
 
-async def give_back(millstream: Millstream) -> None:
-    """Gives memory back to the system whenever many streams have come and gone. Runs until it is cancelled.
+class Rush:
+    """Notices when many streams have come and gone."""
 
-    Left to themselves, Python and the C library keep it for what may come: they part with a megabyte only if
-    nothing is in it, and single small objects from the time of the rush are in most of them.
-    """
-    most = 0
+    def __init__(self) -> None:
+        self._most = 0
+
+    def over(self, kept: int, running: int) -> bool:
+        """Whether it is, now that so many streams are ``kept`` and ``running``. Says so once."""
+        self._most = max(self._most, kept)
+        if self._most < _RUSH or kept * _OVER > self._most or running > _RUNNING:
+            return False
+        self._most = kept
+        return True
+
+
+async def look_after(millstream: Millstream) -> None:
+    """Gives memory back after each rush. Runs until it is cancelled."""
+    rush = Rush()
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
-        kept = millstream.event_log.count()
-        most = max(most, kept)
-        if most >= _RUSH and kept * _OVER <= most and len(millstream.generations) <= _RUNNING:
-            most = kept
+        if rush.over(millstream.event_log.count(), len(millstream.generations)):
             try:
-                await millstream.database.rest()
-                gc.collect()
-                _trim()
+                await give_back(millstream.database)
             except Exception as error:  # it was only an offer
                 log.error("memory: %s", whereabouts(error))
 
 
-def _trim() -> None:
+async def give_back(database: Database) -> None:
+    """Gives the system back what nobody uses.
+
+    Left to themselves, Python and the C library keep it for what may come: they part with a megabyte only if
+    nothing is in it, and single small objects from the time of the rush are in most of them.
+    """
+    await database.rest()
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only GNU's C library needs it, and has it
     if trim is not None:
         trim(0)

@@ -143,7 +143,7 @@ class _Server(uvicorn.Server):
         self._temporary_key = temporary_key
         self._temporary_key_id: str | None = None
         self._hurry = asyncio.Event()
-        self._giving_back: asyncio.Task[None] | None = None
+        self._looking_after: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -154,7 +154,7 @@ class _Server(uvicorn.Server):
                 self._ready.send("ready")
                 self._follow_parent()
             memory.settle()
-            self._giving_back = asyncio.create_task(memory.give_back(self._millstream), name="give-back")
+            self._looking_after = asyncio.create_task(memory.look_after(self._millstream), name="memory")
 
     def _follow_parent(self) -> None:
         """A worker whose supervisor was killed would serve on unseen."""
@@ -185,8 +185,8 @@ class _Server(uvicorn.Server):
         drain.cancel()
         await asyncio.gather(drain, hurry, return_exceptions=True)
         await generations.drain(0)
-        if self._giving_back is not None:
-            self._giving_back.cancel()
+        if self._looking_after is not None:
+            self._looking_after.cancel()
         if self._temporary_key_id is not None:
             with suppress(*AWAY):
                 await self._millstream.keys.revoke(self._temporary_key_id)
