@@ -30,7 +30,7 @@ from millstream.events import (
     ToolCallStart,
     Usage,
 )
-from millstream.logs import StreamState
+from millstream.logs import StreamState, redis
 from millstream.logs.memory import MemoryLog
 from millstream.logs.redis import RedisLog
 from services import redis_programs, redis_server
@@ -385,6 +385,18 @@ async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(two):
     assert len(await reading) == 2002
 
 
+async def test_connections_that_redis_closed_are_made_again_without_a_word(two, caplog):
+    here, there = two
+    await started(here)
+    reading = asyncio.create_task(read(there))
+    await here.append("s", [START])
+    await until(lambda: "s" in there._theirs and here._copies["s"].count == 1)
+    await here._client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+    await here.append("s", [*words(10), END])
+    assert len(await reading) == 12
+    assert not caplog.records
+
+
 async def test_a_stream_that_redis_lost_with_its_end_still_to_come_is_written_again(two):
     here, there = two
     await started(here)
@@ -442,6 +454,27 @@ async def test_without_redis_streams_go_on_and_are_there_again_when_it_is_back(t
                 await here.append("s", [END])
                 assert await read(there) == await reading
             await here.__aexit__()
+
+
+async def test_a_redis_that_takes_connections_and_never_answers_is_away(tmp_path, monkeypatch):
+    for limit in ("_CONNECT_SECONDS", "_ANSWER_SECONDS", "_LEAVE_SECONDS"):
+        monkeypatch.setattr(redis, limit, 0.1)
+
+    async def silent(reader, writer):
+        await reader.read()
+        writer.close()
+
+    socket = tmp_path / "redis.sock"
+    async with (
+        asyncio.timeout(10),
+        await asyncio.start_unix_server(silent, socket),
+        RedisLog(f"unix://{socket}") as here,
+    ):
+        reading = asyncio.create_task(started(here))  # it waits for Redis as long as it takes to connect
+        await until(lambda: here._away)
+        await reading
+        await here.append("s", [START, END])
+        assert len(await read(here)) == 2
 
 
 async def test_a_redis_that_may_drop_streams_is_refused(tmp_path):

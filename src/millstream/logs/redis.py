@@ -20,13 +20,14 @@ import secrets
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from importlib import resources
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from redis import Redis as BlockingRedis
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from millstream.errors import ConfigurationError, LogError, Overloaded, StreamGone, whereabouts
@@ -60,6 +61,7 @@ _STREAMS_PER_FLUSH = 256
 _CONNECT_SECONDS = 3.0
 _ANSWER_SECONDS = 5.0
 _BLOCK_SECONDS = 2.0
+_BLOCKING_READ = ("XREAD", "BLOCK", round(_BLOCK_SECONDS * 1000), "COUNT", _ENTRIES_PER_READ, "STREAMS")
 _RETRY_SECONDS = (0.05, 2.0)
 _LEAVE_SECONDS = 5.0
 _READING_SECONDS = READING_LAPSES_SECONDS / 3
@@ -83,6 +85,14 @@ class _Copy:
         self.done = asyncio.Event()
 
 
+class _Command(NamedTuple):
+    """Of a stream, with what Redis has of it afterwards if it is an append."""
+
+    stream_id: str
+    copied: int | None
+    words: tuple[str | bytes | int, ...]
+
+
 class _Replica:
     """A stream of another process that is read here. ``loaded`` when all is here that was there at first."""
 
@@ -94,6 +104,53 @@ class _Replica:
         self.readers = 0
         self.last_id = b"0-0"
         self.closed = False
+
+
+class _Connection:
+    """A connection of its own for one caller, who sends commands together and awaits the answers to all.
+
+    For what each event passes. The library's clients take up to twice the time: for every command they look
+    for a connection, prepare to try again, and record what they did.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        # Without the library's own time limit, which makes each write a task.
+        self._pool: Any = ConnectionPool.from_url(url, **options | {"socket_timeout": None})
+        self._kept: Any = None  # while nothing is under way on it
+
+    async def ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """An answer to each command, a ``ResponseError`` where Redis refuses it. Each may be sent twice.
+
+        Raises one of ``_AWAY`` where an answer does not come.
+        """
+        if self._kept is not None:
+            with suppress(RedisConnectionError):  # Redis may have closed it since
+                return await self._ask(commands)
+        return await self._ask(commands)
+
+    async def _ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        connection, self._kept = self._kept or self._pool.make_connection(), None
+        clock = asyncio.get_running_loop().time
+        answers: list[Any] = []
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS) as limit:
+                await connection.connect()
+                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                while len(answers) < len(commands):
+                    try:
+                        answers.append(await connection.read_response())
+                    except ResponseError as error:
+                        answers.append(error)
+                    limit.reschedule(clock() + _ANSWER_SECONDS)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._kept = connection
+        return answers
+
+    async def close(self) -> None:
+        if self._kept is not None:
+            await self._kept.disconnect(nowait=True)
 
 
 class RedisLog:
@@ -131,7 +188,6 @@ class RedisLog:
         self._leaving = False
         # Untyped: the library's own types are unions of all that any server could answer.
         self._client: Any = None
-        self._tail_client: Any = None
 
     def check(self) -> None:
         """Blocking, for the start. Raises ``ConfigurationError`` where this Redis cannot be the log."""
@@ -160,7 +216,7 @@ class RedisLog:
             "retry": Retry(NoBackoff(), 1),
         }
         self._client = Redis.from_url(self._url, **options)
-        self._tail_client = Redis.from_url(self._url, **options | {"retry": Retry(NoBackoff(), 0)})
+        self._out, self._in = _Connection(self._url, **options), _Connection(self._url, **options)
         self._interrupt = self._client.register_script(
             resources.files(__package__).joinpath("interrupt.lua").read_bytes()
         )
@@ -181,14 +237,12 @@ class RedisLog:
                     await copy.done.wait()
         self._leaving = True  # looked at by the loops: the library can swallow a cancellation
         self._flush_now.set()
-        with suppress(*_AWAY):  # or waits for its blocking read to come back
-            await self._tail_client.connection_pool.disconnect()
         for task in (*self._workers, *self._tasks):
             task.cancel()
         await asyncio.gather(*self._workers, *self._tasks, return_exceptions=True)
-        for client in (self._client, self._tail_client):
+        for close in (self._out.close, self._in.close, self._client.aclose):
             with suppress(*_AWAY):
-                await client.aclose()
+                await close()
 
     # -- streams of this process ------------------------------------------------------------
 
@@ -235,7 +289,7 @@ class RedisLog:
             self._flush_timer = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._flush_now.set)
 
     async def _copy_out(self) -> None:
-        """Own streams -> Redis: one pipeline at a time, with whatever has come up during the one before."""
+        """Own streams -> Redis: all that is due at once, with whatever has come up during the one before."""
         delay = _RETRY_SECONDS[0]
         while not self._leaving:
             await self._flush_now.wait()
@@ -259,18 +313,16 @@ class RedisLog:
                 self._flush_now.set()
 
     async def _flush(self, stream_ids: list[str]) -> None:
-        pipeline = self._client.pipeline(transaction=False)
-        # For each command: its stream, and what Redis has of it afterwards if it is an append.
-        sent: list[tuple[str, int | None]] = []
+        sent: list[_Command] = []
         for stream_id in stream_ids:
             copy = self._copies.get(stream_id)
             if copy is not None and stream_id in self._own:
-                await self._pipe(pipeline, sent, stream_id, copy)
-        answers = await pipeline.execute(raise_on_error=False) if sent else []
+                sent += await self._due(stream_id, copy)
+        answers = await self._out.ask([command.words for command in sent]) if sent else []
         failure: Exception | None = None
         broken: set[str] = set()  # an append of theirs was not taken
         torn: set[str] = set()  # and a later one was
-        for (stream_id, count), answer in zip(sent, answers, strict=True):
+        for (stream_id, count, _), answer in zip(sent, answers, strict=True):
             copy = self._copies.get(stream_id)
             if isinstance(answer, ResponseError) and "equal or smaller" in str(answer):
                 if copy is not None and stream_id not in broken:
@@ -297,27 +349,25 @@ class RedisLog:
         if failure is not None:
             raise failure
 
-    async def _pipe(
-        self, pipeline: Any, sent: list[tuple[str, int | None]], stream_id: str, copy: _Copy
-    ) -> None:
+    async def _due(self, stream_id: str, copy: _Copy) -> list[_Command]:
+        """What brings Redis's copy of a stream up to date, or much of it."""
         key, state = _PREFIX + stream_id, await self._own.state(stream_id)
+        due: list[_Command] = []
         if not copy.created:
-            pipeline.xadd(key, {"info": _to_json(state.info)}, id="1-0")
-            pipeline.expire(key, self._lifetime)
-            sent += [(stream_id, 0), (stream_id, None)]
+            due.append(_Command(stream_id, 0, ("XADD", key, "1-0", "info", _to_json(state.info))))
+            due.append(_Command(stream_id, None, ("EXPIRE", key, self._lifetime)))
         count = copy.count
         for _ in range(_ENTRIES_PER_STREAM):
             events = self._own.events(stream_id, count, _EVENTS_PER_ENTRY)
             if not events:
-                return
+                break
             count += len(events)
             ends = isinstance(events[-1], TERMINAL_TYPES)
-            fields: dict[Any, Any] = {"events": to_json(events)} | ({"end": "1"} if ends else {})
-            pipeline.xadd(key, fields, id=f"1-{count}", nomkstream=True)
-            sent.append((stream_id, count))
+            fields = ("events", to_json(events), "end", "1") if ends else ("events", to_json(events))
+            due.append(_Command(stream_id, count, ("XADD", key, "NOMKSTREAM", f"1-{count}", *fields)))
             if ends:
-                pipeline.expire(key, self._window)
-                sent.append((stream_id, None))
+                due.append(_Command(stream_id, None, ("EXPIRE", key, self._window)))
+        return due
 
     async def _copied(self, stream_id: str) -> None:
         """Looks whether Redis has all of the stream now."""
@@ -428,13 +478,12 @@ class RedisLog:
         delay = _RETRY_SECONDS[0]
         while not self._leaving:
             followed = {name: replica for name, replica in self._replicas.items() if not replica.closed}
-            after = {_PREFIX + name: replica.last_id for name, replica in followed.items()}
+            after = {_SIGNALS: self._last_signal}
+            after |= {_PREFIX + name: replica.last_id for name, replica in followed.items()}
             try:
-                found = await self._tail_client.xread(
-                    {_SIGNALS: self._last_signal, **after},
-                    count=_ENTRIES_PER_READ,
-                    block=round(_BLOCK_SECONDS * 1000),
-                )
+                (found,) = await self._in.ask([(*_BLOCKING_READ, *after, *after.values())])
+                if isinstance(found, RedisError):
+                    raise found
                 delay = _RETRY_SECONDS[0]
             except _AWAY as error:
                 if self._leaving:
@@ -443,8 +492,8 @@ class RedisLog:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _RETRY_SECONDS[1])
                 continue
-            for key, entries in found:
-                name = key.decode()
+            for key, listed in found or ():
+                name, entries = key.decode(), [(entry_id, _fields(words)) for entry_id, words in listed]
                 if name == _SIGNALS:
                     self._hear(entries)
                     continue
@@ -550,6 +599,10 @@ class RedisLog:
 
 
 _to_signal = msgspec.json.Decoder(Signal).decode
+
+
+def _fields(words: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 def _position(entry_id: bytes) -> Position:
