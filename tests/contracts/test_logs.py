@@ -1,9 +1,12 @@
 """The rules of ``EventLog``, run against every implementation."""
 
 import asyncio
-from contextlib import AsyncExitStack, aclosing
+import socket
+import struct
+from contextlib import AsyncExitStack, aclosing, suppress
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -385,6 +388,28 @@ async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(two):
     assert len(await reading) == 2002
 
 
+async def test_what_is_sent_to_redis_at_once_is_bounded(two, monkeypatch):
+    monkeypatch.setattr(redis, "_BYTES_PER_FLUSH", 10_000)
+    here, there = two
+    ask, sent = here._out.ask, []
+
+    async def noted(commands):
+        sent.append(sum(len(word) for command in commands for word in command if isinstance(word, bytes)))
+        return await ask(commands)
+
+    monkeypatch.setattr(here._out, "ask", noted)
+    names = [f"s{i}" for i in range(10)]
+    for name in names:
+        await started(here, name)
+    for name in names:
+        await here.append(name, [*words(3000), END])
+    for name in names:
+        await here.flush(name)
+        assert len(await read(there, stream_id=name)) == 3001
+    assert max(sent) < 10_000 + 512 * 40  # and an entry
+    assert sum(sent) < 2_000_000  # nothing twice
+
+
 async def test_connections_that_redis_closed_are_made_again_without_a_word(two, caplog):
     here, there = two
     await started(here)
@@ -475,6 +500,52 @@ async def test_a_redis_that_takes_connections_and_never_answers_is_away(tmp_path
         await reading
         await here.append("s", [START, END])
         assert len(await read(here)) == 2
+
+
+def test_connections_that_were_reset_are_made_again(redis_url, caplog):
+    """On the loop that the server runs on, which has its own word for it."""
+
+    async def scenario():
+        ends = set()
+
+        async def carry(reader, writer):
+            there = await asyncio.open_unix_connection(redis_url.removeprefix("unix://"))
+            ends.add(writer)
+            await asyncio.gather(pump(reader, there[1]), pump(there[0], writer))
+
+        async def pump(reader, writer):
+            with suppress(OSError):
+                while data := await reader.read(65_536):
+                    writer.write(data)
+            writer.close()
+
+        async with await asyncio.start_server(carry, "127.0.0.1", 0) as proxy:
+            port = proxy.sockets[0].getsockname()[1]
+            async with RedisLog(f"redis://127.0.0.1:{port}") as here:
+                await started(here)
+                await until(lambda: here._out._connection.is_connected and len(ends) >= 3)
+                await here.ping()
+                kept = here._out._connection._writer
+                for end in ends:
+                    linger = struct.pack("ii", 1, 0)
+                    end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    end.transport.abort()
+                await until(kept.is_closing)
+                with pytest.raises(StreamGone):
+                    await here.state("other")
+                await here.append("s", [START, END])
+                await here.flush("s")
+                assert "s" not in here._copies
+        assert "_copy_out" not in caplog.text
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(scenario(), 20))
+
+
+@pytest.mark.parametrize("option", ["protocol=3", "socket_timeout=1", "decode_responses=true"])
+def test_what_is_set_for_redis_cannot_be_set_by_its_url(option):
+    with pytest.raises(ConfigurationError, match=option.partition("=")[0]):
+        RedisLog(f"redis://127.0.0.1:1/0?{option}").check()
 
 
 async def test_a_redis_that_may_drop_streams_is_refused(tmp_path):

@@ -21,6 +21,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from importlib import resources
 from typing import Any, NamedTuple, cast
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 from redis import Redis as BlockingRedis
@@ -28,7 +29,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from millstream.errors import ConfigurationError, LogError, Overloaded, StreamGone, whereabouts
 from millstream.events import (
@@ -54,7 +55,7 @@ _SIGNALS_KEPT = 10_000
 
 _FLUSH_SECONDS = 0.02  # how long events wait for company where nobody elsewhere reads the stream
 _EVENTS_PER_ENTRY = 512
-_ENTRIES_PER_STREAM = 32  # in one flush
+_BYTES_PER_FLUSH = 4 << 20  # which a slow network can take within _ANSWER_SECONDS
 _ENTRIES_PER_READ = 64  # of a stream
 _STREAMS_PER_FLUSH = 256
 
@@ -67,7 +68,12 @@ _LEAVE_SECONDS = 5.0
 _READING_SECONDS = READING_LAPSES_SECONDS / 3
 
 _AHEAD = 4096  # how far a reader that comes from the producer's process may be ahead of Redis
-_AWAY = (RedisError, OSError, TimeoutError)
+# A RuntimeError is uvloop's word for writing to a connection that was reset.
+_CUT = (RedisConnectionError, OSError, TimeoutError, RuntimeError)
+_AWAY = (RedisError, *_CUT)
+
+# Of the URL's options those that would change what is said here.
+_FIXED = {"protocol", "decode_responses", "socket_timeout", "socket_connect_timeout"}
 
 _to_json = msgspec.json.Encoder().encode
 _to_info = msgspec.json.Decoder(StreamInfo).decode
@@ -92,6 +98,11 @@ class _Command(NamedTuple):
     copied: int | None
     words: tuple[str | bytes | int, ...]
 
+    @property
+    def size(self) -> int:
+        """In bytes, of what is said."""
+        return sum(len(word) for word in self.words if isinstance(word, bytes))
+
 
 class _Replica:
     """A stream of another process that is read here. ``loaded`` when all is here that was there at first."""
@@ -115,42 +126,42 @@ class _Connection:
 
     def __init__(self, url: str, **options: Any) -> None:
         # Without the library's own time limit, which makes each write a task.
-        self._pool: Any = ConnectionPool.from_url(url, **options | {"socket_timeout": None})
-        self._kept: Any = None  # while nothing is under way on it
+        options |= {"socket_timeout": None}
+        pool: Any = ConnectionPool.from_url(url, **options)
+        self._connection = pool.make_connection()
 
     async def ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """An answer to each command, a ``ResponseError`` where Redis refuses it. Each may be sent twice.
-
-        Raises one of ``_AWAY`` where an answer does not come.
+        """An answer to each command, a ``ResponseError`` where Redis refuses it. Commands may be sent twice,
+        which has to do no harm. Raises one of ``_AWAY`` where an answer does not come.
         """
-        if self._kept is not None:
-            with suppress(RedisConnectionError):  # Redis may have closed it since
+        if self._connection.is_connected:
+            with suppress(*_CUT):  # Redis may have closed it since
                 return await self._ask(commands)
         return await self._ask(commands)
 
     async def _ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        connection, self._kept = self._kept or self._pool.make_connection(), None
-        clock = asyncio.get_running_loop().time
+        connection, clock = self._connection, asyncio.get_running_loop().time
         answers: list[Any] = []
         try:
             async with asyncio.timeout(_ANSWER_SECONDS) as limit:
                 await connection.connect()
+                limit.reschedule(clock() + _ANSWER_SECONDS)
                 await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
                 while len(answers) < len(commands):
                     try:
                         answers.append(await connection.read_response())
+                    except ReadOnlyError:
+                        raise  # the name of the one that takes its place may lead elsewhere now
                     except ResponseError as error:
                         answers.append(error)
                     limit.reschedule(clock() + _ANSWER_SECONDS)
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await connection.disconnect(nowait=True)  # or the next would get these answers
             raise
-        self._kept = connection
         return answers
 
     async def close(self) -> None:
-        if self._kept is not None:
-            await self._kept.disconnect(nowait=True)
+        await self._connection.disconnect(nowait=True)
 
 
 class RedisLog:
@@ -191,6 +202,8 @@ class RedisLog:
 
     def check(self) -> None:
         """Blocking, for the start. Raises ``ConfigurationError`` where this Redis cannot be the log."""
+        if fixed := sorted(_FIXED & parse_qs(urlsplit(self._url).query).keys()):
+            raise ConfigurationError(f"MILLSTREAM_LOG_URL: leave out {', '.join(fixed)}; Millstream sets it")
         try:
             with BlockingRedis.from_url(self._url, socket_connect_timeout=_CONNECT_SECONDS) as client:
                 info = cast("dict[str, Any]", client.info())
@@ -213,7 +226,7 @@ class RedisLog:
             "socket_timeout": _ANSWER_SECONDS,
             "protocol": 2,
             # Once, for a connection that was closed while it lay idle; our own loops do the waiting.
-            "retry": Retry(NoBackoff(), 1),
+            "retry": Retry(NoBackoff(), 1, supported_errors=cast("Any", _CUT)),
         }
         self._client = Redis.from_url(self._url, **options)
         self._out, self._in = _Connection(self._url, **options), _Connection(self._url, **options)
@@ -314,10 +327,13 @@ class RedisLog:
 
     async def _flush(self, stream_ids: list[str]) -> None:
         sent: list[_Command] = []
+        room = _BYTES_PER_FLUSH
         for stream_id in stream_ids:
             copy = self._copies.get(stream_id)
-            if copy is not None and stream_id in self._own:
-                sent += await self._due(stream_id, copy)
+            if room > 0 and copy is not None and stream_id in self._own:
+                due = await self._due(stream_id, copy, room)
+                sent += due
+                room -= sum(command.size for command in due)
         answers = await self._out.ask([command.words for command in sent]) if sent else []
         failure: Exception | None = None
         broken: set[str] = set()  # an append of theirs was not taken
@@ -349,21 +365,20 @@ class RedisLog:
         if failure is not None:
             raise failure
 
-    async def _due(self, stream_id: str, copy: _Copy) -> list[_Command]:
-        """What brings Redis's copy of a stream up to date, or much of it."""
+    async def _due(self, stream_id: str, copy: _Copy, room: int) -> list[_Command]:
+        """What brings Redis's copy of a stream up to date, or so much of it as there is room for."""
         key, state = _PREFIX + stream_id, await self._own.state(stream_id)
         due: list[_Command] = []
         if not copy.created:
             due.append(_Command(stream_id, 0, ("XADD", key, "1-0", "info", _to_json(state.info))))
             due.append(_Command(stream_id, None, ("EXPIRE", key, self._lifetime)))
         count = copy.count
-        for _ in range(_ENTRIES_PER_STREAM):
-            events = self._own.events(stream_id, count, _EVENTS_PER_ENTRY)
-            if not events:
-                break
+        while room > 0 and (events := self._own.events(stream_id, count, _EVENTS_PER_ENTRY)):
             count += len(events)
+            said = to_json(events)
+            room -= len(said)
             ends = isinstance(events[-1], TERMINAL_TYPES)
-            fields = ("events", to_json(events), "end", "1") if ends else ("events", to_json(events))
+            fields = ("events", said, "end", "1") if ends else ("events", said)
             due.append(_Command(stream_id, count, ("XADD", key, "NOMKSTREAM", f"1-{count}", *fields)))
             if ends:
                 due.append(_Command(stream_id, None, ("EXPIRE", key, self._window)))
@@ -485,7 +500,7 @@ class RedisLog:
                 if isinstance(found, RedisError):
                     raise found
                 delay = _RETRY_SECONDS[0]
-            except _AWAY as error:
+            except Exception as error:  # it goes on when Redis is back
                 if self._leaving:
                     return
                 log.error("the log's Redis: %s", whereabouts(error))
