@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import re
 import time
 
 import psutil
 import pytest
+from redis.asyncio import Redis
 
 from live.conftest import running
 
@@ -26,6 +28,7 @@ async def hold(tmp_path, redis_url, count, seconds, remains=None, **more):
     }
     context = running(tmp_path / "server", "--workers", "2", **environment)
     server = await asyncio.to_thread(context.__enter__)
+    redis = Redis.from_url(redis_url)
     try:
         # The second word comes after everything is over.
         body = json.dumps(
@@ -37,6 +40,7 @@ async def hold(tmp_path, redis_url, count, seconds, remains=None, **more):
         ).encode()
         opening = asyncio.Semaphore(64)
         late: list[float] = []
+        streams: set[str] = set()
         opened = 0
         stop = asyncio.Event()
 
@@ -47,7 +51,8 @@ async def hold(tmp_path, redis_url, count, seconds, remains=None, **more):
                 local = (f"127.0.0.{number % 8 + 2}", 0)
                 reader, writer = await asyncio.open_connection("127.0.0.1", server.port, local_addr=local)
                 writer.write(head + body)
-                await reader.readuntil(b'"delta":"stream')
+                said = await reader.readuntil(b'"delta":"stream')
+                streams.add(re.search(rb'"stream_id":"(\w[\w-]*)"', said)[1].decode())
                 opened += 1
             heard_at = time.monotonic()
             ended = asyncio.create_task(stop.wait())
@@ -84,15 +89,18 @@ async def hold(tmp_path, redis_url, count, seconds, remains=None, **more):
         await asyncio.gather(*warm)
         stop.clear()
         late.clear()
+        streams.clear()
         opened = 0
         async with asyncio.timeout(30):
             while any(served(p) for p in family()):
                 await asyncio.sleep(0.1)
         before, descriptors = memory(), sum(p.num_fds() for p in family())
+        threads = sum(p.num_threads() for p in family())
         clients = [asyncio.create_task(client(i)) for i in range(count)]
         while opened < count:
             await asyncio.sleep(0.2)
             assert not [c for c in clients if c.done()]
+        assert await redis.exists(*[f"millstream:stream:{stream_id}" for stream_id in streams]) == count
         each = (memory() - before) / count / 1024
         await asyncio.sleep(seconds)
         assert not [c for c in clients if c.done()]
@@ -103,6 +111,9 @@ async def hold(tmp_path, redis_url, count, seconds, remains=None, **more):
         async with asyncio.timeout(60):
             while sum(p.num_fds() for p in family()) > descriptors + 20:
                 await asyncio.sleep(0.2)
+            while await redis.exists(*[f"millstream:stream:{stream_id}" for stream_id in streams]):
+                await asyncio.sleep(0.2)
+        assert sum(p.num_threads() for p in family()) <= threads
         if remains is not None:  # when the resume window has passed
             async with asyncio.timeout(60):
                 while (memory() - before) / count / 1024 > remains * each:
@@ -111,6 +122,7 @@ async def hold(tmp_path, redis_url, count, seconds, remains=None, **more):
         assert await asyncio.to_thread(server.terminate, 40) == 0
         return {"KiB a stream": each, "KiB a stream afterwards": after, "latest ping s": max(late)}
     finally:
+        await redis.aclose()
         await asyncio.to_thread(context.__exit__, None, None, None)
 
 
