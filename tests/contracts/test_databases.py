@@ -209,7 +209,6 @@ async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(db, m
         async with asyncio.timeout(5):
             while not await sweeper.bury():
                 assert await alive.beat()
-                await asyncio.sleep(0.02)
         orphans = {orphan.stream_id: orphan for orphan in await sweeper.orphans()}
         assert orphans == {
             "dead": Orphan("dead", Usage(10, 3, "checkpoint"), Decimal("0.5")),

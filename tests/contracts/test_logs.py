@@ -560,4 +560,4 @@ async def test_a_redis_that_may_drop_streams_is_refused(tmp_path):
 async def until(condition):
     async with asyncio.timeout(5):
         while not condition():
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0)

@@ -153,7 +153,8 @@ async def test_a_conversation_on_a_terminal(serve):
                 os.write(master, question)
                 async with asyncio.timeout(30):
                     while len(asked(upstream)) <= i:
-                        await asyncio.sleep(0.05)
+                        upstream.arrived.clear()
+                        await upstream.arrived.wait()
                     shown = b""
                     while b"tokens" not in shown:
                         shown += await asyncio.to_thread(os.read, master, 65_536)

@@ -18,15 +18,16 @@ PAGE = """
 (url) => new Promise((resolve) => {
   const seen = (window.seen = { text: "", ids: [], opened: 0, end: null, closed: false });
   const source = new EventSource(url);
-  source.onopen = () => { seen.opened += 1; };
+  source.onopen = () => { seen.opened += 1; changed(); };
   source.onmessage = (event) => {
     if (event.data === "[DONE]") { return; }
     const data = JSON.parse(event.data);
     seen.ids.push(event.lastEventId);
     seen.text += data.delta ?? "";
     if (data.error || data.finish_reason) { seen.end = data; }
+    changed();
   };
-  source.onerror = () => { seen.closed = source.readyState === EventSource.CLOSED; };
+  source.onerror = () => { seen.closed = source.readyState === EventSource.CLOSED; changed(); };
   resolve();
 })
 """
@@ -37,6 +38,8 @@ async def browsing(tmp_path, redis_url, pace=0.05):
     provider = Provider(WORDS, pace=pace)
     async with fleet(tmp_path, provider, 2, redis_url=redis_url) as it, chromium() as browser:
         page = await browser.new_page()
+        page.changed = asyncio.Event()
+        await page.expose_function("changed", page.changed.set)
         await page.goto(it.url)
         yield it, page
 
@@ -51,9 +54,11 @@ async def start(it, server, **more):
 
 async def seen(page, condition, seconds=40):
     async with asyncio.timeout(seconds):
-        while not condition(found := await page.evaluate("window.seen")):
-            await asyncio.sleep(0.05)
-        return found
+        while True:
+            page.changed.clear()
+            if condition(found := await page.evaluate("window.seen")):
+                return found
+            await page.changed.wait()
 
 
 async def test_it_survives_drops_and_a_worker_restart_and_stops_at_the_end(tmp_path, redis_url):

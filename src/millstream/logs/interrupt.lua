@@ -1,5 +1,7 @@
--- Ends a stream whose producer is gone, unless it has its end. Returns the payload of the entry that ends it.
--- KEYS[1] the stream, ARGV[1] the new entry's id, ARGV[2] its payload, ARGV[3] seconds that the stream is kept
+-- Ends a stream whose producer is gone, unless it has its end. Returns the payload of the entry that ends it,
+-- or nothing in it where the stream has gone on since it was looked at.
+-- KEYS[1] the stream, ARGV[1] the new entry's id, ARGV[2] its payload, ARGV[3] seconds that the stream is kept,
+-- ARGV[4] its last entry when it was looked at
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
 if #last == 0 then
     return false
@@ -7,6 +9,9 @@ end
 local fields = last[1][2]
 if fields[3] == 'end' then
     return fields[2]
+end
+if last[1][1] ~= ARGV[4] then
+    return ''
 end
 redis.call('XADD', KEYS[1], ARGV[1], 'events', ARGV[2], 'end', '1')
 redis.call('EXPIRE', KEYS[1], ARGV[3])

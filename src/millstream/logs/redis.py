@@ -69,8 +69,8 @@ _READING_SECONDS = READING_LAPSES_SECONDS / 3
 
 _AHEAD = 4096  # how far a reader that comes from the producer's process may be ahead of Redis
 # A RuntimeError is uvloop's word for writing to a connection that was reset.
-_CUT = (RedisConnectionError, OSError, TimeoutError, RuntimeError)
-_AWAY = (RedisError, *_CUT)
+_CUT = (RedisConnectionError, RuntimeError)
+_AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
 
 # Of the URL's options those that would change what is said here.
 _FIXED = {"protocol", "decode_responses", "socket_timeout", "socket_connect_timeout"}
@@ -534,19 +534,27 @@ class RedisLog:
         async with self._following(stream_id) as here:
             if here is self._own:
                 return await here.interrupt(stream_id, failure)
-            events = [*open_parts(here.events(stream_id)), failure]
             try:
-                stands = await self._interrupt(
-                    keys=[_PREFIX + stream_id], args=[f"2-{len(events)}", to_json(events), self._window]
-                )
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    while True:
+                        last = (await here.state(stream_id)).last
+                        events = [*open_parts(here.events(stream_id)), failure]
+                        stands = await self._interrupt(
+                            keys=[_PREFIX + stream_id],
+                            args=[f"2-{len(events)}", to_json(events), self._window, str(last)],
+                        )
+                        if stands != b"":
+                            break
+                        async with aclosing(here.read(stream_id, last)) as batches:  # what has come since
+                            await anext(batches)
             except _AWAY as error:
                 raise _away() from error
         if stands is None:
             await self._lose(stream_id)
             raise StreamGone(f"the stream '{stream_id}' is not here")
-        last = from_json(stands)[-1]
-        assert isinstance(last, TERMINAL_TYPES)
-        return last
+        end = from_json(stands)[-1]
+        assert isinstance(end, TERMINAL_TYPES)
+        return end
 
     # -- signals ----------------------------------------------------------------------------
 
