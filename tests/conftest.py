@@ -31,8 +31,7 @@ class Running:
     async def idle(self, seconds=10):
         """Waits until no stream runs."""
         async with asyncio.timeout(seconds):
-            while tasks := list(self.millstream.generations._tasks.values()):
-                await asyncio.wait(tasks)
+            await self.millstream.streams.idle()
 
     async def receipts(self):
         import sqlalchemy as sa

@@ -86,13 +86,14 @@ class Oracle:
     def base_url(self):
         return f"http://127.0.0.1:{self.port}/v1"
 
-    async def _serve(self, reader, writer):
+    async def serve(self, reader, writer):
         self.connections += 1
         self.open += 1
         self.writers.add(writer)
         request = work = None
         try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
+            begun = b""  # of the next request
+            while head := begun + await reader.readuntil(b"\r\n\r\n"):
                 first, *lines = head.decode().split("\r\n")
                 headers = {
                     k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines if line)
@@ -112,11 +113,11 @@ class Oracle:
                     more.cancel()
                     return
                 work.result()
-                if not await more:
+                begun = await more
+                if not begun:
                     request.closed_at = time.monotonic()
                     request.gone.set()
                     return
-                reader._buffer[:0] = more.result()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -135,7 +136,7 @@ class Oracle:
 async def oracle(handler, tls=None):
     """An Oracle that answers every request with ``handler(request)``, with an SSL context over TLS."""
     found = Oracle(handler)
-    server = await asyncio.start_server(found._serve, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0, ssl=tls)
     found.port = server.sockets[0].getsockname()[1]
     try:
         yield found

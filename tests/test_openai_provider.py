@@ -10,11 +10,12 @@ import pytest
 import trustme
 
 from millstream.errors import ProviderError
-from millstream.events import ReasoningDelta, RefusalDelta, TextDelta, Usage
+from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
 from millstream.messages import ChatRequest
 from millstream.providers import Finish, ToolCallPiece
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.upstream import Clocks, Upstream
+from millstream.usage import Usage
 from oracle import oracle
 
 RECORDINGS = Path(__file__).parent / "recordings"

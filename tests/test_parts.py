@@ -8,10 +8,10 @@ from millstream.events import (
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
-    Usage,
 )
-from millstream.parts import Assembler
 from millstream.providers import Finish, ToolCallPiece
+from millstream.streams.parts import Assembler
+from millstream.usage import Usage
 
 
 def test_a_part_is_opened_once_and_closed_by_another():

@@ -3,6 +3,7 @@
 python tools/generate.py [--check]
 """
 
+import ast
 import json
 import os
 import re
@@ -91,14 +92,169 @@ def nextjs_guide() -> str:
     return re.sub(pattern, block, guide, flags=re.MULTILINE | re.DOTALL)
 
 
+SOURCE = ROOT / "src" / "millstream"
+
+# From the outside in, as the layers of pyproject.toml.
+ROOMS = (
+    ("outside", ("cli", "terminal")),
+    ("the server, the only package that knows FastAPI", ("server",)),
+    ("settings, and everything that runs", ("runtime", "settings")),
+    ("streams", ("streams",)),
+    ("models and their metering", ("catalog", "meter", "traces")),
+    ("providers", ("providers",)),
+    ("wire formats", ("dialects", "messages")),
+    ("logs", ("logs",)),
+    ("the ledger", ("ledger", "prices", "tokens")),
+    ("who is asking", ("auth", "tickets")),
+    ("the database", ("database",)),
+    ("for programs that call a server", ("client",)),
+    ("words", ("answer", "events", "usage", "errors", "sse")),
+)
+_NOT_LISTED = ("__main__", "version", "migrations")
+
+
+def architecture() -> str:
+    """The page with its list of modules, each with the first sentence of its own docstring."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    listed = {name for _, names in ROOMS for name in names}
+    found = {
+        path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    if missing := sorted(found - listed - {"__init__", *_NOT_LISTED}):
+        raise SystemExit(f"ROOMS of tools/generate.py has no place for {', '.join(missing)}")
+    lines = []
+    for title, names in ROOMS:
+        lines += [f"**{title}**", "", "| module | what it does |", "|---|---|"]
+        for name in names:
+            folder = SOURCE / name
+            modules = sorted(folder.rglob("*.py")) if folder.is_dir() else [SOURCE / f"{name}.py"]
+            lines += [f"| `{_module(path)}` | {_first_sentence(path)} |" for path in modules]
+        lines.append("")
+    made = "\n".join(lines).strip()
+    pattern = r"(?<=<!-- modules -->\n).*(?=<!-- /modules -->)"
+    return re.sub(pattern, lambda _: f"\n{made}\n\n", page, flags=re.DOTALL)
+
+
+def _module(path: Path) -> str:
+    name = path.relative_to(SOURCE).as_posix()
+    return name.removesuffix("__init__.py") if name.endswith("__init__.py") else name
+
+
+def _first_sentence(path: Path) -> str:
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    paragraph = " ".join(doc.partition("\n\n")[0].split())
+    sentence = re.match(r".*?[.:](?=\s+[A-Z])|.*", paragraph)
+    assert sentence is not None
+    return sentence[0].rstrip(".:").replace("``", "`").replace("|", "\\|")
+
+
+# What the reference of the Python API shows: modules, and of each the names.
+PUBLIC = {
+    "millstream": (
+        "Millstream", "create_app", "Settings", "require_api_key", "get_api_key", "get_llm_service",
+        "get_meter", "Principal", "ChatRequest", "ChatMessage", "LLMService", "ChunkResponse", "Meter",
+    ),
+    "millstream.runtime": ("Runtime",),
+    "millstream.auth": ("Keys",),
+    "millstream.client": ("AsyncClient", "Frame", "Failure", "ToolCallPiece", "Unreachable"),
+    "millstream.providers": ("Provider", "Finish", "ToolCallPiece"),
+    "millstream.logs": ("EventLog",),
+    "millstream.dialects": ("Dialect",),
+    "millstream.usage": ("Usage", "Bill"),
+}  # fmt: skip
+
+
+def python_reference() -> str:
+    """The public names, from their own docstrings."""
+    import millstream
+
+    pages = [
+        "# Python\n\nMade from the code's own docstrings by `make docs`. What is not here is internal, and "
+        "may change with any version. Errors are in [spec/protocol.md](../../spec/protocol.md) §8.\n"
+    ]
+    for module, names in PUBLIC.items():
+        pages.append(f"## {module}\n")
+        for name in names:
+            home = getattr(millstream, "_HOMES")[name] if module == "millstream" else module[11:]  # noqa: B009
+            pages.append(_described(_file(home), name))
+    return "\n".join(pages)
+
+
+def _file(module: str) -> Path:
+    path = SOURCE.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _described(path: Path, name: str) -> str:
+    text = path.read_text(encoding="utf-8")
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name:
+            return _class(text, node) if isinstance(node, ast.ClassDef) else _function(text, node, "### ")
+    raise SystemExit(f"{path.name} has no {name}")
+
+
+def _class(text: str, node: ast.ClassDef) -> str:
+    bases = [ast.get_source_segment(text, base) or "" for base in node.bases]
+    shown = ", ".join(base for base in bases if not base.startswith("_") and base != "Struct")
+    parts = [f"### `{node.name}`" + (f" ({shown})" if shown else "") + "\n"]
+    if doc := ast.get_docstring(node):
+        parts.append(_prose(doc))
+    fields = [
+        re.sub(r"\s+", " ", ast.get_source_segment(text, item) or "")
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id[0] != "_"
+    ]
+    if node.name == "Settings":
+        parts.append("Its fields are the [settings](settings.md).\n")
+    elif fields:
+        parts.append("```python\n" + "\n".join(fields) + "\n```\n")
+    parts += [
+        _function(text, item, "#### ")
+        for item in node.body
+        if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and (item.name == "__init__" or (item.name[0] != "_" and ast.get_docstring(item)))
+    ]
+    return "\n".join(parts)
+
+
+def _function(text: str, node: ast.FunctionDef | ast.AsyncFunctionDef, heading: str) -> str:
+    """The signature as it is written, and the docstring."""
+    lines = text.splitlines()[node.lineno - 1 : node.body[0].lineno]
+    signature = ""
+    for line in lines:
+        signature += line.strip() + " "
+        if line.rstrip().endswith((":", ": ...")):
+            break
+    signature = re.sub(r"\(\s+", "(", re.sub(r",?\s+\)", ")", signature.strip()))
+    signature = signature.removesuffix(" ...").removesuffix(":")
+    if any(isinstance(item, ast.Name) and item.id == "property" for item in node.decorator_list):
+        signature = signature.removeprefix("def ").replace("(self) ->", ":")
+    doc = ast.get_docstring(node)
+    return f"{heading}`{signature}`\n" + (f"\n{_prose(doc)}" if doc else "")
+
+
+def _prose(doc: str) -> str:
+    """A docstring as Markdown: names in single quotes of code, indented text as code."""
+    blocks = []
+    for block in doc.split("\n\n"):
+        if block.startswith("    "):
+            code = "\n".join(line[4:] for line in block.splitlines())
+            blocks.append(f"```python\n{code}\n```")
+        else:
+            blocks.append(block.replace("``", "`"))
+    return "\n\n".join(blocks) + "\n"
+
+
 def _plain(value: object) -> str:
     return "none" if value is None or isinstance(value, (dict, tuple)) else str(value)
 
 
 FILES = {
+    "ARCHITECTURE.md": architecture,
     "spec/events.schema.json": event_schema,
     "docs/guides/nextjs.md": nextjs_guide,
     "docs/reference/command-line.md": command_line,
+    "docs/reference/python.md": python_reference,
     "docs/reference/settings.md": settings_reference,
 }
 

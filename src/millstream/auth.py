@@ -30,7 +30,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _FORMAT = re.compile(r"(ms_(?:live|test)_)([0-9A-Za-z]{30})([0-9A-Za-z]{6})")
 _MAX_NAME = 128
-_CACHE_SECONDS = 2.0
+CACHE_SECONDS = 2.0
 _CACHE_KEYS = 10_000
 _IDS_PER_QUERY = 500
 _SIGNING = "signing"  # the secret's name
@@ -126,7 +126,7 @@ class Keys:
     async def _find(self, name: bytes | str, column: sa.Column[Any]) -> Principal:
         now = time.monotonic()
         cached = self._verified.get(name)
-        if cached is not None and now - cached[0] < _CACHE_SECONDS:
+        if cached is not None and now - cached[0] < CACHE_SECONDS:
             return cached[1]
         key = await self._db.read(lambda connection: _one(connection, column == name))
         if key is None or key.revoked_at is not None:

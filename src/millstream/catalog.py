@@ -17,7 +17,7 @@ from millstream.errors import (
     ModelNotFound,
     ProviderError,
     UpstreamError,
-    whereabouts,
+    safe_traceback,
 )
 from millstream.events import FinishReason, TextDelta
 from millstream.messages import ChatMessage, ChatRequest
@@ -93,7 +93,7 @@ class LLMService:
         except (ProviderError, ConfigurationError) as error:
             why = str(error)
         except Exception as error:  # somebody's own provider; the others are none the worse for it
-            log.error("provider %s: %s", name, whereabouts(error))
+            log.error("provider %s: %s", name, safe_traceback(error))
             why = "it does not say which models it has; the server's log has the details"
         if why is not None:
             if not entry.models:
@@ -193,4 +193,4 @@ class LLMService:
         closing = (entry.provider.close() for entry in self._providers.values())
         for result in await asyncio.gather(*closing, return_exceptions=True):
             if isinstance(result, Exception):
-                log.error("a provider did not close: %s", whereabouts(result))
+                log.error("a provider did not close: %s", safe_traceback(result))

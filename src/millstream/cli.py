@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from millstream.errors import ConfigurationError, MillstreamError
-from millstream.events import Group
+from millstream.usage import Group
 from millstream.version import __version__
 
 Result = TypeVar("Result")
@@ -107,7 +107,7 @@ def serve(
     SIGTERM or Ctrl-C lets running streams go on for MILLSTREAM_DRAIN_SECONDS; a second one hurries. With
     several workers, SIGHUP replaces them one after the other.
     """
-    from millstream.server.serve import serve as run
+    from millstream.server.process.serve import serve as run
     from millstream.settings import Settings
 
     given = {"host": host, "port": port, "workers": workers, "data_dir": data_dir}

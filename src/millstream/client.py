@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
-from millstream.errors import Interrupted, MillstreamError, UpstreamError, recorded
+from millstream.errors import Interrupted, MillstreamError, ReportedError
 from millstream.events import Position
 from millstream.sse import Decoder, SSELimitExceeded
 
@@ -223,15 +223,17 @@ async def _refusal(response: aiohttp.ClientResponse) -> MillstreamError:
     try:
         error = json.loads(await response.read())["error"]
         seconds = response.headers.get("Retry-After", "")
-        found = recorded(error["code"], error["message"], int(seconds) if seconds.isdecimal() else None)
-    except (ValueError, KeyError, TypeError):
+        return ReportedError(
+            error["code"],
+            error["message"],
+            status=response.status,
+            retryable=error.get("retryable") is True or error["code"] in ("overloaded", "draining"),
+            retry_after_seconds=int(seconds) if seconds.isdecimal() else None,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
         return _not_ours(response.status, retryable=response.status in _RETRYABLE)
-    found.status = response.status
-    found.retryable = error.get("retryable") is True or found.code in ("overloaded", "draining")
-    return found
 
 
 def _not_ours(status: int, *, retryable: bool) -> MillstreamError:
-    error = UpstreamError(f"the answer (HTTP {status}) did not come from Millstream")
-    error.code, error.retryable = "bad_response", retryable
-    return error
+    message = f"the answer (HTTP {status}) did not come from Millstream"
+    return ReportedError("bad_response", message, status=status, retryable=retryable)

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from millstream.errors import ConfigurationError
+from millstream.usage import TOKEN_KINDS
 
 log = logging.getLogger("millstream.database")
 Result = TypeVar("Result")
@@ -35,8 +36,8 @@ keys = sa.Table(
     sa.Column("revoked_at", sa.Float, index=True),
 )
 
-# One row a process that runs streams. It raises ``beat`` as long as it lives; a row whose beat stands still
-# is deleted by another worker, and so its streams are known to be orphans.
+# One row a worker, which raises ``beat`` as long as it lives. Another worker deletes a row whose beat stands
+# still; so its streams are known to be orphans.
 workers = sa.Table(
     "workers",
     metadata,
@@ -66,10 +67,7 @@ streams = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("finish_reason", sa.String(24)),
     sa.Column("error_code", sa.String(32)),
-    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
-    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
-    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
-    sa.Column("reasoning_tokens", sa.BigInteger, nullable=False),
+    *(sa.Column(kind, sa.BigInteger, nullable=False) for kind in TOKEN_KINDS),
     sa.Column("usage_source", sa.String(24), nullable=False),
     sa.Column("cost_picodollars", sa.BigInteger),  # null where no price is known
     sa.Column("created_at", sa.Float, nullable=False),
@@ -186,6 +184,10 @@ class Database:
     async def read(self, work: Callable[[Connection], Result]) -> Result:
         return await self._run(self._readers, work)
 
+    async def ping(self) -> None:
+        """Raises one of ``AWAY`` where the database does not answer."""
+        await self.read(lambda connection: connection.execute(sa.text("SELECT 1")))
+
     async def _run(self, executor: ThreadPoolExecutor, work: Callable[[Connection], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(executor, self.run, work)
 
@@ -194,7 +196,7 @@ class Database:
         with self._engine.begin() as connection:
             return work(connection)
 
-    async def rest(self) -> None:
+    async def close_idle_connections(self) -> None:
         """Closes the connections that nobody uses just now. Python's driver of SQLite keeps, with each, up to
         200 references to what has long been used.
         """

@@ -19,6 +19,7 @@
     │   ├── UpstreamModelNotFound model_not_found         404
     │   ├── UpstreamRateLimited   upstream_rate_limited   429
     │   └── UpstreamTimeout       upstream_timeout        504
+    ├── ReportedError             what a stream, a framework or a server has said; any code
     ├── Internal                  internal                500
     ├── Interrupted               interrupted             503
     └── LogError                  a stream's log; ends an append or a read
@@ -138,7 +139,7 @@ class Internal(MillstreamError):
 
 
 class Interrupted(MillstreamError):
-    """The process that ran the stream is gone. Ends the stream in its place."""
+    """The worker that ran the stream is gone. Ends the stream in its place."""
 
     code = "interrupted"
     status = 503
@@ -151,10 +152,18 @@ class Interrupted(MillstreamError):
 class ProviderError(MillstreamError):
     """Base of what a provider did to a stream, before its first event or after.
 
-    ``accepted`` says whether the provider took the request on: then it may bill for the prompt.
+    ``accepted`` says whether the provider took the request on: then it may bill for the prompt. Each
+    class has its usual answer.
     """
 
     accepted: bool = True
+
+    def __init__(
+        self, message: str, *, accepted: bool | None = None, retry_after_seconds: int | None = None
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        if accepted is not None:
+            self.accepted = accepted
 
 
 class UpstreamError(ProviderError):
@@ -213,12 +222,24 @@ class StreamGone(LogError):
     status = 410
 
 
-def recorded(code: str, message: str, retry_after_seconds: int | None) -> MillstreamError:
-    """The error that a stream's terminal event has kept, with the status of its code."""
-    error = MillstreamError(message, retry_after_seconds=retry_after_seconds)
-    error.code = code
-    error.status = _statuses(MillstreamError).get(code, Internal.status)
-    return error
+class ReportedError(MillstreamError):
+    """An error that is known by its code: a stream's terminal event has kept it, or another server has sent
+    it. Its status is ``status`` or else the usual one of the code.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int | None = None,
+        retryable: bool = False,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.code = code
+        self.status = status or _statuses(MillstreamError).get(code, Internal.status)
+        self.retryable = retryable
 
 
 def _statuses(kind: type[MillstreamError]) -> dict[str, int]:
@@ -229,9 +250,9 @@ def _statuses(kind: type[MillstreamError]) -> dict[str, int]:
     return found | {kind.code: kind.status}
 
 
-def whereabouts(error: BaseException) -> str:
-    """Where an unexpected exception came from, for the log: its type and the innermost calls, without
-    its text, which may hold a prompt, a key or an address.
+def safe_traceback(error: BaseException) -> str:
+    """An unexpected exception for the log: its type and the innermost calls, without its text, which may
+    hold a prompt, a key or an address.
     """
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     calls = " < ".join(f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in reversed(frames))

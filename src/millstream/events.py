@@ -6,47 +6,18 @@ an end, so that a dialect can encode any event without having seen the ones befo
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
+from millstream.errors import MillstreamError, ReportedError
+from millstream.usage import Bill
+
 FinishReason: TypeAlias = Literal[
     "stop", "length", "tool_calls", "content_filter", "cancelled", "budget_exceeded"
 ]
-UsageSource: TypeAlias = Literal["provider_final", "provider_partial", "counted", "checkpoint"]
-
-
-# What usage is added up by.
-Group: TypeAlias = Literal["key", "model", "day", "user"]
-
-
-class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
-    """Tokens of one answer, in OpenAI's meaning: the prompt count includes cached tokens, the
-    completion count includes hidden reasoning.
-
-    ``source`` says where the numbers come from: ``provider_final`` the provider's last word;
-    ``provider_partial`` its running count when the stream was cut; ``counted`` our tokenizer over the
-    text that was received; ``checkpoint`` our last count before the process died.
-    """
-
-    prompt_tokens: int
-    completion_tokens: int
-    source: UsageSource
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-
-class Bill(Struct, frozen=True, gc=False):
-    """Usage with its price. ``cost_usd`` is a decimal string, or None where no price is known."""
-
-    usage: Usage
-    cost_usd: str | None
 
 
 class StreamStart(Struct, frozen=True, gc=False, tag="stream-start"):
@@ -133,6 +104,21 @@ class StreamFailed(Struct, frozen=True, gc=False, tag="stream-failed"):
     bill: Bill
     retry_after_seconds: int | None = None
 
+    @classmethod
+    def of(cls, error: MillstreamError, bill: Bill) -> "StreamFailed":
+        """The end of a stream that ``error`` ends."""
+        return cls(error.code, error.message, error.retryable, bill, error.retry_after_seconds)
+
+    @property
+    def error(self) -> ReportedError:
+        """What ended the stream, with the HTTP status of its code."""
+        return ReportedError(
+            self.code,
+            self.message,
+            retryable=self.retryable,
+            retry_after_seconds=self.retry_after_seconds,
+        )
+
 
 PartStart: TypeAlias = TextStart | ReasoningStart | RefusalStart | ToolCallStart
 PartDelta: TypeAlias = TextDelta | ReasoningDelta | RefusalDelta | ToolCallDelta
@@ -187,34 +173,6 @@ class StreamInfo(Struct, frozen=True):
     owner_id: str
     model: str
     created_at: float
-
-
-def open_parts(events: Iterable[Event]) -> list[PartEvent]:
-    """The ends of the parts that ``events`` have left open."""
-    prose: PartEvent | None = None
-    calls: dict[int, tuple[ToolCallStart, list[str]]] = {}
-    for event in events:
-        match event:
-            case TextStart():
-                prose = TextEnd()
-            case ReasoningStart():
-                prose = ReasoningEnd()
-            case RefusalStart():
-                prose = RefusalEnd()
-            case TextEnd() | ReasoningEnd() | RefusalEnd():
-                prose = None
-            case ToolCallStart():
-                calls[event.index] = (event, [])
-            case ToolCallDelta():
-                calls[event.index][1].append(event.arguments)
-            case ToolCallEnd():
-                del calls[event.index]
-            case _:
-                pass
-    ends: list[PartEvent] = [] if prose is None else [prose]
-    for call, arguments in calls.values():
-        ends.append(ToolCallEnd(call.index, call.call_id, call.name, "".join(arguments)))
-    return ends
 
 
 _encoder = msgspec.json.Encoder()

@@ -4,8 +4,10 @@ import secrets
 import time
 from decimal import Decimal
 
-from millstream.events import Group, Usage
-from millstream.ledger import Ledger, Opening, Settlement, Total
+from millstream.ledger import Ledger
+from millstream.ledger.reports import Total
+from millstream.ledger.rows import Opening, Settlement
+from millstream.usage import Group, Usage
 
 
 class Meter:

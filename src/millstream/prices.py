@@ -6,16 +6,15 @@ An unknown model has no price, which is not a price of zero.
 
 import asyncio
 from collections.abc import Mapping
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from functools import lru_cache
 from typing import Protocol
 
 from msgspec import Struct
 
-from millstream.events import Usage
+from millstream.usage import Usage
 
 _MILLION = Decimal(1_000_000)
-PICODOLLARS = Decimal(10**12)
 
 
 class Price(Protocol):
@@ -86,19 +85,3 @@ class Prices:
         if provider_id is None:
             return None  # nobody lists prices for it
         return await asyncio.to_thread(_list_price, provider_id, upstream_name)
-
-
-def to_picodollars(cost: Decimal) -> int:
-    """A whole number that databases add up exactly: 10⁻¹² dollars, so a tenth of a microcent a token."""
-    return int((cost * PICODOLLARS).to_integral_value(ROUND_HALF_UP))
-
-
-def from_picodollars(picodollars: int) -> Decimal:
-    return Decimal(picodollars) / PICODOLLARS
-
-
-def to_dollars(picodollars: int) -> str:
-    """A plain decimal string with at least six places, exact."""
-    text = f"{from_picodollars(picodollars):.12f}"
-    head, _, places = text.partition(".")
-    return f"{head}.{places[:6]}{places[6:].rstrip('0')}"

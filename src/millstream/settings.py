@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 
 from millstream.errors import ConfigurationError
+from millstream.providers.known import KNOWN
 
 TOML_FILE = "millstream.toml"
 
@@ -26,25 +27,6 @@ TOML_FILE = "millstream.toml"
 _KUBERNETES = re.compile(r"MILLSTREAM_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)")
 
 _OF_CHAT = {"MILLSTREAM_URL", "MILLSTREAM_KEY"}  # what `millstream chat` reads
-
-# Not chat models, though OpenAI lists them beside those.
-_NOT_CHAT = (
-    "audio", "codex", "dall-e", "embedding", "image", "instruct", "moderation", "realtime", "search",
-    "sora", "transcribe", "tts", "whisper", "babbage", "davinci", "deep-research",
-)  # fmt: skip
-
-# Providers that work as soon as their usual variable has a key: variable, base URL, id in genai-prices.
-_KNOWN = {
-    "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1", "openai"),
-    "groq": ("GROQ_API_KEY", "https://api.groq.com/openai/v1", "groq"),
-    "openrouter": ("OPENROUTER_API_KEY", "https://openrouter.ai/api/v1", "openrouter"),
-    "mistral": ("MISTRAL_API_KEY", "https://api.mistral.ai/v1", "mistral"),
-    "deepseek": ("DEEPSEEK_API_KEY", "https://api.deepseek.com/v1", "deepseek"),
-    "together": ("TOGETHER_API_KEY", "https://api.together.xyz/v1", "together"),
-    "xai": ("XAI_API_KEY", "https://api.x.ai/v1", "x-ai"),
-}
-_PREFERRED = {"openai": ("gpt-5-mini", "gpt-4.1-mini", "gpt-4o-mini")}
-
 
 # Of a provider's request: without them answers could not be told apart or metered.
 _OURS = {"messages", "model", "n", "stream", "stream_options"}
@@ -178,19 +160,19 @@ def _from_environment(
     """The known providers whose variables are set, and why the others are not there."""
     found: dict[str, ProviderSettings] = {}
     unready: dict[str, str] = {}
-    for name, (variable, url, price_id) in _KNOWN.items():
-        key = environ.get(variable) or None
-        base_url = environ.get("OPENAI_BASE_URL") or None if name == "openai" else None
+    for known in KNOWN:
+        key = environ.get(known.variable) or None
+        base_url = environ.get(known.url_variable or "") or None
         if key is None and base_url is None:
-            unready[name] = f"{variable} is not set"
+            unready[known.name] = f"{known.variable} is not set"
             continue
-        found[name] = _checked(
-            "OPENAI_BASE_URL" if base_url else variable,
-            base_url=base_url or url,
+        found[known.name] = _checked(
+            known.url_variable if base_url and known.url_variable else known.variable,
+            base_url=base_url or known.base_url,
             api_key=key,
-            price_id=price_id if base_url in (None, url) else None,
-            preferred=_PREFERRED.get(name, ()) if base_url is None else (),
-            hidden=_NOT_CHAT if name == "openai" and base_url is None else (),
+            price_id=known.price_id if base_url in (None, known.base_url) else None,
+            preferred=known.preferred if base_url is None else (),
+            hidden=known.hidden if base_url is None else (),
         )
     endpoint = environ.get("AZURE_OPENAI_ENDPOINT")
     azure_key = environ.get("AZURE_OPENAI_API_KEY")

@@ -52,6 +52,11 @@ class Decoder:
         self._started = False
         self._skip_lf = False  # the last line ended with CR; an LF that follows belongs to it
 
+    @property
+    def pending_bytes(self) -> int:
+        """Of an event that is not complete."""
+        return len(self._buffer) + self._data_bytes
+
     def feed(self, chunk: bytes) -> list[Message]:
         """Raises ``SSELimitExceeded``; after that the decoder is of no more use."""
         buffer = self._buffer + chunk if self._buffer else chunk

@@ -19,12 +19,12 @@ from millstream.messages import ChatMessage
 DEFAULT_ENCODING = "o200k_base"
 
 # Digests, patterns and special tokens are tiktoken's own (tiktoken_ext/openai_public.py).
-_SHA256 = {
+SHA256 = {
     "o200k_base": "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
     "cl100k_base": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
 }
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_PATTERN = {
+PATTERN = {
     "o200k_base": "|".join(
         [
             r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _CONTRACTION,
@@ -65,12 +65,12 @@ class Tokenizer:
     def __init__(self, encoding: str) -> None:
         packed = files("millstream").joinpath("ranks", f"{encoding}.tiktoken.gz").read_bytes()
         ranks = gzip.decompress(packed)
-        if hashlib.sha256(ranks).hexdigest() != _SHA256[encoding]:
+        if hashlib.sha256(ranks).hexdigest() != SHA256[encoding]:
             raise RuntimeError(f"{encoding}: the rank file is damaged; install the package again")
         lines = (line.split() for line in ranks.splitlines())
         self._encoding = tiktoken.Encoding(
             encoding,
-            pat_str=_PATTERN[encoding],
+            pat_str=PATTERN[encoding],
             mergeable_ranks={b64decode(token): int(rank) for token, rank in lines},
             special_tokens={},
         )
@@ -106,7 +106,7 @@ def _load(encoding: str) -> Tokenizer:
 
 
 async def load(encoding: str) -> Tokenizer:
-    """The tokenizer of ``encoding``, built once a process, in a thread."""
+    """The tokenizer of ``encoding``, built once a worker, in a thread."""
     loaded = _loaded.get(encoding)
     return loaded if loaded is not None else await asyncio.to_thread(_load, encoding)
 
@@ -140,6 +140,11 @@ class GrowingCount:
         self._pieces: list[str] = []
         self._counted = 0
         self._lock = asyncio.Lock()
+
+    @property
+    def open_characters(self) -> int:
+        """How many would be counted anew."""
+        return sum(map(len, self._pieces))
 
     def add(self, text: str) -> None:
         self._pieces.append(text)

@@ -7,7 +7,7 @@ A span has numbers and names, never a word of a prompt or an answer.
 from contextlib import suppress
 from typing import Any
 
-from millstream.ledger import Opening, Settlement
+from millstream.ledger.rows import Opening, Settlement
 from millstream.version import __version__
 
 trace: Any = None

@@ -20,9 +20,10 @@ from millstream.errors import (
     TooManyStreams,
     Unauthorized,
 )
-from millstream.events import Usage
-from millstream.ledger import Claim, Claimed, Ledger, Opening, Orphan, Settlement
+from millstream.ledger import Claimed, Ledger
+from millstream.ledger.rows import Claim, Opening, Orphan, Settlement
 from millstream.meter import Meter
+from millstream.usage import Bill, Usage
 
 
 @pytest.fixture(scope="session")
@@ -84,8 +85,10 @@ def test_the_migrations_make_the_tables_that_the_code_uses(db):
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    with db._engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), database.metadata) == []
+    def differences(connection):
+        return compare_metadata(MigrationContext.configure(connection), database.metadata)
+
+    assert db.run(differences) == []
 
 
 def test_migrating_again_changes_nothing(db):
@@ -117,7 +120,7 @@ async def test_nothing_of_a_key_but_its_digest_is_stored(db):
 
 
 async def test_a_revocation_elsewhere_is_felt(db, monkeypatch):
-    monkeypatch.setattr("millstream.auth._CACHE_SECONDS", 0)
+    monkeypatch.setattr("millstream.auth.CACHE_SECONDS", 0)
     here, elsewhere = Keys(db), Keys(db)
     key, secret = await here.create("n", ["chat"])
     await here.verify(secret)
@@ -197,7 +200,7 @@ async def test_leaving_writes_what_is_pending(db):
 
 
 async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(db, monkeypatch):
-    monkeypatch.setattr("millstream.ledger.LEASE_SECONDS", 0.2)
+    monkeypatch.setattr("millstream.ledger.leases.LEASE_SECONDS", 0.2)
     dead, alive, sweeper = Ledger(db), Ledger(db), Ledger(db)
     async with alive, sweeper:
         await dead.__aenter__()  # and never leaves
@@ -205,38 +208,40 @@ async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(db, m
         await alive.open(opening("alive"))
         dead.checkpoint("dead", Usage(10, 3, "checkpoint"), Decimal("0.5"))
         await dead.open(opening("after"))
-        assert await sweeper.orphans() == []
+        assert await sweeper.leases.orphans() == []
         async with asyncio.timeout(5):
-            while not await sweeper.bury():
-                assert await alive.beat()
-        orphans = {orphan.stream_id: orphan for orphan in await sweeper.orphans()}
+            while not await sweeper.leases.remove_expired():
+                assert await alive.leases.beat()
+        orphans = {orphan.stream_id: orphan for orphan in await sweeper.leases.orphans()}
         assert orphans == {
-            "dead": Orphan("dead", Usage(10, 3, "checkpoint"), Decimal("0.5")),
-            "after": Orphan("after", Usage(0, 0, "checkpoint"), None),
+            "dead": Orphan("dead", Bill(Usage(10, 3, "checkpoint"), "0.500000")),
+            "after": Orphan("after", Bill(Usage(0, 0, "checkpoint"), None)),
         }
         await sweeper.settle(settlement("dead", status="interrupted"))
         await sweeper.settle(settlement("after", status="interrupted"))
-        assert await sweeper.orphans() == []
+        assert await sweeper.leases.orphans() == []
         # The dead one was only asleep: what it says now is not taken, and it starts anew.
         await dead.settle(settlement("dead"))
         assert (await dead.receipt("dead")).status == "interrupted"
-        assert not await dead.beat()
-        assert await dead.beat()
+        assert not await dead.leases.beat()
+        assert await dead.leases.beat()
         await dead.open(opening("new"))
-        assert await sweeper.orphans() == []
+        assert await sweeper.leases.orphans() == []
         await dead.settle(settlement("new"))
         await alive.settle(settlement("alive"))
 
 
 async def test_after_a_pause_nobody_is_thought_dead_at_once(db):
-    async with Ledger(db), Ledger(db) as sweeper:
-        assert await sweeper.bury() == 0
-        # The sweeper was the one that slept: all it remembers is old.
-        sweeper._looked_at -= 60
-        sweeper._beats = {name: (beat, since - 60) for name, (beat, since) in sweeper._beats.items()}
-        assert await sweeper.bury() == 0
-        sweeper._beats = {name: (beat, since - 60) for name, (beat, since) in sweeper._beats.items()}
-        assert await sweeper.bury() == 1  # it looked a moment ago, and they have stood still for a minute
+    now = 1000.0
+    async with Ledger(db), Ledger(db, lambda: now) as sweeper:
+        assert await sweeper.leases.remove_expired() == 0
+        now += 60  # the sweeper was the one that slept: all it remembers is old
+        assert await sweeper.leases.remove_expired() == 0
+        for _ in range(3):
+            now += 5  # it looks every few seconds, and they stand still
+            assert await sweeper.leases.remove_expired() == 0
+        now += 5
+        assert await sweeper.leases.remove_expired() == 1
 
 
 async def test_a_worker_that_leaves_is_not_missed(db):
@@ -314,7 +319,7 @@ async def test_a_row_that_cannot_be_written_does_not_hold_up_the_others(db):
 
 
 async def test_leaving_does_not_wait_for_ever_for_a_database_that_is_away(db, monkeypatch):
-    monkeypatch.setattr("millstream.ledger._LEAVE_SECONDS", 0.05)
+    monkeypatch.setattr("millstream.ledger.LEAVE_SECONDS", 0.05)
 
     def away(work):
         raise sa.exc.OperationalError("", {}, Exception("away"))
@@ -327,7 +332,7 @@ async def test_leaving_does_not_wait_for_ever_for_a_database_that_is_away(db, mo
     settling.cancel()
     monkeypatch.undo()
     await db.write(lambda connection: None)  # behind what was still being written
-    assert not ledger._writing
+    assert not ledger.is_writing
 
 
 @pytest.mark.parametrize("by", ["key", "model", "day", "user"])
@@ -375,6 +380,6 @@ async def test_a_database_at_rest_holds_no_connections_and_goes_on_when_asked(db
 
     await db.read(lambda connection: None)
     open_before = descriptors()
-    await db.rest()
+    await db.close_idle_connections()
     assert descriptors() < open_before
     assert await Keys(db).create("n", ["chat"])

@@ -9,6 +9,7 @@ import pytest
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio import Redis
 
 from millstream.errors import (
     BadPosition,
@@ -19,7 +20,6 @@ from millstream.errors import (
     StreamGone,
 )
 from millstream.events import (
-    Bill,
     Position,
     StreamEnd,
     StreamFailed,
@@ -31,11 +31,12 @@ from millstream.events import (
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
-    Usage,
 )
-from millstream.logs import StreamState, redis
+from millstream.logs import StreamState
 from millstream.logs.memory import MemoryLog
-from millstream.logs.redis import RedisLog
+from millstream.logs.redis import RedisLog, outbox
+from millstream.logs.redis.connection import Clocks, Connection
+from millstream.usage import Bill, Usage
 from services import redis_programs, redis_server
 
 BILL = Bill(Usage(1, 1, "counted"), None)
@@ -58,11 +59,23 @@ async def make_log(request, redis_servers):
 
 
 @pytest.fixture(params=redis_programs())
-async def two(request, redis_servers):
-    """The logs of two processes."""
-    redis_url = redis_servers(request.param)
-    async with RedisLog(redis_url) as here, RedisLog(redis_url) as there:
+def shared_url(request, redis_servers):
+    """Of a Redis, for several workers."""
+    return redis_servers(request.param)
+
+
+@pytest.fixture
+async def two(shared_url):
+    """The logs of two workers."""
+    async with RedisLog(shared_url) as here, RedisLog(shared_url) as there:
         yield here, there
+
+
+@pytest.fixture
+async def redis(shared_url):
+    """The Redis that the two share, for what happens to it."""
+    async with Redis.from_url(shared_url) as client:
+        yield client
 
 
 async def started(log, stream_id="s"):
@@ -226,14 +239,15 @@ async def test_over_the_limit_finished_streams_go_oldest_first():
 
 
 async def test_a_finished_stream_is_kept_for_its_window():
-    log = await started(MemoryLog(window_seconds=300))
+    now = 1000.0
+    log = await started(MemoryLog(window_seconds=300, clock=lambda: now))
     await log.append("s", [END])
     reading = log.read("s")
     await anext(reading)
-    log._closed["s"].closed_at -= 299
+    now += 299
     log.expire()
     assert "s" in log
-    log._closed["s"].closed_at -= 2
+    now += 2
     log.expire()
     assert "s" not in log
     assert [batch async for batch in reading] == []  # who is in the middle of it goes on
@@ -270,10 +284,10 @@ def test_readers_from_anywhere_at_any_time_get_what_they_missed(sizes, positions
     asyncio.run(go())
 
 
-# -- several processes -------------------------------------------------------------------------------
+# -- several workers -------------------------------------------------------------------------------
 
 
-async def test_a_stream_is_read_in_another_process_as_in_its_own(two):
+async def test_a_stream_is_read_on_another_worker_as_in_its_own(two):
     here, there = two
     await started(here)
     readers = [asyncio.create_task(read(log)) for log in (here, there, there)]
@@ -286,7 +300,7 @@ async def test_a_stream_is_read_in_another_process_as_in_its_own(two):
 
 
 @pytest.mark.parametrize("seq", range(0, 2001, 199))
-async def test_another_process_reads_exactly_the_rest(two, seq):
+async def test_another_worker_reads_exactly_the_rest(two, seq):
     here, there = two
     await started(here)
     await here.append("s", [START, *words(1500)])
@@ -299,7 +313,7 @@ async def test_another_process_reads_exactly_the_rest(two, seq):
     assert await reading == everything[min(seq, 1501) :]
 
 
-async def test_a_position_far_ahead_is_refused_in_another_process_and_a_near_one_waits(two):
+async def test_a_position_far_ahead_is_refused_on_another_worker_and_a_near_one_waits(two):
     here, there = two
     await started(here)
     await here.append("s", words(2))
@@ -316,7 +330,7 @@ async def test_what_a_producer_says_after_its_stream_was_ended_for_it_is_void(tw
     await started(zombie)
     await zombie.append("s", [START, TextStart(), *words(3)])
     local, remote = (asyncio.create_task(read(log)) for log in (zombie, other))
-    await until(lambda: zombie._copies["s"].count == 5)
+    await until(lambda: zombie.outbox.copied("s") == 5)
     assert await other.interrupt("s", INTERRUPTED) == INTERRUPTED
     with pytest.raises(StreamClosed):
         async with asyncio.timeout(5):
@@ -328,7 +342,7 @@ async def test_what_a_producer_says_after_its_stream_was_ended_for_it_is_void(tw
     assert len(await remote) == 7
 
 
-async def test_processes_hear_each_other(two):
+async def test_workers_hear_each_other(two):
     here, there = two
     await started(here)
     heard = here.signals()
@@ -344,60 +358,60 @@ async def test_processes_hear_each_other(two):
         assert (await anext(heard)).kind == "left"
 
 
-async def test_a_redis_that_was_emptied_gets_the_running_streams_again(two):
+async def test_a_redis_that_was_emptied_gets_the_running_streams_again(two, redis):
     here, there = two
     await started(here)
     await here.append("s", [START, *words(10)])
-    await until(lambda: here._copies["s"].count == 11)
-    await here._client.flushall()
+    await until(lambda: here.outbox.copied("s") == 11)
+    await redis.flushall()
     with pytest.raises(StreamGone):
         await there.state("s")
     await here.append("s", words(1))
-    await until(lambda: here._copies["s"].count == 12)
+    await until(lambda: here.outbox.copied("s") == 12)
     reading = asyncio.create_task(read(there))
     await here.append("s", [END])
     assert len(await reading) == 13
 
 
-async def test_a_part_that_was_lost_is_found_out(two):
+async def test_a_part_that_was_lost_is_found_out(two, redis):
     here, there = two
     await started(here)
     await here.append("s", words(10))
-    await until(lambda: here._copies["s"].count == 10)
+    await until(lambda: here.outbox.copied("s") == 10)
     reading = asyncio.create_task(read(there))
-    await until(lambda: "s" in there._theirs)
-    await here._client.xadd("millstream:stream:s", {"events": b"[]"}, id="1-15")
+    await until(lambda: "s" in there.replicas)
+    await redis.xadd("millstream:stream:s", {"events": b"[]"}, id="1-15")
     with pytest.raises(StreamGone):
         await reading
 
 
-async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(two):
+async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(two, redis):
     here, there = two
     await started(here)
     await here.append("s", [START])
-    await until(lambda: here._copies["s"].count == 1)
+    await until(lambda: here.outbox.copied("s") == 1)
     reading = asyncio.create_task(read(there))
-    await until(lambda: "s" in there._theirs)
-    await here._client.config_set("maxmemory", 1)
+    await until(lambda: "s" in there.replicas)
+    await redis.config_set("maxmemory", 1)
     try:
         await here.append("s", [*words(2000), END])
-        await until(lambda: here._away)
-        assert "s" in here._copies
+        await until(lambda: here.outbox.away)
+        assert here.outbox.copied("s") is not None
     finally:
-        await here._client.config_set("maxmemory", 0)
+        await redis.config_set("maxmemory", 0)
     assert len(await reading) == 2002
 
 
 async def test_what_is_sent_to_redis_at_once_is_bounded(two, monkeypatch):
-    monkeypatch.setattr(redis, "_BYTES_PER_FLUSH", 10_000)
+    monkeypatch.setattr(outbox, "BYTES_PER_FLUSH", 10_000)
     here, there = two
-    ask, sent = here._out.ask, []
+    ask, sent = Connection.ask, []
 
-    async def noted(commands):
+    async def noted(connection, commands):
         sent.append(sum(len(word) for command in commands for word in command if isinstance(word, bytes)))
-        return await ask(commands)
+        return await ask(connection, commands)
 
-    monkeypatch.setattr(here._out, "ask", noted)
+    monkeypatch.setattr(Connection, "ask", noted)
     names = [f"s{i}" for i in range(10)]
     for name in names:
         await started(here, name)
@@ -410,26 +424,26 @@ async def test_what_is_sent_to_redis_at_once_is_bounded(two, monkeypatch):
     assert sum(sent) < 2_000_000  # nothing twice
 
 
-async def test_connections_that_redis_closed_are_made_again_without_a_word(two, caplog):
+async def test_connections_that_redis_closed_are_made_again_without_a_word(two, redis, caplog):
     here, there = two
     await started(here)
     reading = asyncio.create_task(read(there))
     await here.append("s", [START])
-    await until(lambda: "s" in there._theirs and here._copies["s"].count == 1)
-    await here._client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+    await until(lambda: "s" in there.replicas and here.outbox.copied("s") == 1)
+    await redis.execute_command("CLIENT", "KILL", "TYPE", "normal")
     await here.append("s", [*words(10), END])
     assert len(await reading) == 12
     assert not caplog.records
 
 
-async def test_a_stream_that_redis_lost_with_its_end_still_to_come_is_written_again(two):
+async def test_a_stream_that_redis_lost_with_its_end_still_to_come_is_written_again(two, redis):
     here, there = two
     await started(here)
     await here.append("s", words(3))
-    await until(lambda: here._copies["s"].count == 3)
-    await here._client.flushall()
+    await until(lambda: here.outbox.copied("s") == 3)
+    await redis.flushall()
     await here.append("s", [END])
-    await until(lambda: "s" not in here._copies)
+    await until(lambda: here.outbox.copied("s") is None)
     assert len(await read(there)) == 4
 
 
@@ -441,16 +455,12 @@ async def test_a_replica_that_nobody_reads_leaves_nothing_behind(two):
     for _ in range(3):
         assert len(await read(there)) == 51
     assert there.count() == 0
-    log = there._theirs
-    assert not (log._streams)
-    assert not (log._closed)
-    assert not (log._bytes)
-    assert not (there._replicas)
+    assert there.replicas.is_empty()
 
 
-async def test_a_signal_of_another_version_is_passed_over(two):
+async def test_a_signal_of_another_version_is_passed_over(two, redis):
     here, there = two
-    await here._client.xadd("millstream:signals", {"signal": b'{"kind":"new"}'})
+    await redis.xadd("millstream:signals", {"signal": b'{"kind":"new"}'})
     heard = here.signals()
     first = asyncio.create_task(anext(heard))
     await asyncio.sleep(0)
@@ -475,16 +485,13 @@ async def test_without_redis_streams_go_on_and_are_there_again_when_it_is_back(t
             await here.ping()
         with redis_server(socket):
             async with RedisLog(f"unix://{socket}") as there:
-                await until(lambda: here._copies["s"].count == 7)
+                await until(lambda: here.outbox.copied("s") == 7)
                 await here.append("s", [END])
                 assert await read(there) == await reading
             await here.__aexit__()
 
 
-async def test_a_redis_that_takes_connections_and_never_answers_is_away(tmp_path, monkeypatch):
-    for limit in ("_CONNECT_SECONDS", "_ANSWER_SECONDS", "_LEAVE_SECONDS"):
-        monkeypatch.setattr(redis, limit, 0.1)
-
+async def test_a_redis_that_takes_connections_and_never_answers_is_away(tmp_path):
     async def silent(reader, writer):
         await reader.read()
         writer.close()
@@ -493,10 +500,10 @@ async def test_a_redis_that_takes_connections_and_never_answers_is_away(tmp_path
     async with (
         asyncio.timeout(10),
         await asyncio.start_unix_server(silent, socket),
-        RedisLog(f"unix://{socket}") as here,
+        RedisLog(f"unix://{socket}", clocks=Clocks(connect=0.1, answer=0.1, leave=0.1)) as here,
     ):
         reading = asyncio.create_task(started(here))  # it waits for Redis as long as it takes to connect
-        await until(lambda: here._away)
+        await until(lambda: here.outbox.away)
         await reading
         await here.append("s", [START, END])
         assert len(await read(here)) == 2
@@ -523,9 +530,9 @@ def test_connections_that_were_reset_are_made_again(redis_url, caplog):
             port = proxy.sockets[0].getsockname()[1]
             async with RedisLog(f"redis://127.0.0.1:{port}") as here:
                 await started(here)
-                await until(lambda: here._out._connection.is_connected and len(ends) >= 3)
+                await until(lambda: here.outbox.transport is not None and len(ends) >= 3)
                 await here.ping()
-                kept = here._out._connection._writer
+                kept = here.outbox.transport
                 for end in ends:
                     linger = struct.pack("ii", 1, 0)
                     end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -535,8 +542,8 @@ def test_connections_that_were_reset_are_made_again(redis_url, caplog):
                     await here.state("other")
                 await here.append("s", [START, END])
                 await here.flush("s")
-                assert "s" not in here._copies
-        assert "_copy_out" not in caplog.text
+                assert here.outbox.copied("s") is None
+        assert "outbox" not in caplog.text
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.wait_for(scenario(), 20))

@@ -6,13 +6,14 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from millstream.errors import ProviderError, UpstreamError
-from millstream.events import TextDelta, Usage
+from millstream.events import TextDelta
 from millstream.messages import ChatRequest
 from millstream.providers import Finish
 from millstream.providers.local import LocalProvider, weights
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.scripted import ScriptedProvider
 from millstream.providers.upstream import Upstream
+from millstream.usage import Usage
 from oracle import oracle
 
 REQUEST = ChatRequest.model_validate(

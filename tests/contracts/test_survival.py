@@ -17,17 +17,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from millstream import generations, ledger
 from millstream.auth import Keys, Principal
 from millstream.catalog import LLMService, ProviderEntry
 from millstream.database import Database
 from millstream.errors import BadPosition, StreamGone
-from millstream.events import TERMINAL_TYPES, Position, StreamEnd, TextDelta, Usage
-from millstream.generations import Generations
-from millstream.ledger import Ledger
+from millstream.events import TERMINAL_TYPES, Position, StreamEnd, TextDelta
+from millstream.ledger import Ledger, leases
 from millstream.logs.memory import MemoryLog
 from millstream.messages import ChatRequest
 from millstream.providers import Finish
+from millstream.streams import upkeep
+from millstream.streams.registry import Streams
+from millstream.usage import Usage
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # make faults runs more
 KEY = Principal("key_1", frozenset({"chat"}))
@@ -58,7 +59,7 @@ class Worker:
     def __init__(self, db, log, provider):
         self.db, self.log = db, log
         self.ledger = Ledger(db)
-        self.generations = Generations(
+        self.streams = Streams(
             LLMService({"p": ProviderEntry(provider, models=("m",))}), log, self.ledger, Keys(db)
         )
         self.alive = True
@@ -66,24 +67,19 @@ class Worker:
     async def start(self, stack):
         await stack.enter_async_context(self.log)
         await self.ledger.__aenter__()
-        await self.generations.__aenter__()
+        await self.streams.__aenter__()
 
     async def kill(self):
         """As SIGKILL would: nothing is said, written or settled any more."""
         self.alive = False
-        tasks = [*self.generations._watch, *self.generations._tasks.values()]
+        self.ledger.crash()
         if not isinstance(self.log, MemoryLog):
-            self.log._copies.clear()
-            self.log._leaving = True  # redis-py can swallow a cancellation
-            tasks += [*self.log._workers, *self.log._tasks]
-        self.ledger._write_soon = lambda seconds: None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            await self.log.crash()
+        await self.streams.crash()
 
     async def stop(self):
         if self.alive:
-            await self.generations.__aexit__()
+            await self.streams.__aexit__()
             await self.ledger.__aexit__()
 
 
@@ -99,7 +95,7 @@ class Client:
         """Reads ``events`` more, or up to the end. A time-out is a client that leaves."""
         try:
             async with asyncio.timeout(seconds):
-                found = await worker.generations.follow(KEY, self.stream_id)
+                found = await worker.streams.follow(KEY, self.stream_id)
                 with found.source.reading(lambda: None):
                     async with aclosing(worker.log.read(self.stream_id, self.position)) as batches:
                         async for batch in batches:
@@ -172,8 +168,8 @@ class Survival(RuleBasedStateMachine):
                 }
             )
             where = self.living(worker)
-            source = await where.generations.start(KEY, request, f"key-{name}", unread=True)
-            again = await self.living(worker + 1).generations.start(KEY, request, f"key-{name}")
+            source = await where.streams.start(KEY, request, f"key-{name}", unread=True)
+            again = await self.living(worker + 1).streams.start(KEY, request, f"key-{name}")
             assert again.info.stream_id == source.info.stream_id
             self.streams.append(source.info.stream_id)
             self.owner[source.info.stream_id] = where
@@ -209,7 +205,7 @@ class Survival(RuleBasedStateMachine):
     def stop(self, stream, worker):
         stream_id = self.streams[stream % len(self.streams)]
         self.stopped.add(stream_id)
-        self.run(self.living(worker).generations.cancel(KEY, stream_id))
+        self.run(self.living(worker).streams.cancel(KEY, stream_id))
 
     @rule(stream=st.integers(0, 5))
     @precondition(lambda self: self.streams)
@@ -294,9 +290,9 @@ class Survival(RuleBasedStateMachine):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("log", ["memory", "redis"])
 def test_nothing_gets_lost(log, request, monkeypatch):
-    monkeypatch.setattr(ledger, "LEASE_SECONDS", 0.4)
-    monkeypatch.setattr(generations, "_BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(generations, "_SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(upkeep, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(upkeep, "SWEEP_SECONDS", 0.05)
     if log == "memory":
 
         class Machine(Survival):

@@ -8,10 +8,11 @@ from contextlib import aclosing
 import pytest
 
 from asgi import post
-from millstream.events import TextDelta, Usage
+from millstream.events import TextDelta
 from millstream.messages import ChatRequest
 from millstream.providers import Finish
 from millstream.providers.local import LocalProvider, weights
+from millstream.usage import Usage
 
 BODY = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 
@@ -98,6 +99,6 @@ async def test_a_model_process_that_died_is_started_again(model):
     request = ChatRequest.model_validate({**BODY, "max_tokens": 2})
     async for _ in model.stream(request, BODY["model"]):
         pass
-    model._process.kill()
-    await model._process.wait()
+    model.process.kill()
+    await model.process.wait()
     assert [item async for batch in model.stream(request, BODY["model"]) for item in batch]

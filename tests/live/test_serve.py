@@ -255,7 +255,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_comes_back_by_position
         received = await reader.readuntil(b"id: 1-50\n")
         stream_id = re.search(rb'"stream_id":"([^"]+)"', received)[1].decode()
         path = f"/v1/streams/{stream_id}"
-        reader._transport.pause_reading()
+        writer.transport.pause_reading()
         port = writer.get_extra_info("sockname")[1]
         async with asyncio.timeout(60):
             while [c for c in process.net_connections("tcp") if c.raddr and c.raddr.port == port]:

@@ -1,7 +1,8 @@
 from asgi import delete, get, post
-from millstream.events import TextDelta, Usage
+from millstream.events import TextDelta
 from millstream.providers import Finish
 from millstream.providers.scripted import ScriptedProvider
+from millstream.usage import Usage
 
 USAGE = Usage(9, 2, "provider_final")
 PROVIDERS = {"s": ScriptedProvider({"m": [TextDelta("Hello"), Finish("stop", USAGE)]})}
@@ -61,7 +62,7 @@ async def test_health_and_readiness(run):
         for path in ("/healthz", "/readyz"):
             async with get(app.app, path) as call:
                 assert (await call.finished()).json == {"status": "ok"}
-        app.millstream.generations.draining = True
+        app.millstream.streams.draining = True
         async with get(app.app, "/readyz") as call:
             assert (await call.finished()).status == 503
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:

@@ -6,10 +6,11 @@ import pytest
 
 from asgi import Exchange, get, post
 from millstream.errors import UpstreamError, UpstreamRateLimited, UpstreamRefused
-from millstream.events import ReasoningDelta, RefusalDelta, TextDelta, Usage
+from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
 from millstream.providers import Finish, ToolCallPiece
 from millstream.providers.scripted import ScriptedProvider
-from millstream.server import streaming
+from millstream.server.streaming import event_stream as streaming
+from millstream.usage import Usage
 
 USAGE = Usage(9, 2, "provider_final")
 HELLO = [TextDelta("Hel"), TextDelta("lo"), Finish("stop", USAGE)]
@@ -269,6 +270,19 @@ async def test_a_stream_that_cannot_be_counted_is_settled_all_the_same(run, monk
         assert "cannot be counted" in caplog.text
 
 
+async def test_a_checkpoint_has_every_kind_of_tokens(run):
+    usage = Usage(9, 5, "provider_partial", cached_tokens=4, reasoning_tokens=3)
+    script = [TextDelta("Hello"), usage, asyncio.Event().wait]
+    async with run(scripted(m=script)) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call, asyncio.timeout(5):
+            await call.until(lambda c: c.text == "Hello")
+            stream_id = call.response_headers["x-stream-id"]
+            receipt = None
+            while receipt is None or not receipt.completion_tokens:  # until the first checkpoint
+                receipt = await app.millstream.ledger.receipt(stream_id)
+        assert receipt.bill.usage == usage.sourced("checkpoint")
+
+
 async def test_a_running_count_that_text_came_after_is_not_believed(run):
     words = [TextDelta("word ") for _ in range(50)]
     script = [Usage(9, 1, "provider_partial"), *words, asyncio.Event().wait]
@@ -301,7 +315,7 @@ async def test_a_stream_whose_end_breaks_ends_and_is_settled_all_the_same(run, m
         raise ArithmeticError
 
     async with run(scripted()) as app:
-        monkeypatch.setattr("millstream.generation.Generation._cost", broken)
+        monkeypatch.setattr("millstream.streams.tally.Tally.cost", broken)
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             await call.finished()
             assert call.frames[-1]["error"]["code"] == "internal"
@@ -312,7 +326,7 @@ async def test_a_stream_whose_end_breaks_ends_and_is_settled_all_the_same(run, m
 async def test_a_finished_stream_is_not_kept_for_its_grace(run):
     import gc
 
-    from millstream.generation import Generation
+    from millstream.streams.producer import Producer
 
     body = {**BODY, "on_disconnect": {"grace_seconds": 600}}
     async with run(scripted()) as app:
@@ -322,8 +336,8 @@ async def test_a_finished_stream_is_not_kept_for_its_grace(run):
         await asyncio.sleep(0)
         gc.collect()
         ended = call.response_headers["x-stream-id"]
-        kept = [thing for thing in gc.get_objects() if isinstance(thing, Generation)]
-        assert ended not in [generation.info.stream_id for generation in kept]
+        kept = [thing for thing in gc.get_objects() if isinstance(thing, Producer)]
+        assert ended not in [producer.info.stream_id for producer in kept]
 
 
 async def test_pings_do_not_pile_up_behind_a_client_that_does_not_read(run, monkeypatch):

@@ -7,10 +7,11 @@ import logging
 import pytest
 
 from asgi import get, post
-from millstream.events import TextDelta, Usage
+from millstream.events import TextDelta
 from millstream.providers import Finish
 from millstream.providers.scripted import ScriptedProvider
-from millstream.server.streams import HideTickets
+from millstream.server.access_log import HideTickets
+from millstream.usage import Usage
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 BODY = {"model": "m", "messages": MESSAGES}
@@ -172,7 +173,7 @@ async def test_a_draining_server_asks_to_come_back(run):
         made = await start(app)
         await cancel(app, made["stream_id"])
         await app.idle()
-        app.millstream.generations.draining = True
+        app.millstream.streams.draining = True
         async with get(app.app, f"/v1/streams/{made['stream_id']}/events", app.key) as call:
             await call.finished()
             assert call.status == 200
@@ -242,10 +243,10 @@ async def test_a_reader_that_comes_back_stops_the_clock_of_the_grace(run):
         async with post(app.app, "/v1/chat/stream", body, app.key) as call:
             await call.until(said)
         stream_id = call.response_headers["x-stream-id"]
-        generation = app.millstream.generations._running[stream_id]
+        audience = app.millstream.streams[stream_id].audience
         async with get(app.app, f"/v1/streams/{stream_id}/events", app.key) as again:
             await again.until(said)
-            assert generation._grace is None
+            assert not audience.in_grace
             gate.set()
             await again.finished()
         assert again.text == "Hello"
@@ -337,7 +338,7 @@ async def test_a_ticket_that_was_not_used_in_time_only_resumes(run, monkeypatch)
 
 
 async def test_a_stream_that_nobody_comes_to_read_is_cancelled(run, monkeypatch):
-    monkeypatch.setattr("millstream.generation._FIRST_READER_SECONDS", 0.05)
+    monkeypatch.setattr("millstream.streams.audience.FIRST_READER_SECONDS", 0.05)
     async with run(gated(asyncio.Event())[1]) as app:
         made = await start(app, BODY | {"on_disconnect": "cancel"})
         await app.idle()
@@ -394,9 +395,8 @@ async def test_an_idempotency_key_is_for_one_request_of_one_caller(run):
 async def test_a_client_that_leaves_while_its_key_is_claimed_leaves_nothing_behind(run):
     async with run(gated(asyncio.Event())[1]) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key, idempotency_key="k") as call:
-            generations = app.millstream.generations
             async with asyncio.timeout(5):
-                while not generations._running:
+                while not app.millstream.streams:
                     await asyncio.sleep(0)
             call.leave()
             await call.task
@@ -414,7 +414,7 @@ async def test_a_start_whose_key_cannot_be_looked_up_is_refused_not_hung(run, mo
         async def broken(*_):
             raise KeyError("a fault of ours")
 
-        monkeypatch.setattr(app.millstream.ledger, "_claimed", broken)
+        monkeypatch.setattr(app.millstream.ledger, "claim_error", broken)
         for path in ("/v1/streams", "/v1/chat/stream", "/v1/chat"):
             async with post(app.app, path, BODY, app.key, idempotency_key="k") as call:
                 await call.finished()
@@ -435,15 +435,15 @@ async def test_a_client_that_leaves_while_the_log_is_slow_leaves_nothing_behind(
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             await begun.wait()
         assert call.task.done()
-        assert not event_log._streams
-        assert not app.millstream.generations._running
+        assert event_log.count() == 0
+        assert not app.millstream.streams
 
 
 async def test_a_stream_that_was_settled_without_an_end_is_ended_for_its_readers(run, redis_url, monkeypatch):
     """Its worker stopped while Redis was away."""
-    monkeypatch.setattr("millstream.generations._UNENDED_SECONDS", 0.05)
+    monkeypatch.setattr("millstream.streams.upkeep.REPAIR_SECONDS", 0.05)
     from millstream.events import StreamInfo, StreamStart
-    from millstream.ledger import Opening, Settlement
+    from millstream.ledger.rows import Opening, Settlement
     from millstream.logs.redis import RedisLog
 
     async with run(gated(asyncio.Event())[1], log_url=redis_url) as app, RedisLog(redis_url) as other:
@@ -452,16 +452,18 @@ async def test_a_stream_that_was_settled_without_an_end_is_ended_for_its_readers
         await other.flush("str_x")
         ledger = app.millstream.ledger
         await ledger.open(Opening("str_x", app.key_id, app.key_id, "m", "p", 1.0))
-        usage = Usage(3, 4, "counted")
+        usage = Usage(3, 4, "counted", cached_tokens=2, reasoning_tokens=1)
         await ledger.settle(Settlement("str_x", "completed", "stop", None, usage, None, None, 2.0))
         async with get(app.app, "/v1/streams/str_x/events", app.key) as call:
             await call.finished()
             assert call.frames[-1]["error"]["code"] == "interrupted"
+            shown = call.frames[-1]["usage"]
+            assert (shown["cached_tokens"], shown["reasoning_tokens"]) == (2, 1)
             assert call.frames[-1]["usage"]["completion_tokens"] == 4
 
 
 async def test_a_revoked_key_takes_its_tickets_with_it(run, monkeypatch):
-    monkeypatch.setattr("millstream.auth._CACHE_SECONDS", 0)
+    monkeypatch.setattr("millstream.auth.CACHE_SECONDS", 0)
     async with run(gated(asyncio.Event())[1]) as app:
         made = await start(app)
         await app.millstream.keys.revoke(app.key_id)
@@ -527,7 +529,7 @@ async def test_a_token_has_limits(run):
 
 
 async def test_a_token_ends_with_its_time_or_its_key(run, monkeypatch):
-    monkeypatch.setattr("millstream.auth._CACHE_SECONDS", 0)
+    monkeypatch.setattr("millstream.auth.CACHE_SECONDS", 0)
     async with run(gated(asyncio.Event())[1]) as app:
         valid = await token(app)
         async with get(app.app, "/v1/models", valid) as call:

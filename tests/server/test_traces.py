@@ -7,9 +7,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from asgi import post
 from millstream.errors import UpstreamRefused
-from millstream.events import TextDelta, Usage
+from millstream.events import TextDelta
 from millstream.providers import Finish
 from millstream.providers.scripted import ScriptedProvider
+from millstream.usage import Usage
 
 
 async def test_a_stream_is_a_span_of_its_request(run, monkeypatch):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from millstream.answer import Answer
 from millstream.errors import MillstreamError
 from millstream.events import Batch, StreamInfo
 
@@ -16,6 +17,9 @@ class Dialect(Protocol):
 
     def encode(self, info: StreamInfo, batch: Batch) -> bytes:
         """The frames of ``batch``."""
+
+    def answer(self, info: StreamInfo, answer: Answer) -> bytes:
+        """The body of a response that has the whole answer of a stream that did not fail."""
 
     def retry(self, milliseconds: int) -> bytes:
         """Asks the reader to come back after that time."""

@@ -7,10 +7,10 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from millstream import sse
+from millstream.answer import Answer
 from millstream.errors import MillstreamError
 from millstream.events import (
     Batch,
-    Bill,
     Event,
     ReasoningDelta,
     RefusalDelta,
@@ -22,6 +22,7 @@ from millstream.events import (
     ToolCallDelta,
     ToolCallStart,
 )
+from millstream.usage import Bill
 
 _RETRY_MILLISECONDS = 1000
 
@@ -87,11 +88,37 @@ class NativeDialect:
             seq += 1
         return b"".join(frames)
 
+    def answer(self, info: StreamInfo, answer: Answer) -> bytes:
+        end = answer.terminal
+        assert isinstance(end, StreamEnd)
+        shown: dict[str, object] = {
+            "stream_id": info.stream_id,
+            "model": info.model,
+            "content": answer.text,
+        }
+        if reasoning := answer.reasoning:
+            shown["reasoning"] = reasoning
+        if refusal := answer.refusal:
+            shown["refusal"] = refusal
+        if answer.tool_calls:
+            shown["tool_calls"] = [
+                {
+                    "id": call.call_id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in answer.tool_calls
+            ]
+        return _json(shown | {"finish_reason": end.finish_reason, "usage": usage_json(end.bill)})
+
     def retry(self, milliseconds: int) -> bytes:
         return b"retry: %d\n\n" % milliseconds
 
     def error(self, error: MillstreamError, request_id: str) -> bytes:
         return _json({"error": {"code": error.code, "message": error.message, "request_id": request_id}})
+
+
+NATIVE = NativeDialect()
 
 
 def _frame(event: Event, position: str) -> bytes:

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from millstream.events import Batch, Event, Position, StreamFailed, StreamInfo, Terminal
 
-READING_LAPSES_SECONDS = 12.0  # how long a process is believed to have readers that has not repeated it
+READING_LAPSES_SECONDS = 12.0  # how long a worker is believed to have readers that has not repeated it
 
 SignalKind: TypeAlias = Literal["cancel", "reading", "left"]
 
@@ -21,7 +21,7 @@ class StreamState(Struct, frozen=True):
 
 
 class Signal(Struct, frozen=True):
-    """What another process says about streams that may be produced here: that somebody wants them to be
+    """What another worker says about streams that may be produced here: that somebody wants them to be
     cancelled, that it has readers of them (which it repeats), or has none any more.
     """
 
@@ -47,7 +47,7 @@ class EventLog(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
     async def create(self, info: StreamInfo) -> None:
-        """Returns when every process can find the stream. Raises ``StreamClosed`` where the id is taken."""
+        """Returns when every worker can find the stream. Raises ``StreamClosed`` where the id is taken."""
 
     async def state(self, stream_id: str) -> StreamState:
         """Raises ``StreamGone``, or ``Overloaded`` where the log cannot be reached."""
@@ -55,11 +55,11 @@ class EventLog(Protocol):
     async def append(self, stream_id: str, events: Sequence[Event]) -> Position:
         """The position of the last of ``events``. Raises ``StreamClosed``, ``StreamFull``, ``StreamGone``.
 
-        A terminal event is always taken, full or not. Only for the process that made the stream.
+        A terminal event is always taken, full or not. Only for the worker that made the stream.
         """
 
     async def flush(self, stream_id: str) -> None:
-        """Returns when every process can see what was appended to a stream of ours, or when that cannot be
+        """Returns when every worker can see what was appended to a stream of ours, or when that cannot be
         had for the moment."""
 
     def read(self, stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
@@ -81,13 +81,13 @@ class EventLog(Protocol):
         every now and then."""
 
     def count(self) -> int:
-        """How many streams are kept in this process's memory, running or finished."""
+        """How many streams are kept in this worker's memory, running or finished."""
 
     async def request_cancel(self, stream_id: str) -> None:
-        """Tells the process that produces the stream, whichever it is."""
+        """Tells the worker that produces the stream, whichever it is."""
 
     def signals(self) -> AsyncGenerator[Signal]:
-        """What other processes say, without end."""
+        """What other workers say, without end."""
 
     async def ping(self) -> None:
         """Raises ``Overloaded`` where the log cannot be reached."""

@@ -1,9 +1,10 @@
-"""The log in this process's memory: survives reconnects, not the process."""
+"""The log in this worker's memory: survives reconnects, not the worker."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
+from millstream.answer import ends_of_open_parts
 from millstream.errors import BadPosition, StreamClosed, StreamFull, StreamGone
 from millstream.events import (
     TERMINAL_TYPES,
@@ -19,7 +20,6 @@ from millstream.events import (
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
-    open_parts,
 )
 from millstream.logs import Signal, StreamState
 
@@ -57,7 +57,8 @@ class _Stream:
 class MemoryLog:
     """``window_seconds`` is how long a finished stream can still be read. Over ``max_bytes`` the finished
     streams go earlier, oldest first; a single stream is refused more than ``max_stream_bytes``. A reader may
-    ask for up to ``ahead`` events more than there are: then it waits for them.
+    ask for up to ``ahead`` events more than there are: then it waits for them. ``clock`` is
+    monotonic, in seconds.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class MemoryLog:
         max_bytes: int = 512 << 20,
         max_stream_bytes: int = 32 << 20,
         ahead: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._window_seconds = window_seconds
         self._max_bytes = max_bytes
         self._max_stream_bytes = max_stream_bytes
         self._ahead = ahead
+        self._clock = clock
         self._streams: dict[str, _Stream] = {}
         self._closed: dict[str, _Stream] = {}  # oldest first
         self._bytes = 0
@@ -108,7 +111,7 @@ class MemoryLog:
         stream.bytes += size
         self._bytes += size
         if closing:
-            stream.closed_at = time.monotonic()
+            stream.closed_at = self._clock()
             self._closed[stream_id] = stream
         if self._bytes > self._max_bytes:
             self.expire()
@@ -121,12 +124,12 @@ class MemoryLog:
     async def interrupt(self, stream_id: str, failure: StreamFailed) -> Terminal:
         stream = self._stream(stream_id)
         if stream.closed_at is None:
-            await self.take_over(stream_id, [*open_parts(stream.events), failure])
+            await self.end_in_second_epoch(stream_id, [*ends_of_open_parts(stream.events), failure])
         last = stream.events[-1]
         assert isinstance(last, TERMINAL_TYPES)
         return last
 
-    async def take_over(self, stream_id: str, events: Sequence[Event]) -> None:
+    async def end_in_second_epoch(self, stream_id: str, events: Sequence[Event]) -> None:
         """Ends the stream with ``events``, as its second epoch."""
         stream = self._stream(stream_id)
         stream.taken = len(stream.events)
@@ -177,11 +180,15 @@ class MemoryLog:
     def count(self) -> int:
         return len(self._streams)
 
+    def is_empty(self) -> bool:
+        """Whether nothing is left of any stream."""
+        return not (self._streams or self._closed or self._bytes)
+
     async def request_cancel(self, stream_id: str) -> None:
-        """Every stream here is produced by this process, which cancels it itself."""
+        """Every stream here is produced by this worker, which cancels it itself."""
 
     async def signals(self) -> AsyncGenerator[Signal]:
-        await asyncio.Event().wait()  # there are no other processes
+        await asyncio.Event().wait()  # there are no other workers
         yield Signal("left", "", ())
 
     async def ping(self) -> None:
@@ -200,7 +207,7 @@ class MemoryLog:
         return stream
 
     def expire(self) -> None:
-        past = time.monotonic() - self._window_seconds
+        past = self._clock() - self._window_seconds
         while self._closed:
             stream_id, oldest = next(iter(self._closed.items()))
             assert oldest.closed_at is not None

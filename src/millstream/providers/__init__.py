@@ -1,7 +1,7 @@
 """Providers: a chat request -> batches of what a model produced.
 
 A provider yields deltas and ends with one ``Finish``. It never opens or closes parts and never touches
-the log, the ledger or a client: that is ``parts`` and ``generation``, the same for all of them.
+the log, the ledger or a client: that is ``streams``, the same for all of them.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -9,8 +9,9 @@ from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
-from millstream.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta, Usage
+from millstream.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
 from millstream.messages import ChatRequest
+from millstream.usage import Usage
 
 
 class ToolCallPiece(Struct, frozen=True, gc=False):

@@ -47,7 +47,7 @@ class LocalProvider:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._starting = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
+        self.process: asyncio.subprocess.Process | None = None  # the model's, while it runs
         self._openai: OpenAIProvider | None = None
 
     async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
@@ -66,7 +66,7 @@ class LocalProvider:
 
     async def _started(self) -> OpenAIProvider:
         async with self._starting:
-            if self._process is not None and self._process.returncode is not None:
+            if self.process is not None and self.process.returncode is not None:
                 await self._stop()
             if self._openai is None:
                 address = await self._start()
@@ -80,16 +80,16 @@ class LocalProvider:
             return self._openai
 
     async def _start(self) -> str:
-        self._process = await asyncio.create_subprocess_exec(
+        self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "millstream.providers.local", str(self._path)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        assert self._process.stdout is not None
+        assert self.process.stdout is not None
         try:
             async with asyncio.timeout(_START_SECONDS):
-                line = await self._process.stdout.readline()
+                line = await self.process.stdout.readline()
         except TimeoutError as error:
             await self._stop()
             raise UpstreamError("the local model did not start in time") from error
@@ -103,7 +103,7 @@ class LocalProvider:
 
     async def _stop(self) -> None:
         openai, self._openai = self._openai, None
-        process, self._process = self._process, None
+        process, self.process = self.process, None
         if openai is not None:
             await openai.close()
         if process is not None:

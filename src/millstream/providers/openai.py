@@ -21,10 +21,11 @@ import msgspec
 from msgspec import Struct
 
 from millstream.errors import UpstreamError
-from millstream.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta, Usage
+from millstream.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
 from millstream.messages import ChatRequest
 from millstream.providers import Finish, Produced, ToolCallPiece
 from millstream.providers.upstream import Upstream, refusal
+from millstream.usage import Usage
 
 _DRAIN_SECONDS = 0.2
 _MAX_TOKENS = 10_000_000  # no answer is longer; a larger count is nonsense
@@ -188,7 +189,7 @@ class _Answer:
             raise UpstreamError(f"provider '{self._name}' cut its answer off")
         usage = None if self._usage_is_stale else self._usage
         if usage is not None:
-            usage = msgspec.structs.replace(usage, source="provider_final")
+            usage = usage.sourced("provider_final")
         return Finish(self._reason or "stop", usage)
 
     def _delta(self, delta: _Delta, produced: list[Produced]) -> None:

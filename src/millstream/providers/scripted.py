@@ -13,9 +13,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import TypeAlias
 
 from millstream.errors import ProviderError, UpstreamModelNotFound
-from millstream.events import TextDelta, Usage
+from millstream.events import TextDelta
 from millstream.messages import ChatRequest
 from millstream.providers import Finish, Produced
+from millstream.usage import Usage
 
 # What is produced goes out as one batch up to the next pause (seconds, or whatever is awaited), error
 # or end.

@@ -1,6 +1,6 @@
 """HTTP to providers: a POST -> batches of Server-Sent Events, with four clocks and every size bounded.
 
-The only module that knows the HTTP client. Whatever goes wrong leaves it as a ``ProviderError``.
+The only provider module that knows the HTTP client. Whatever goes wrong leaves it as a ``ProviderError``.
 """
 
 import asyncio
@@ -183,10 +183,12 @@ class Upstream:
             UnicodeDecodeError,
         ):
             body = None
-        error = refusal(self._name, status, body.get("error") if isinstance(body, dict) else None)
-        if isinstance(error, UpstreamRateLimited):
-            error.retry_after_seconds = _retry_after(response.headers.get("Retry-After"))
-        return error
+        return refusal(
+            self._name,
+            status,
+            body.get("error") if isinstance(body, dict) else None,
+            _retry_after(response.headers.get("Retry-After")),
+        )
 
     @contextmanager
     def _translated(self) -> Generator[None]:
@@ -201,9 +203,8 @@ class Upstream:
         except (aiohttp.ClientSSLError, ssl.SSLError, aiohttp.ServerFingerprintMismatch) as error:
             raise _unreachable(name, "its TLS certificate was not accepted") from error
         except aiohttp.ConnectionTimeoutError as error:
-            timeout = UpstreamTimeout(f"provider '{name}' did not accept a connection in time")
-            timeout.accepted = False
-            raise timeout from error
+            message = f"provider '{name}' did not accept a connection in time"
+            raise UpstreamTimeout(message, accepted=False) from error
         except aiohttp.ClientConnectorError as error:
             raise _unreachable(name, "the connection was refused") from error
         except aiohttp.InvalidURL as error:
@@ -218,14 +219,15 @@ class Upstream:
             raise UpstreamError(f"provider '{name}' broke the connection") from error
 
 
-def refusal(name: str, status: int, detail: Any) -> ProviderError:
+def refusal(name: str, status: int, detail: Any, retry_after_seconds: int | None = None) -> ProviderError:
     """The error for a status and a provider's error object, be it a response or an event."""
     code = detail.get("code") if isinstance(detail, dict) else None
     reason = _REASONS.get(code) if isinstance(code, str) else None
     because = f": {reason}" if reason else ""
     log.info("provider %s refused: HTTP %s%s", name, status, because)
     if status == 429 or code == "rate_limit_exceeded":
-        return UpstreamRateLimited(f"provider '{name}' limits our rate{because}")
+        message = f"provider '{name}' limits our rate{because}"
+        return UpstreamRateLimited(message, retry_after_seconds=retry_after_seconds)
     if status == 404 or code == "model_not_found":
         return UpstreamModelNotFound(f"provider '{name}' has no such model; see GET /v1/models")
     if status in (401, 403):
@@ -234,15 +236,11 @@ def refusal(name: str, status: int, detail: Any) -> ProviderError:
         return UpstreamTimeout(f"provider '{name}' timed out (HTTP {status})")
     if 400 <= status < 500:
         return UpstreamRefused(f"provider '{name}' refused the request (HTTP {status}){because}")
-    error = UpstreamError(f"provider '{name}' failed (HTTP {status}){because}")
-    error.accepted = False
-    return error
+    return UpstreamError(f"provider '{name}' failed (HTTP {status}){because}", accepted=False)
 
 
 def _unreachable(name: str, why: str) -> UpstreamError:
-    error = UpstreamError(f"provider '{name}' cannot be reached: {why}")
-    error.accepted = False
-    return error
+    return UpstreamError(f"provider '{name}' cannot be reached: {why}", accepted=False)
 
 
 def _retry_after(value: str | None) -> int | None:

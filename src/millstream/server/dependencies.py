@@ -4,42 +4,30 @@ None of them holds anything while a response streams: no database session, no sl
 """
 
 from collections.abc import Awaitable, Callable, Collection
-from typing import TYPE_CHECKING
 
 from fastapi import Request
-from fastapi.exceptions import HTTPException
 
 from millstream.auth import Principal, Scope
 from millstream.catalog import LLMService
-from millstream.errors import Forbidden, MillstreamError, Unauthorized
+from millstream.errors import Forbidden, Unauthorized
 from millstream.meter import Meter
+from millstream.runtime import Runtime
+from millstream.server.errors import Refused
 from millstream.tickets import is_signed
-
-if TYPE_CHECKING:
-    from millstream.server.app import Millstream
 
 _CHAT: tuple[Scope, ...] = ("chat",)
 STATE = "millstream"  # its name in ``app.state``
 
 
-class Refused(HTTPException):
-    """A refusal as FastAPI knows it, so that your own error handlers apply on your own routes."""
-
-    def __init__(self, error: MillstreamError) -> None:
-        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
-        super().__init__(error.status, error.message, headers)
-        self.error = error
-
-
-def get_millstream(request: Request) -> "Millstream":
-    """The application's Millstream. Raises ``RuntimeError`` where its lifespan is not running."""
-    millstream: Millstream | None = getattr(request.app.state, STATE, None)
-    if millstream is None:
+def get_runtime(request: Request) -> Runtime:
+    """What runs in the application. Raises ``RuntimeError`` where its lifespan does not."""
+    runtime: Runtime | None = getattr(request.app.state, STATE, None)
+    if runtime is None:
         raise RuntimeError(
             "Millstream is not running in this application; start its lifespan: "
             "FastAPI(lifespan=millstream.lifespan)"
         )
-    return millstream
+    return runtime
 
 
 def _credential(request: Request) -> str:
@@ -55,7 +43,7 @@ def _credential(request: Request) -> str:
 async def get_api_key(request: Request) -> Principal:
     """Whoever sent a valid key, in ``Authorization: Bearer`` or ``X-API-Key``. Otherwise 401."""
     try:
-        return await get_millstream(request).keys.verify(_credential(request))
+        return await get_runtime(request).keys.verify(_credential(request))
     except Unauthorized as error:
         raise Refused(error) from None
 
@@ -66,7 +54,7 @@ async def get_principal(request: Request) -> Principal:
     if not is_signed(credential):
         return await get_api_key(request)
     try:
-        return await get_millstream(request).keys.verify_token(credential)
+        return await get_runtime(request).keys.verify_token(credential)
     except Unauthorized as error:
         raise Refused(error) from None
 
@@ -101,9 +89,9 @@ def _require(
 
 async def get_llm_service(request: Request) -> LLMService:
     """Models by name, for your own code."""
-    return get_millstream(request).llm_service
+    return get_runtime(request).llm_service
 
 
 async def get_meter(request: Request) -> Meter:
     """Where your own routes record usage."""
-    return get_millstream(request).meter
+    return get_runtime(request).meter

@@ -3,25 +3,25 @@
 import psutil
 
 from millstream.database import Database
-from millstream.server.memory import _RUNNING, _RUSH, Rush, give_back
+from millstream.server.process.collector import RUNNING, RUSH, Rush, give_back
 
 
 def test_a_rush_is_over_once_when_most_of_its_streams_have_gone():
     rush = Rush()
-    kept = [_RUSH, _RUSH, _RUSH // 4 + 1, _RUSH // 4, 0, 0, _RUSH, 0]
+    kept = [RUSH, RUSH, RUSH // 4 + 1, RUSH // 4, 0, 0, RUSH, 0]
     assert [rush.over(count, 0) for count in kept] == [False] * 3 + [True, False, False, False, True]
 
 
 def test_it_is_not_over_while_many_streams_run():
     rush = Rush()
-    assert not rush.over(10 * _RUSH, 10 * _RUSH)
-    assert not rush.over(_RUSH, _RUNNING + 1)
-    assert rush.over(_RUSH, _RUNNING)
+    assert not rush.over(10 * RUSH, 10 * RUSH)
+    assert not rush.over(RUSH, RUNNING + 1)
+    assert rush.over(RUSH, RUNNING)
 
 
 def test_a_few_streams_are_not_a_rush():
     rush = Rush()
-    assert not rush.over(_RUSH - 1, 0)
+    assert not rush.over(RUSH - 1, 0)
     assert not rush.over(0, 0)
 
 

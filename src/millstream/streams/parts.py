@@ -6,38 +6,19 @@ stay open until the end, because providers may interleave the pieces of parallel
 
 from collections.abc import Sequence
 
+from millstream.answer import PROSE, OpenCall, OpenParts
 from millstream.events import (
     Event,
     PartEvent,
     ReasoningDelta,
-    ReasoningEnd,
-    ReasoningStart,
     RefusalDelta,
-    RefusalEnd,
-    RefusalStart,
     TextDelta,
-    TextEnd,
-    TextStart,
     ToolCallDelta,
-    ToolCallEnd,
     ToolCallStart,
-    Usage,
 )
 from millstream.providers import Finish, Produced, ToolCallPiece
 from millstream.tokens import GrowingCount
-
-_PROSE: dict[type[Event], tuple[PartEvent, PartEvent]] = {
-    TextDelta: (TextStart(), TextEnd()),
-    ReasoningDelta: (ReasoningStart(), ReasoningEnd()),
-    RefusalDelta: (RefusalStart(), RefusalEnd()),
-}
-
-
-class _OpenCall:
-    def __init__(self, call_id: str, name: str) -> None:
-        self.call_id = call_id
-        self.name = name
-        self.arguments: list[str] = []
+from millstream.usage import Usage
 
 
 class Assembler:
@@ -48,18 +29,18 @@ class Assembler:
         self.usage: Usage | None = None  # the provider's latest running count
         self.usage_is_stale = False  # something came after it
         self.generated = GrowingCount()
-        self._open: type[TextDelta | ReasoningDelta | RefusalDelta] | None = None
-        self._calls: dict[int, _OpenCall] = {}
+        self.produced = 0  # events so far
+        self._open = OpenParts()
 
     def feed(self, batch: Sequence[Produced]) -> list[Event]:
         events: list[Event] = []
         for item in batch:
             if isinstance(item, (TextDelta, ReasoningDelta, RefusalDelta)):
                 kind = type(item)
-                if kind is not self._open:
-                    self._close_prose(events)
-                    self._open = kind
-                    events.append(_PROSE[kind][0])
+                if kind is not self._open.prose:
+                    events += self._open.end_prose()
+                    self._open.prose = kind
+                    events.append(PROSE[kind][0])
                 self.generated.add(item.text)
                 self.usage_is_stale = True
                 events.append(item)
@@ -70,28 +51,19 @@ class Assembler:
                 self.usage_is_stale = False
             else:
                 self.finish = item
+        self.produced += len(events)
         return events
 
     def close(self) -> list[PartEvent]:
         """The ends of all parts that are open, as the last events before the terminal one."""
-        events: list[PartEvent] = []
-        self._close_prose(events)
-        for index, call in self._calls.items():
-            events.append(ToolCallEnd(index, call.call_id, call.name, "".join(call.arguments)))
-        self._calls = {}
-        return events
-
-    def _close_prose(self, events: list[PartEvent] | list[Event]) -> None:
-        if self._open is not None:
-            events.append(_PROSE[self._open][1])
-            self._open = None
+        return self._open.end_all()
 
     def _call(self, piece: ToolCallPiece, events: list[Event]) -> None:
         self.usage_is_stale = True
-        call = self._calls.get(piece.index)
+        call = self._open.calls.get(piece.index)
         if call is None:
-            self._close_prose(events)
-            call = self._calls[piece.index] = _OpenCall(piece.call_id, piece.name)
+            events += self._open.end_prose()
+            call = self._open.calls[piece.index] = OpenCall(piece.call_id, piece.name)
             self.generated.add(piece.name)
             events.append(ToolCallStart(piece.index, piece.call_id, piece.name))
         if piece.arguments:

@@ -1,4 +1,4 @@
-"""The memory of a process that serves for weeks: short pauses to collect it, and back to the system later.
+"""The collector of a worker that serves for weeks: short pauses for it, and memory back to the system.
 
 For ``millstream serve``, which has its process to itself. An application that mounts Millstream decides.
 """
@@ -9,8 +9,8 @@ import gc
 import logging
 
 from millstream.database import Database
-from millstream.errors import whereabouts
-from millstream.server.app import Millstream
+from millstream.errors import safe_traceback
+from millstream.runtime import Runtime
 
 log = logging.getLogger("millstream.server")
 
@@ -19,12 +19,12 @@ log = logging.getLogger("millstream.server")
 _COLLECTOR = (5_000, 10, 50)
 
 _LOOK_SECONDS = 5.0
-_RUSH = 500  # streams that are worth it
+RUSH = 500  # streams that are worth it
 _OVER = 4  # to one: how far down they must be
-_RUNNING = 100  # streams that may run meanwhile: the collector's look at them takes 10 ms
+RUNNING = 100  # streams that may run meanwhile: the collector's look at them takes 10 ms
 
 
-def settle() -> None:
+def freeze() -> None:
     """To be called when all is loaded: what was made until now stays, and need not be looked at again."""
     gc.set_threshold(*_COLLECTOR)
     gc.collect()
@@ -40,22 +40,22 @@ class Rush:
     def over(self, kept: int, running: int) -> bool:
         """Whether it is, now that so many streams are ``kept`` and ``running``. Says so once."""
         self._most = max(self._most, kept)
-        if self._most < _RUSH or kept * _OVER > self._most or running > _RUNNING:
+        if self._most < RUSH or kept * _OVER > self._most or running > RUNNING:
             return False
         self._most = kept
         return True
 
 
-async def look_after(millstream: Millstream) -> None:
+async def collect_after_rushes(runtime: Runtime) -> None:
     """Gives memory back after each rush. Runs until it is cancelled."""
     rush = Rush()
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
-        if rush.over(millstream.event_log.count(), len(millstream.generations)):
+        if rush.over(runtime.event_log.count(), len(runtime.streams)):
             try:
-                await give_back(millstream.database)
+                await give_back(runtime.database)
             except Exception as error:  # it was only an offer
-                log.error("memory: %s", whereabouts(error))
+                log.error("memory: %s", safe_traceback(error))
 
 
 async def give_back(database: Database) -> None:
@@ -64,7 +64,7 @@ async def give_back(database: Database) -> None:
     Left to themselves, Python and the C library keep it for what may come: they part with a megabyte only if
     nothing is in it, and single small objects from the time of the rush are in most of them.
     """
-    await database.rest()
+    await database.close_idle_connections()
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only GNU's C library needs it, and has it
     if trim is not None:

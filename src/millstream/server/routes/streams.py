@@ -1,6 +1,5 @@
 """Streams apart from the request that started them (spec/protocol.md §3 and §5)."""
 
-import logging
 import re
 import time
 from typing import Annotated, Any, Literal, get_args
@@ -10,21 +9,23 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from millstream.auth import Principal
+from millstream.dialects.native import NATIVE
 from millstream.errors import BadPosition, NotFound, Overloaded
 from millstream.events import Position
-from millstream.generations import Source
+from millstream.ledger.rows import Receipt
 from millstream.messages import ChatRequest, Grace
-from millstream.server.chat import BODY, NATIVE, STREAMED, Caller
-from millstream.server.dependencies import get_millstream, get_principal
-from millstream.server.requests import Route, idempotency_key, read_body
-from millstream.server.streaming import STREAM_HEADERS, EventStreamResponse, come_back
+from millstream.server.dependencies import get_principal, get_runtime
+from millstream.server.errors import Route
+from millstream.server.openapi import STREAMED
+from millstream.server.requests import idempotency_key, read_body
+from millstream.server.routes.chat import BODY, Caller
+from millstream.server.streaming.event_stream import EventStreamResponse, reconnect_response
 from millstream.tickets import FIRST_USE_SECONDS, Purpose
 
 router = APIRouter(route_class=Route)
 
 _STREAM_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _GRACE = Grace(grace_seconds=30)
-_TICKET = re.compile(r"(?<=[?&]ticket=)[^&\s]+")
 
 StreamId = Annotated[str, Path(description="as in `X-Stream-Id` and the first frame")]
 Ticket = Annotated[str | None, Query(description="instead of a key, for this one stream")]
@@ -34,13 +35,13 @@ Ticket = Annotated[str | None, Query(description="instead of a key, for this one
 async def start(request: Request, response: Response, caller: Caller) -> dict[str, Any]:
     """Starts a stream without following it. Its URLs carry tickets and need no headers: the first is for
     `EventSource`, the second for `sendBeacon`."""
-    millstream = get_millstream(request)
-    chat = await read_body(request, ChatRequest, millstream.settings.max_body_bytes)
+    runtime = get_runtime(request)
+    chat = await read_body(request, ChatRequest, runtime.settings.max_body_bytes)
     if "on_disconnect" not in chat.model_fields_set:
         chat = chat.model_copy(update={"on_disconnect": _GRACE})
-    source = await millstream.generations.start(caller, chat, idempotency_key(request), unread=True)
-    info, signer = source.info, await millstream.keys.signer()
-    seconds = millstream.settings.stream_seconds + millstream.settings.resume_window_seconds
+    source = await runtime.streams.start(caller, chat, idempotency_key(request), unread=True)
+    info, signer = source.info, await runtime.keys.signer()
+    seconds = runtime.settings.stream_seconds + runtime.settings.resume_window_seconds
     url = f"{quote(request.url.path.rpartition('/v1/')[0])}/v1/streams/{info.stream_id}"
     follow, cancel = (
         signer.ticket(info.stream_id, info.owner_id, purpose, seconds) for purpose in get_args(Purpose)
@@ -65,38 +66,37 @@ async def follow(
     ticket: Ticket = None,
 ) -> Response:
     """What follows a position, then live; 204 where nothing is left."""
-    millstream = get_millstream(request)
+    runtime = get_runtime(request)
     caller = await _caller(request, stream_id, ticket, "follow")
     position = _position(request.headers.get("last-event-id") or after)
-    if millstream.generations.draining and not millstream.generations.runs(stream_id):
-        return _come_back()
+    if runtime.streams.draining and stream_id not in runtime.streams:
+        return reconnect_response(NATIVE)
     try:
-        found = await millstream.generations.follow(caller, stream_id)
+        found = await runtime.streams.follow(caller, stream_id)
     except Overloaded:  # a browser's EventSource gives up for ever on a 503
-        return _come_back()
+        return reconnect_response(NATIVE)
     if found.state.closed and position is not None and position >= found.state.last:
         if position > found.state.last:
             raise BadPosition(f"the stream ends at {found.state.last}")
         return Response(status_code=204)
 
-    async def source() -> Source:
-        return found.source
-
-    return EventStreamResponse(request, source, millstream.event_log, NATIVE, followed=True, after=position)
+    return EventStreamResponse(
+        request, found.source, runtime.event_log, NATIVE, followed=True, after=position
+    )
 
 
 @router.get("/v1/streams/{stream_id}")
 async def receipt(request: Request, stream_id: StreamId) -> dict[str, Any]:
     """The stream's receipt. A stream of another key answers like one that does not exist."""
     caller = await _caller(request, stream_id, None, "follow")
-    return _shown(await get_millstream(request).generations.receipt(caller, stream_id))
+    return _shown(await get_runtime(request).streams.receipt(caller, stream_id))
 
 
 @router.post("/v1/streams/{stream_id}/cancel")
 async def cancel(request: Request, stream_id: StreamId, ticket: Ticket = None) -> dict[str, Any]:
     """Stops the stream, whichever worker runs it. As often as you like. Answers the receipt so far."""
     caller = await _caller(request, stream_id, ticket, "cancel")
-    return _shown(await get_millstream(request).generations.cancel(caller, stream_id))
+    return _shown(await get_runtime(request).streams.cancel(caller, stream_id))
 
 
 async def _caller(request: Request, stream_id: str, ticket: str | None, purpose: Purpose) -> Principal:
@@ -105,7 +105,7 @@ async def _caller(request: Request, stream_id: str, ticket: str | None, purpose:
         raise NotFound(f"there is no stream '{stream_id[:64]}'")
     if ticket is None:
         return await get_principal(request)
-    keys = get_millstream(request).keys
+    keys = get_runtime(request).keys
     resumes = bool(request.headers.get("last-event-id"))
     owner_id = (await keys.signer()).check_ticket(ticket, stream_id, purpose, resumes=resumes)
     await keys.check(owner_id.partition("/")[0])
@@ -121,24 +121,7 @@ def _position(text: str) -> Position | None:
         raise BadPosition("a position is <epoch>-<seq>, such as 1-42") from None
 
 
-def _come_back() -> Response:
-    headers = {**NATIVE.headers, **STREAM_HEADERS}
-    return Response(come_back(NATIVE), headers=headers)
-
-
-def _shown(receipt: Any) -> dict[str, Any]:
+def _shown(receipt: Receipt) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(receipt)
     del shown["owner_id"]
     return shown
-
-
-class HideTickets(logging.Filter):
-    """For the access log: tickets are credentials, though short-lived ones."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(
-                _TICKET.sub("…", argument) if isinstance(argument, str) else argument
-                for argument in record.args
-            )
-        return True

@@ -7,7 +7,7 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-_BUILT = Path(__file__).parent / "pages"
+_BUILT = Path(__file__).parents[1] / "pages"
 
 _HEADERS = {
     "Content-Security-Policy": (

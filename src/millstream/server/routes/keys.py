@@ -1,17 +1,18 @@
-"""Keys, browser tokens and usage (spec/protocol.md §7)."""
+"""Keys and browser tokens (spec/protocol.md §7)."""
 
 import re
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from millstream.auth import ApiKey, Principal, Scope
 from millstream.errors import NotFound
-from millstream.events import Group
-from millstream.server.dependencies import get_api_key, get_millstream, require_api_key
-from millstream.server.requests import Route, read_body
+from millstream.server import openapi
+from millstream.server.dependencies import get_runtime, require_api_key
+from millstream.server.errors import Route
+from millstream.server.requests import read_body
 
 router = APIRouter(route_class=Route)
 
@@ -32,23 +33,18 @@ class NewKey(BaseModel):
     test: bool = False
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    schema = {"schema": model.model_json_schema()}
-    return {"requestBody": {"required": True, "content": {"application/json": schema}}}
-
-
-@router.post("/v1/keys", status_code=201, openapi_extra=_body(NewKey))
+@router.post("/v1/keys", status_code=201, openapi_extra=openapi.body(NewKey))
 async def create_key(request: Request, caller: Admin) -> dict[str, Any]:
     """Makes a key. ``key`` is in this answer and nowhere else."""
     asked = await read_body(request, NewKey, _MAX_KEY_BODY_BYTES)
-    created, secret = await get_millstream(request).keys.create(asked.name, asked.scopes, test=asked.test)
+    created, secret = await get_runtime(request).keys.create(asked.name, asked.scopes, test=asked.test)
     return {"key": secret, **_shown(created)}
 
 
 @router.get("/v1/keys")
 async def list_keys(request: Request, caller: Admin) -> dict[str, Any]:
     """All keys, without their secrets."""
-    return {"data": [_shown(key) for key in await get_millstream(request).keys.all()]}
+    return {"data": [_shown(key) for key in await get_runtime(request).keys.all()]}
 
 
 @router.delete("/v1/keys/{key_id}")
@@ -56,7 +52,7 @@ async def revoke_key(request: Request, key_id: str, caller: Admin) -> dict[str, 
     """Revokes a key. Its running streams end within 5 s."""
     if not _KEY_ID.fullmatch(key_id):
         raise NotFound(f"no key has the id '{key_id[:32]}'")
-    return _shown(await get_millstream(request).keys.revoke(key_id))
+    return _shown(await get_runtime(request).keys.revoke(key_id))
 
 
 class NewToken(BaseModel):
@@ -71,13 +67,13 @@ class NewToken(BaseModel):
     expires_in_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
 
 
-@router.post("/v1/tokens", status_code=201, openapi_extra=_body(NewToken))
+@router.post("/v1/tokens", status_code=201, openapi_extra=openapi.body(NewToken))
 async def create_token(
     request: Request, caller: Annotated[Principal, Depends(require_api_key(scopes=["chat"]))]
 ) -> dict[str, Any]:
     """Makes a browser token: for a page, where a key does not belong."""
     asked = await read_body(request, NewToken, _MAX_TOKEN_BODY_BYTES)
-    signer = await get_millstream(request).keys.signer()
+    signer = await get_runtime(request).keys.signer()
     text, token = signer.token(
         caller.id,
         user=asked.user,
@@ -87,22 +83,6 @@ async def create_token(
         seconds=asked.expires_in_seconds,
     )
     return {"token": text, **msgspec.to_builtins(token)}
-
-
-@router.get("/v1/usage")
-async def usage(
-    request: Request,
-    caller: Annotated[Principal, Depends(get_api_key)],
-    by: Group = "key",
-    since: Annotated[float | None, Query(description="Unix seconds, inclusive")] = None,
-    until: Annotated[float | None, Query(description="Unix seconds, exclusive")] = None,
-) -> dict[str, Any]:
-    """Totals: of all keys with the scope ``usage`` or ``admin``, else of the caller's own."""
-    sees_all = caller.may(["usage"]) or caller.may(["admin"])
-    totals = await get_millstream(request).meter.totals(
-        by, since=since, until=until, key_id=None if sees_all else caller.id
-    )
-    return {"by": by, "data": msgspec.to_builtins(totals)}
 
 
 def _shown(key: ApiKey) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from rich.markup import escape
 
 from millstream.database import AWAY
 from millstream.errors import ConfigurationError
-from millstream.server import memory
 from millstream.server.app import Millstream, create_app
-from millstream.server.workers import Supervisor
+from millstream.server.process import collector
+from millstream.server.process.supervisor import Supervisor
 from millstream.settings import Settings
 from millstream.version import __version__
 
@@ -143,7 +143,7 @@ class _Server(uvicorn.Server):
         self._temporary_key = temporary_key
         self._temporary_key_id: str | None = None
         self._hurry = asyncio.Event()
-        self._looking_after: asyncio.Task[None] | None = None
+        self._collecting: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -153,8 +153,10 @@ class _Server(uvicorn.Server):
             if self._ready is not None:
                 self._ready.send("ready")
                 self._follow_parent()
-            memory.settle()
-            self._looking_after = asyncio.create_task(memory.look_after(self._millstream), name="memory")
+            collector.freeze()
+            self._collecting = asyncio.create_task(
+                collector.collect_after_rushes(self._millstream), name="collector"
+            )
 
     def _follow_parent(self) -> None:
         """A worker whose supervisor was killed would serve on unseen."""
@@ -174,19 +176,19 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Streams first (uvicorn would wait for them without end), then connections, then stores."""
-        generations = self._millstream.generations
+        streams = self._millstream.streams
         if self._ready is not None:
             for server in self.servers:
                 server.close()  # the other workers take what comes from now on
-        drain = asyncio.create_task(generations.drain(self._millstream.settings.drain_seconds))
+        drain = asyncio.create_task(streams.drain(self._millstream.settings.drain_seconds))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         drain.cancel()
         await asyncio.gather(drain, hurry, return_exceptions=True)
-        await generations.drain(0)
-        if self._looking_after is not None:
-            self._looking_after.cancel()
+        await streams.drain(0)
+        if self._collecting is not None:
+            self._collecting.cancel()
         if self._temporary_key_id is not None:
             with suppress(*AWAY):
                 await self._millstream.keys.revoke(self._temporary_key_id)

@@ -1,0 +1,126 @@
+"""The ledger: one row a stream, opened before the provider is called, settled once."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from decimal import Decimal
+
+import sqlalchemy as sa
+
+from millstream.database import AWAY, Database, streams
+from millstream.errors import IdempotencyConflict, NotFound
+from millstream.ledger import reports, rows
+from millstream.ledger.leases import Leases
+from millstream.ledger.reports import Total
+from millstream.ledger.rows import Claim, Opening, Receipt, Settlement
+from millstream.ledger.writer import Writer, not_opened
+from millstream.usage import Group, Usage
+
+log = logging.getLogger("millstream.ledger")
+
+LEAVE_SECONDS = 10.0
+
+
+class Claimed(Exception):
+    """The idempotency key belongs to a stream already, which was asked for with the same request."""
+
+    def __init__(self, stream_id: str) -> None:
+        super().__init__(stream_id)
+        self.stream_id = stream_id
+
+
+class Ledger:
+    """Has to be entered (``async with``) before rows are written. Leaving it writes what is pending, for as
+    long as ``LEAVE_SECONDS``; what the database did not take by then is settled by others.
+
+    ``leases`` says which workers live, by ``clock``: monotonic, in seconds.
+    """
+
+    def __init__(self, db: Database, clock: Callable[[], float] = time.monotonic) -> None:
+        self._db = db
+        self._writer = Writer(db)
+        self.leases = Leases(db, clock)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a transaction is running."""
+        return self._writer.busy
+
+    async def __aenter__(self) -> "Ledger":
+        await self.leases.enlist()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self._writer.flush()
+            await self.leases.leave()
+        except (TimeoutError, *AWAY):
+            log.error("the database is away; open rows will be settled from their checkpoints")
+
+    async def open(self, opening: Opening) -> None:
+        """Returns when the row is committed.
+
+        Raises ``Overloaded`` where it could not be, ``TooManyStreams``, and where its idempotency key is
+        taken ``Claimed`` or, if that was by another request, ``IdempotencyConflict``.
+        """
+        try:
+            await self._writer.open(rows.opened(opening, self.leases.worker_id), opening.max_open)
+        except sa.exc.IntegrityError:
+            if opening.claim is None:
+                raise
+            raise await self.claim_error(opening.owner_id, opening.claim) from None
+
+    async def claim_error(self, owner_id: str, claim: Claim) -> Exception:
+        """Why an opening with this claim was refused."""
+        query = sa.select(streams.c.id, streams.c.request_digest).where(
+            streams.c.owner_id == owner_id, streams.c.idempotency_key == claim.key
+        )
+        try:
+            found = await self._db.read(lambda connection: connection.execute(query).first())
+        except AWAY:
+            found = None
+        if found is None:
+            return not_opened()
+        if found.request_digest != claim.digest:
+            return IdempotencyConflict("this Idempotency-Key was used for another request; take a new one")
+        return Claimed(found.id)
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Closes the row, once: a row that is no longer running stays as it is. Returns when that is
+        committed, however long the database is away."""
+        await self._writer.settle(rows.settled(settlement))
+
+    def checkpoint(self, stream_id: str, usage: Usage, cost: Decimal | None) -> None:
+        """Notes what a running stream has used so far."""
+        self._writer.checkpoint(stream_id, rows.used(usage, cost))
+
+    async def receipt(self, stream_id: str) -> Receipt:
+        """Raises ``NotFound``."""
+        query = sa.select(streams).where(streams.c.id == stream_id)
+        row = await self._db.read(lambda connection: connection.execute(query).mappings().first())
+        if row is None:
+            raise NotFound(f"there is no stream '{stream_id}'")
+        return rows.receipt(row)
+
+    async def record(self, settlement: Settlement, opening: Opening) -> None:
+        """A row that is opened and settled at once."""
+        row = rows.opened(opening, None) | rows.settled(settlement)
+        row.pop("stream_id")
+        await self._db.write(lambda connection: connection.execute(sa.insert(streams), row))
+
+    async def totals(
+        self,
+        by: Group = "key",
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        key_id: str | None = None,
+    ) -> list[Total]:
+        """Sums of settled and running streams that were created in [since, until)."""
+        return await self._db.read(lambda connection: reports.totals(connection, by, since, until, key_id))
+
+    def crash(self) -> None:
+        """Writes nothing from now on, as if the worker had been killed. For tests of what others do then."""
+        self._writer.crash()

@@ -1,0 +1,86 @@
+"""Leases: which workers live, so that the streams of those that do not can be ended for them.
+
+A worker raises its beat as long as it lives. A worker whose beat has stood still for a lease is removed by
+another one; its running rows are orphans then (docs/decisions/0006-leases-in-the-ledger.md).
+"""
+
+import secrets
+from collections.abc import Callable
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from millstream.database import Database, streams, workers
+from millstream.ledger.rows import Orphan, orphan
+
+LEASE_SECONDS = 15.0  # how long a worker's beat may stand still
+_ORPHANS = 500
+
+
+class Leases:
+    """The lease of this worker, and its view of the others'. ``clock`` is monotonic, in seconds."""
+
+    def __init__(self, db: Database, clock: Callable[[], float]) -> None:
+        self._db = db
+        self._clock = clock
+        self.worker_id = ""
+        # The beats of the other workers: the last one seen, and since when it stands, by our own clock.
+        # Nobody else's clock and no wall clock has a say in who is dead.
+        self._beats: dict[str, tuple[int, float]] = {}
+        self._looked_at = 0.0
+
+    async def enlist(self) -> None:
+        """Makes this a new worker."""
+        self.worker_id = f"wrk_{secrets.token_urlsafe(12)}"
+        row = {"id": self.worker_id, "beat": 0}
+        await self._db.write(lambda connection: connection.execute(sa.insert(workers), row))
+
+    async def leave(self) -> None:
+        """To be called when all rows of this worker are settled."""
+        mine = sa.delete(workers).where(workers.c.id == self.worker_id)
+        await self._db.write(lambda connection: connection.execute(mine))
+
+    async def beat(self) -> bool:
+        """Says that this worker lives. False where the others have given it up: its running streams were
+        theirs to settle, and from now on it is a new worker."""
+        mine = sa.update(workers).where(workers.c.id == self.worker_id).values(beat=workers.c.beat + 1)
+        if await self._db.write(lambda connection: connection.execute(mine).rowcount):
+            return True
+        await self.enlist()
+        return False
+
+    async def remove_expired(self) -> int:
+        """Deletes the workers whose beat has stood still for a lease; how many there were. To be called every
+        few seconds: after a pause of its own it begins to look anew.
+        """
+        now = self._clock()
+        if now - self._looked_at > LEASE_SECONDS / 2:
+            self._beats.clear()
+        found = await self._db.read(lambda c: c.execute(sa.select(workers.c.id, workers.c.beat)).all())
+        known, self._beats, self._looked_at = self._beats, {}, now
+        expired: list[tuple[str, int]] = []
+        for worker_id, beat in found:
+            last, since = known.get(worker_id, (None, now))
+            self._beats[worker_id] = (beat, since if beat == last else now)
+            if beat == last and now - since > LEASE_SECONDS and worker_id != self.worker_id:
+                expired.append((worker_id, beat))
+
+        def delete(connection: Connection) -> int:
+            return sum(
+                connection.execute(
+                    sa.delete(workers).where(workers.c.id == worker_id, workers.c.beat == beat)
+                ).rowcount
+                for worker_id, beat in expired
+            )
+
+        return await self._db.write(delete) if expired else 0
+
+    async def orphans(self) -> list[Orphan]:
+        """Running rows whose worker is not there any more, some of them if they are many."""
+        query = (
+            sa.select(streams)
+            .where(streams.c.worker_id.is_not(None), streams.c.worker_id.not_in(sa.select(workers.c.id)))
+            .limit(_ORPHANS)
+        )
+        found = await self._db.read(lambda connection: connection.execute(query).mappings().all())
+        return [orphan(row) for row in found]

@@ -1,0 +1,76 @@
+"""Reports: sums over rows of the ledger."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from msgspec import Struct
+from sqlalchemy.engine import Connection
+
+from millstream.database import streams
+from millstream.usage import Group, to_dollars
+
+
+class Total(Struct, frozen=True):
+    """Sums over the streams of one group. ``unpriced`` of them have no known price and are not in
+    ``cost_usd``.
+    """
+
+    group: str
+    streams: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: str
+    unpriced: int
+
+
+def totals(
+    connection: Connection,
+    by: Group,
+    since: float | None = None,
+    until: float | None = None,
+    key_id: str | None = None,
+) -> list[Total]:
+    """Sums of settled and running streams that were created in [since, until)."""
+    column: sa.ColumnElement[Any]
+    if by == "day":
+        days = streams.c.created_at / 86400
+        # PostgreSQL rounds where it casts, SQLite may lack floor() and cuts where it casts.
+        column = sa.cast(days if connection.dialect.name == "sqlite" else sa.func.floor(days), sa.Integer)
+    else:
+        column = {"key": streams.c.key_id, "model": streams.c.model, "user": streams.c.user}[by]
+    query = sa.select(
+        column.label("group"),
+        sa.func.count().label("streams"),
+        sa.func.sum(streams.c.prompt_tokens).label("prompt_tokens"),
+        sa.func.sum(streams.c.completion_tokens).label("completion_tokens"),
+        sa.func.coalesce(sa.func.sum(streams.c.cost_picodollars), 0).label("picodollars"),
+        (sa.func.count() - sa.func.count(streams.c.cost_picodollars)).label("unpriced"),
+    )
+    conditions: Sequence[sa.ColumnElement[bool]] = [
+        *([streams.c.created_at >= since] if since is not None else []),
+        *([streams.c.created_at < until] if until is not None else []),
+        *([streams.c.key_id == key_id] if key_id is not None else []),
+    ]
+    # By its place: the same expression with other parameters would be another one to PostgreSQL.
+    query = query.where(*conditions).group_by(sa.literal_column("1")).order_by(sa.literal_column("1"))
+    return [
+        Total(
+            _group(row["group"], by),
+            row["streams"],
+            int(row["prompt_tokens"]),
+            int(row["completion_tokens"]),
+            to_dollars(int(row["picodollars"])),
+            row["unpriced"],
+        )
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def _group(value: Any, by: Group) -> str:
+    if value is None:
+        return ""
+    if by == "day":
+        return datetime.fromtimestamp(value * 86400, UTC).date().isoformat()
+    return str(value)

@@ -1,0 +1,168 @@
+"""A stream's row: what is written when it opens and when it is settled, and what is read back.
+
+The columns of usage come from ``usage.TOKEN_KINDS``.
+"""
+
+from decimal import Decimal
+from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct
+from sqlalchemy.engine import RowMapping
+
+from millstream.errors import Interrupted
+from millstream.events import FinishReason, StreamFailed, Terminal
+from millstream.usage import (
+    TOKEN_KINDS,
+    Bill,
+    Usage,
+    UsageSource,
+    from_picodollars,
+    to_dollars,
+    to_picodollars,
+)
+
+Status: TypeAlias = Literal["running", "completed", "cancelled", "failed", "interrupted"]
+
+USAGE_COLUMNS = (*TOKEN_KINDS, "usage_source", "cost_picodollars")
+
+
+class Claim(Struct, frozen=True):
+    """An idempotency key, and the SHA-256 digest of the request that it stands for."""
+
+    key: str
+    digest: bytes
+
+
+class Opening(Struct, frozen=True):
+    """A stream that is about to call a provider. ``max_open`` is how many of its token may be open."""
+
+    stream_id: str
+    owner_id: str
+    key_id: str
+    model: str
+    provider: str
+    created_at: float
+    user: str | None = None
+    token_id: str | None = None
+    max_open: int | None = None
+    claim: Claim | None = None
+
+
+class Settlement(Struct, frozen=True):
+    """How a stream ended, and what it used."""
+
+    stream_id: str
+    status: Status
+    finish_reason: FinishReason | None
+    error_code: str | None
+    usage: Usage
+    cost: Decimal | None
+    first_event_at: float | None
+    ended_at: float
+
+    @classmethod
+    def of(cls, stream_id: str, terminal: Terminal, ended_at: float) -> "Settlement":
+        """The settlement that says what the stream's terminal event says."""
+        cost = None if terminal.bill.cost_usd is None else Decimal(terminal.bill.cost_usd)
+        status: Status
+        if isinstance(terminal, StreamFailed):
+            reason, code = None, terminal.code
+            status = "interrupted" if code == Interrupted.code else "failed"
+        else:
+            reason, code = terminal.finish_reason, None
+            status = "cancelled" if reason == "cancelled" else "completed"
+        return cls(stream_id, status, reason, code, terminal.bill.usage, cost, None, ended_at)
+
+
+class Orphan(Struct, frozen=True):
+    """A running row whose worker is gone, with the bill of its last checkpoint."""
+
+    stream_id: str
+    bill: Bill
+
+
+class Receipt(Struct, frozen=True):
+    """The ledger's row of a stream. Times are in Unix seconds; ``cost_usd`` is a decimal string."""
+
+    stream_id: str
+    owner_id: str
+    key_id: str
+    user: str | None
+    model: str
+    provider: str
+    status: Status
+    finish_reason: str | None
+    error_code: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    usage_source: UsageSource
+    cost_usd: str | None
+    created_at: float
+    first_event_at: float | None
+    ended_at: float | None
+
+    @property
+    def bill(self) -> Bill:
+        counts = {kind: getattr(self, kind) for kind in TOKEN_KINDS}
+        return Bill(Usage(source=self.usage_source, **counts), self.cost_usd)
+
+
+def opened(opening: Opening, worker_id: str | None) -> dict[str, Any]:
+    """The row of a stream that runs."""
+    return {
+        "id": opening.stream_id,
+        "owner_id": opening.owner_id,
+        "key_id": opening.key_id,
+        "token_id": opening.token_id,
+        "user": opening.user,
+        "model": opening.model,
+        "provider": opening.provider,
+        "status": "running",
+        **dict.fromkeys(TOKEN_KINDS, 0),
+        "usage_source": "checkpoint",
+        "created_at": opening.created_at,
+        "worker_id": worker_id,
+        "idempotency_key": opening.claim and opening.claim.key,
+        "request_digest": opening.claim and opening.claim.digest,
+    }
+
+
+def settled(settlement: Settlement) -> dict[str, Any]:
+    """What settling a row sets in it."""
+    return {
+        "stream_id": settlement.stream_id,
+        "status": settlement.status,
+        "finish_reason": settlement.finish_reason,
+        "error_code": settlement.error_code,
+        **used(settlement.usage, settlement.cost),
+        "first_event_at": settlement.first_event_at,
+        "ended_at": settlement.ended_at,
+        "worker_id": None,
+    }
+
+
+def used(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
+    """``USAGE_COLUMNS`` with their values."""
+    return {
+        **{kind: getattr(usage, kind) for kind in TOKEN_KINDS},
+        "usage_source": usage.source,
+        "cost_picodollars": None if cost is None else to_picodollars(cost),
+    }
+
+
+def orphan(row: RowMapping) -> Orphan:
+    usage = Usage(source=row["usage_source"], **{kind: row[kind] for kind in TOKEN_KINDS})
+    picodollars = row["cost_picodollars"]
+    return Orphan(row["id"], Bill.of(usage, None if picodollars is None else from_picodollars(picodollars)))
+
+
+def receipt(row: RowMapping) -> Receipt:
+    values = {name: row[name] for name in Receipt.__struct_fields__ if name in row}
+    picodollars = row["cost_picodollars"]
+    return Receipt(
+        **values,
+        stream_id=row["id"],
+        cost_usd=None if picodollars is None else to_dollars(picodollars),
+    )

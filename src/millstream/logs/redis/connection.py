@@ -1,0 +1,137 @@
+"""Connections to Redis: what can go wrong with them, and one that serves a single caller quickly."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
+
+from msgspec import Struct
+from redis import Redis as BlockingRedis
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+
+from millstream.errors import ConfigurationError, Overloaded
+from millstream.events import Position
+
+STREAM_PREFIX = "millstream:stream:"
+
+RETRY_SECONDS = (0.05, 2.0)  # between two tries, doubling
+
+# A RuntimeError is uvloop's word for writing to a connection that was reset.
+_CUT = (RedisConnectionError, RuntimeError)
+AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
+
+# Of the URL's options those that would change what is said here.
+_FIXED = {"protocol", "decode_responses", "socket_timeout", "socket_connect_timeout"}
+
+
+class Clocks(Struct, frozen=True):
+    """How long to wait, in seconds: ``connect`` for a connection, ``answer`` for an answer, ``leave`` for
+    everything to be copied at the end.
+    """
+
+    connect: float = 3.0
+    answer: float = 5.0
+    leave: float = 5.0
+
+
+def check(url: str) -> None:
+    """Blocking, for the start. Raises ``ConfigurationError`` where this Redis cannot be the log."""
+    if fixed := sorted(_FIXED & parse_qs(urlsplit(url).query).keys()):
+        raise ConfigurationError(f"MILLSTREAM_LOG_URL: leave out {', '.join(fixed)}; Millstream sets it")
+    try:
+        with BlockingRedis.from_url(url, socket_connect_timeout=Clocks().connect) as client:
+            info = cast("dict[str, Any]", client.info())
+    except (RedisError, OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"MILLSTREAM_LOG_URL: cannot use this Redis: {type(error).__name__}"
+        ) from error
+    version = str(info.get("redis_version", "0"))
+    if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+        raise ConfigurationError(f"MILLSTREAM_LOG_URL: Redis {version} is too old; 6.2 is needed")
+    if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
+        raise ConfigurationError(
+            f"MILLSTREAM_LOG_URL: with maxmemory-policy {policy} Redis may drop streams that are being "
+            "read; set it to noeviction"
+        )
+
+
+def client(url: str, clocks: Clocks) -> Any:
+    """The library's client, for what is rare. Untyped: its own types are unions of all that any server could
+    answer.
+    """
+    # Once, for a connection that was closed while it lay idle; our own loops do the waiting.
+    retry = Retry(NoBackoff(), 1, supported_errors=cast("Any", _CUT))
+    return Redis.from_url(
+        url,
+        socket_connect_timeout=clocks.connect,
+        socket_timeout=clocks.answer,
+        protocol=2,
+        retry=retry,
+    )
+
+
+def away() -> Overloaded:
+    return Overloaded("the log cannot be reached; try again")
+
+
+def position(entry_id: bytes) -> Position:
+    return Position.parse(entry_id.decode())
+
+
+class Connection:
+    """A connection of its own for one caller, who sends commands together and awaits the answers to all.
+
+    For what each event passes. The library's clients take up to twice the time: for every command they look
+    for a connection, prepare to try again, and record what they did.
+    """
+
+    def __init__(self, url: str, clocks: Clocks) -> None:
+        self._answer_seconds = clocks.answer
+        # Without the library's own time limit, which makes each write a task.
+        pool: Any = ConnectionPool.from_url(
+            url, socket_connect_timeout=clocks.connect, socket_timeout=None, protocol=2
+        )
+        self._connection = pool.make_connection()
+
+    @property
+    def transport(self) -> asyncio.BaseTransport | None:
+        """Of the socket, where it is connected. The library has no name of its own for it."""
+        return self._connection._writer.transport if self._connection.is_connected else None  # noqa: SLF001
+
+    async def ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """An answer to each command, a ``ResponseError`` where Redis refuses it. Commands may be sent twice,
+        which has to do no harm. Raises one of ``AWAY`` where an answer does not come.
+        """
+        if self._connection.is_connected:
+            with suppress(*_CUT):  # Redis may have closed it since
+                return await self._ask(commands)
+        return await self._ask(commands)
+
+    async def _ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        connection, clock = self._connection, asyncio.get_running_loop().time
+        answers: list[Any] = []
+        try:
+            async with asyncio.timeout(self._answer_seconds) as limit:
+                await connection.connect()
+                limit.reschedule(clock() + self._answer_seconds)
+                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                while len(answers) < len(commands):
+                    try:
+                        answers.append(await connection.read_response())
+                    except ReadOnlyError:
+                        raise  # the name of the one that takes its place may lead elsewhere now
+                    except ResponseError as error:
+                        answers.append(error)
+                    limit.reschedule(clock() + self._answer_seconds)
+        except BaseException:
+            await connection.disconnect(nowait=True)  # or the next would get these answers
+            raise
+        return answers
+
+    async def close(self) -> None:
+        await self._connection.disconnect(nowait=True)

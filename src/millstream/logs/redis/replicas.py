@@ -1,0 +1,194 @@
+"""Replicas: streams of other workers -> this worker's memory, once for all their readers here.
+
+One blocking read brings the entries of all streams that are followed, and the signals. Entries have to join
+without a gap: what Redis lost, in a failover say, is found there.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import msgspec
+from redis.exceptions import RedisError
+
+from millstream.errors import StreamGone, safe_traceback
+from millstream.events import Position, StreamInfo, from_json
+from millstream.logs import READING_LAPSES_SECONDS, StreamState
+from millstream.logs.memory import MemoryLog
+from millstream.logs.redis import signals
+from millstream.logs.redis.connection import (
+    AWAY,
+    RETRY_SECONDS,
+    STREAM_PREFIX,
+    Clocks,
+    Connection,
+    away,
+    position,
+)
+from millstream.logs.redis.signals import Signals
+
+log = logging.getLogger("millstream.logs")
+
+_AHEAD = 4096  # how far a reader that comes from the producer's worker may be ahead of Redis
+_BLOCK_SECONDS = 2.0
+_ENTRIES_PER_READ = 64  # of a stream
+_BLOCKING_READ = ("XREAD", "BLOCK", round(_BLOCK_SECONDS * 1000), "COUNT", _ENTRIES_PER_READ, "STREAMS")
+_ANNOUNCE_SECONDS = READING_LAPSES_SECONDS / 3
+_STREAMS_PER_SIGNAL = 256
+
+_to_info = msgspec.json.Decoder(StreamInfo).decode
+
+
+class _Replica:
+    """A stream of another worker that is read here. ``loaded`` when all is here that was there at first."""
+
+    __slots__ = ("closed", "last_id", "loaded", "readers", "target")
+
+    def __init__(self, target: Position) -> None:
+        self.target = target
+        self.loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.readers = 0
+        self.last_id = b"0-0"
+        self.closed = False
+
+
+class Replicas:
+    """``run`` and ``announce`` are its tasks."""
+
+    def __init__(
+        self, client: Any, connection: Connection, said: Signals, clocks: Clocks, *, max_stream_bytes: int
+    ) -> None:
+        self._client = client
+        self._connection = connection
+        self._signals = said
+        self._answer_seconds = clocks.answer
+        self._log = MemoryLog(max_stream_bytes=max_stream_bytes, ahead=_AHEAD)
+        self._replicas: dict[str, _Replica] = {}
+
+    def __contains__(self, stream_id: str) -> bool:
+        return stream_id in self._log
+
+    def count(self) -> int:
+        return self._log.count()
+
+    def is_empty(self) -> bool:
+        """Whether nothing is left of any stream."""
+        return not self._replicas and self._log.is_empty()
+
+    async def state(self, stream_id: str) -> StreamState:
+        """As Redis has it. Raises ``StreamGone`` or ``Overloaded``."""
+        key = STREAM_PREFIX + stream_id
+        try:
+            first = await self._client.xrange(key, count=1)
+            last = await self._client.xrevrange(key, count=1)
+        except AWAY as error:
+            raise away() from error
+        if not (first and last and b"info" in first[0][1]):
+            raise StreamGone(f"the stream '{stream_id}' is not here")
+        return StreamState(_to_info(first[0][1][b"info"]), position(last[0][0]), b"end" in last[0][1])
+
+    @asynccontextmanager
+    async def following(self, stream_id: str) -> AsyncGenerator[MemoryLog]:
+        """To be held while somebody here reads a stream; gives where it is. Raises like ``state``."""
+        replica = self._replicas.get(stream_id)
+        if replica is None:
+            state = await self.state(stream_id)
+            replica = self._replicas.setdefault(stream_id, _Replica(state.last))
+        replica.readers += 1
+        try:
+            await self._load(stream_id, replica)
+            yield self._log
+        finally:
+            replica.readers -= 1
+            if not replica.readers and self._replicas.get(stream_id) is replica:
+                del self._replicas[stream_id]
+                await self._log.forget(stream_id)
+                self._signals.say_later("left", stream_id)
+
+    async def lose(self, stream_id: str) -> None:
+        """Tells whoever reads a replica that there is no more of it to be had."""
+        replica = self._replicas.pop(stream_id, None)
+        await self._log.forget(stream_id)
+        if replica is not None and not replica.loaded.done():
+            replica.loaded.set_exception(StreamGone(f"a part of '{stream_id}' was lost"))
+            replica.loaded.exception()  # looked at, should nobody wait for it any more
+
+    async def run(self) -> None:
+        """Redis -> the replicas here and the signals: the one blocking read of this worker."""
+        delay = RETRY_SECONDS[0]
+        while True:
+            followed = {name: replica for name, replica in self._replicas.items() if not replica.closed}
+            after = {signals.KEY: self._signals.last_id}
+            after |= {STREAM_PREFIX + name: replica.last_id for name, replica in followed.items()}
+            try:
+                (found,) = await self._connection.ask([(*_BLOCKING_READ, *after, *after.values())])
+                if isinstance(found, RedisError):
+                    raise found
+                delay = RETRY_SECONDS[0]
+            except Exception as error:  # it goes on when Redis is back
+                log.error("the log's Redis: %s", safe_traceback(error))
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_SECONDS[1])
+                continue
+            for key, listed in found or ():
+                name, entries = key.decode(), [(entry_id, _fields(words)) for entry_id, words in listed]
+                if name == signals.KEY:
+                    self._signals.take_in(entries)
+                    continue
+                stream_id = name.removeprefix(STREAM_PREFIX)
+                replica = followed[stream_id]
+                if self._replicas.get(stream_id) is not replica:
+                    continue  # its readers have left since
+                try:
+                    await self._take_in(stream_id, replica, entries)
+                except Exception as error:  # its readers are told; the others go on
+                    log.error("stream %s: %s", stream_id, safe_traceback(error))
+                    await self.lose(stream_id)
+
+    async def announce(self) -> None:
+        """Says again and again what is read here, so that it is not believed for long of the dead."""
+        while True:
+            await asyncio.sleep(_ANNOUNCE_SECONDS)
+            followed = list(self._replicas)
+            for start in range(0, len(followed), _STREAMS_PER_SIGNAL):
+                with suppress(*AWAY):
+                    await self._signals.say("reading", followed[start : start + _STREAMS_PER_SIGNAL])
+
+    async def _load(self, stream_id: str, replica: _Replica) -> None:
+        if replica.loaded.done() and replica.loaded.exception() is None:
+            return
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                # Its producer hears that it should hurry, and our own blocking read looks at the list again.
+                await self._signals.say("reading", [stream_id])
+                await asyncio.shield(replica.loaded)
+        except AWAY as error:
+            raise away() from error
+
+    async def _take_in(
+        self, stream_id: str, replica: _Replica, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]
+    ) -> None:
+        """Entries of a stream -> its replica. Raises ``StreamGone`` where something is missing."""
+        for entry_id, fields in entries:
+            if b"info" in fields:
+                await self._log.create(_to_info(fields[b"info"]))
+            else:
+                events, (epoch, seq) = from_json(fields[b"events"]), position(entry_id)
+                if epoch == 2:
+                    await self._log.end_in_second_epoch(stream_id, events)
+                else:
+                    known = (await self._log.state(stream_id)).last.seq
+                    missing = seq - known
+                    if missing > len(events):
+                        raise StreamGone(f"a part of '{stream_id}' was lost")
+                    await self._log.append(stream_id, events[-missing:])
+                replica.closed = b"end" in fields
+            replica.last_id = entry_id
+            if not replica.loaded.done() and position(entry_id) >= replica.target:
+                replica.loaded.set_result(None)
+
+
+def _fields(words: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(words[::2], words[1::2], strict=True))

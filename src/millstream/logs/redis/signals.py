@@ -1,0 +1,86 @@
+"""Signals between the workers: entries of one more Redis stream, which every worker reads."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from millstream.logs import Signal, SignalKind
+from millstream.logs.redis.connection import AWAY
+
+log = logging.getLogger("millstream.logs")
+
+KEY = "millstream:signals"
+_KEPT = 10_000
+
+_to_json = msgspec.json.Encoder().encode
+_to_signal = msgspec.json.Decoder(Signal).decode
+
+
+class Signals:
+    """``on_signal`` is called with each one of another worker, before those who listen get it."""
+
+    def __init__(self, client: Any, on_signal: Callable[[Signal], None]) -> None:
+        self.last_id = b"$"  # of the entries that were taken in
+        self._client = client
+        self._on_signal = on_signal
+        self._name = secrets.token_urlsafe(9)
+        self._listeners: set[asyncio.Queue[Signal]] = set()
+        self._saying: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """From here on, whatever is said; without Redis, from the first connection on."""
+        with suppress(*AWAY):
+            found = await self._client.xrevrange(KEY, count=1)
+            self.last_id = found[0][0] if found else b"0-0"
+
+    async def stop(self) -> None:
+        """Gives up what is still to be said."""
+        for task in self._saying:
+            task.cancel()
+        await asyncio.gather(*self._saying, return_exceptions=True)
+
+    async def say(self, kind: SignalKind, stream_ids: Sequence[str]) -> None:
+        """Raises one of ``AWAY``."""
+        said = Signal(kind, self._name, tuple(stream_ids))
+        await self._client.xadd(KEY, {"signal": _to_json(said)}, maxlen=_KEPT, approximate=True)
+
+    def say_later(self, kind: SignalKind, stream_id: str) -> None:
+        """For where there is no waiting."""
+
+        async def say() -> None:
+            with suppress(*AWAY):  # it will be believed to be so when it is not repeated
+                await self.say(kind, [stream_id])
+
+        task = asyncio.create_task(say())
+        self._saying.add(task)
+        task.add_done_callback(self._saying.discard)
+
+    def take_in(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> None:
+        """Entries of the Redis stream, as they follow ``last_id``."""
+        for entry_id, fields in entries:
+            self.last_id = entry_id
+            try:
+                signal = _to_signal(fields[b"signal"])
+            except (KeyError, msgspec.MsgspecError):
+                continue  # of another version
+            if signal.sender == self._name:
+                continue
+            self._on_signal(signal)
+            for queue in self._listeners:
+                with suppress(asyncio.QueueFull):
+                    queue.put_nowait(signal)
+
+    async def listen(self) -> AsyncGenerator[Signal]:
+        """What other workers say, without end."""
+        queue: asyncio.Queue[Signal] = asyncio.Queue(_KEPT)
+        self._listeners.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._listeners.discard(queue)

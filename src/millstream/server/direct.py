@@ -1,0 +1,38 @@
+"""The chat endpoints as bare ASGI, for the application that is all ours.
+
+What FastAPI keeps around a response for as long as it streams is a quarter of an open stream's memory
+(docs/decisions/0005-direct-routes.md).
+"""
+
+from fastapi import Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from millstream.server.errors import Handler, with_errors
+from millstream.server.routes import chat
+
+
+class DirectRoutes:
+    """A middleware that answers the chat endpoints itself, and passes on everything else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._routes: dict[str, Handler] = {
+            "/v1/chat/stream": with_errors(_stream),
+            "/v1/chat": with_errors(_answer),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handle = self._routes.get(scope.get("path", ""))
+        if handle is None or scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        response = await handle(Request(scope, receive))
+        await response(scope, receive, send)
+
+
+async def _stream(request: Request) -> Response:
+    return await chat.stream(request, await chat.caller(request))
+
+
+async def _answer(request: Request) -> Response:
+    return await chat.answer(request, await chat.caller(request))

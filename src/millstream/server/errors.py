@@ -1,0 +1,134 @@
+"""Errors out: every error of ours as one HTTP response, whatever application it is mounted in."""
+
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+from fastapi import Request, Response
+from fastapi.exceptions import HTTPException as FastAPIHTTPException
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from millstream.database import AWAY
+from millstream.errors import (
+    Draining,
+    Internal,
+    InvalidRequest,
+    MalformedBody,
+    MillstreamError,
+    NotFound,
+    Overloaded,
+    ReportedError,
+    TooLarge,
+    Unauthorized,
+    safe_traceback,
+)
+
+log = logging.getLogger("millstream.server")
+
+Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
+
+_REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_MAX_SHOWN_ERRORS = 3
+_MAX_SHOWN_LOCATION = 100
+
+
+class Refused(FastAPIHTTPException):
+    """A refusal as FastAPI knows it, so that your own error handlers apply on your own routes."""
+
+    def __init__(self, error: MillstreamError) -> None:
+        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
+        super().__init__(error.status, error.message, headers)
+        self.error = error
+
+
+def request_id(request: Request) -> str:
+    """The caller's ``X-Request-Id`` where it is a plain one, else a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_urlsafe(12)}"
+
+
+def invalid(errors: Sequence[Any]) -> InvalidRequest:
+    """What pydantic found wrong, in a few words."""
+    if errors[0]["type"] == "json_invalid":
+        return MalformedBody(f"the body is not JSON: {errors[0]['msg'].partition(': ')[2]}")
+    shown = []
+    for error in errors[:_MAX_SHOWN_ERRORS]:
+        where = ".".join(map(str, error["loc"]))[:_MAX_SHOWN_LOCATION]
+        what = "unknown field" if error["type"] == "extra_forbidden" else error["msg"]
+        shown.append(f"{where}: {what}" if where else what)
+    more = len(errors) - len(shown)
+    return InvalidRequest("; ".join(shown) + (f"; and {more} more" if more else ""))
+
+
+def error_headers(error: MillstreamError, request_id: str) -> dict[str, str]:
+    headers = {
+        "Content-Type": "application/json",
+        "Cache-Control": "no-store",
+        "X-Request-Id": request_id,
+    }
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.code == Unauthorized.code:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.code in (TooLarge.code, Draining.code):
+        headers["Connection"] = "close"  # the rest of the body is not read; the next request goes elsewhere
+    return headers
+
+
+def error_response(error: MillstreamError, request: Request) -> Response:
+    """``error`` in the one shape that all of ours have."""
+    identity = request_id(request)
+    body = {"error": {"code": error.code, "message": error.message, "request_id": identity}}
+    return Response(msgspec.json.encode(body), error.status, error_headers(error, identity))
+
+
+def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
+    """``handle``, whose errors become responses."""
+
+    async def handler(request: Request) -> Response:
+        try:
+            return await handle(request)
+        except MillstreamError as error:
+            return error_response(error, request)
+        except Refused as refused:
+            return error_response(refused.error, request)
+        except RequestValidationError as error:
+            return error_response(invalid(error.errors()), request)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there to read it
+        except AWAY as error:
+            log.error("%s: %s", request.url.path, safe_traceback(error))
+            return error_response(Overloaded("the database does not answer; try again"), request)
+        except Exception as error:
+            if isinstance(error, HTTPException):
+                raise
+            log.error("%s: %s", request.url.path, safe_traceback(error))
+            return error_response(Internal(), request)
+
+    return handler
+
+
+class Route(APIRoute):
+    """A route whose errors have our shape, whatever application it is mounted in."""
+
+    def get_route_handler(self) -> Handler:
+        return with_errors(super().get_route_handler())
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """Errors of the framework's own (no such path, wrong method) in our shape."""
+    assert isinstance(error, HTTPException)
+    ours: MillstreamError
+    if error.status_code == 404:
+        ours = NotFound(f"there is nothing at {request.url.path[:200]}")
+    else:
+        ours = ReportedError(InvalidRequest.code, str(error.detail), status=error.status_code)
+    response = error_response(ours, request)
+    response.headers.update(error.headers or {})
+    return response

@@ -1,0 +1,1 @@
+"""The process of ``millstream serve``: its socket, its workers, its memory."""

@@ -1,0 +1,55 @@
+"""Chat: starting a stream and following it, or having it whole (spec/protocol.md §3)."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.requests import ClientDisconnect
+
+from millstream.auth import Principal
+from millstream.dialects.native import NATIVE
+from millstream.messages import ChatRequest
+from millstream.runtime import Runtime
+from millstream.server import openapi
+from millstream.server.dependencies import get_runtime, require_principal
+from millstream.server.errors import Route
+from millstream.server.requests import idempotency_key, read_body
+from millstream.server.streaming.answer import AnswerResponse
+from millstream.server.streaming.event_stream import EventStreamResponse
+from millstream.server.streaming.watched import Watched
+from millstream.streams.audience import Source
+
+router = APIRouter(route_class=Route)
+
+caller = require_principal(scopes=["chat"])
+Caller = Annotated[Principal, Depends(caller)]
+BODY = openapi.body(ChatRequest)
+
+
+@router.post(
+    "/v1/chat/stream",
+    response_class=Response,
+    openapi_extra=BODY,
+    responses=openapi.STREAMED,
+)
+async def stream(request: Request, caller: Caller) -> Response:
+    """Starts a stream and follows it."""
+    runtime = get_runtime(request)
+    source = await _start(request, caller, runtime)
+    return EventStreamResponse(request, source, runtime.event_log, NATIVE)
+
+
+@router.post("/v1/chat", response_class=Response, openapi_extra=BODY)
+async def answer(request: Request, caller: Caller) -> Response:
+    """The whole answer at once, as JSON."""
+    runtime = get_runtime(request)
+    source = await _start(request, caller, runtime)
+    return AnswerResponse(request, source, runtime.event_log, NATIVE)
+
+
+async def _start(request: Request, caller: Principal, runtime: Runtime) -> Source:
+    """Raises ``ClientDisconnect`` where the client leaves meanwhile; then nothing was started."""
+    asked = await read_body(request, ChatRequest, runtime.settings.max_body_bytes)
+    claim = idempotency_key(request)
+    async with Watched(request.receive):
+        return await runtime.streams.start(caller, asked, claim)
+    raise ClientDisconnect

@@ -1,0 +1,29 @@
+"""Usage: totals of the ledger (spec/protocol.md §7)."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request
+
+from millstream.auth import Principal
+from millstream.server.dependencies import get_api_key, get_runtime
+from millstream.server.errors import Route
+from millstream.usage import Group
+
+router = APIRouter(route_class=Route)
+
+
+@router.get("/v1/usage")
+async def usage(
+    request: Request,
+    caller: Annotated[Principal, Depends(get_api_key)],
+    by: Group = "key",
+    since: Annotated[float | None, Query(description="Unix seconds, inclusive")] = None,
+    until: Annotated[float | None, Query(description="Unix seconds, exclusive")] = None,
+) -> dict[str, Any]:
+    """Totals: of all keys with the scope ``usage`` or ``admin``, else of the caller's own."""
+    sees_all = caller.may(["usage"]) or caller.may(["admin"])
+    totals = await get_runtime(request).meter.totals(
+        by, since=since, until=until, key_id=None if sees_all else caller.id
+    )
+    return {"by": by, "data": msgspec.to_builtins(totals)}

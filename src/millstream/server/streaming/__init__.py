@@ -1,0 +1,1 @@
+"""The streaming edge: a stream, from any position -> one HTTP response, watched from its first moment."""

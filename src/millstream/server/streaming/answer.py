@@ -1,0 +1,63 @@
+"""A stream's whole answer as one JSON object: 200 with the answer, or the HTTP status of what ended it."""
+
+import logging
+from contextlib import aclosing
+
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+
+from millstream.answer import Answer
+from millstream.dialects import Dialect
+from millstream.errors import Draining, Internal, MillstreamError, safe_traceback
+from millstream.events import StreamFailed
+from millstream.logs import EventLog
+from millstream.server.errors import error_headers, request_id
+from millstream.server.streaming.watched import Watched
+from millstream.streams.audience import Source
+
+log = logging.getLogger("millstream.server")
+
+
+class AnswerResponse(Response):
+    """Reads ``source`` to its end."""
+
+    def __init__(self, request: Request, source: Source, event_log: EventLog, dialect: Dialect) -> None:
+        # Not calling super().__init__(): nothing of the response is known before its stream is read.
+        self.background = None
+        self._request = request
+        self._source = source
+        self._log = event_log
+        self._dialect = dialect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with Watched(receive) as client:
+            try:
+                response = await self._whole(client)
+            except MillstreamError as error:
+                response = self._refusal(error)
+            except Exception as error:
+                log.error("%s: %s", self._request.url.path, safe_traceback(error))
+                response = self._refusal(Internal())
+            client.served()
+            await response(scope, receive, send)
+        if client.sent_away:
+            await self._refusal(Draining("the server is shutting down; try again"))(scope, receive, send)
+
+    async def _whole(self, client: Watched) -> Response:
+        info, answer = self._source.info, Answer()
+        with self._source.reading(client.send_away):
+            async with aclosing(self._log.read(info.stream_id)) as batches:
+                async for batch in batches:
+                    answer.add(batch.events)
+        if isinstance(answer.terminal, StreamFailed):
+            raise answer.terminal.error
+        headers = {
+            "Content-Type": "application/json",
+            "Cache-Control": "no-store",
+            "X-Stream-Id": info.stream_id,
+        }
+        return Response(self._dialect.answer(info, answer), headers=headers)
+
+    def _refusal(self, error: MillstreamError) -> Response:
+        identity = request_id(self._request)
+        return Response(self._dialect.error(error, identity), error.status, error_headers(error, identity))

@@ -1,0 +1,229 @@
+"""A stream as Server-Sent Events.
+
+How a response ends:
+
+    held       the status line is not sent      -> committed, complete
+    committed  frames and pings are sent        -> complete
+    complete   the last byte is handed over
+
+    what happens                        held                                  committed
+    the stream's first event            kept                                  -
+    another event                       200, what was kept, its frames        its frames
+    the stream fails                    its HTTP status: complete             its frames: complete
+    the stream ends                     200, its frames: complete             its frames: complete
+    silence                             after 10 s: 200, what was kept        every 15 s: a ping
+    the log fails                       its HTTP status: complete             no terminal frame: complete
+    the client is sent away             503: complete                         a retry frame: complete
+    the client leaves                   nothing more is sent; a reader has left
+
+Where a stream is followed that was started before, the status only says that it was found: it is held for a
+moment, and no event becomes an HTTP status. A log that is away becomes a retry frame there, because a
+browser's EventSource gives up for ever on a 503.
+"""
+
+import asyncio
+import logging
+import random
+from contextlib import aclosing
+from enum import Enum
+from urllib.parse import quote
+
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+
+from millstream.dialects import Dialect
+from millstream.errors import Draining, Internal, MillstreamError, Overloaded, safe_traceback
+from millstream.events import Batch, Position, StreamFailed, StreamStart
+from millstream.logs import EventLog
+from millstream.server.errors import error_headers, request_id
+from millstream.server.streaming.watched import Watched
+from millstream.streams.audience import Source
+
+log = logging.getLogger("millstream.server")
+
+HOLD_SECONDS = 10.0  # how long the status line waits for a provider's first event
+FOLLOW_SECONDS = 0.2  # and for the log's, where a stream is followed that was started before
+PING_SECONDS = 15.0  # the longest silence on a connection
+LOOK_SECONDS = 1.0  # how exactly these two are kept
+
+_RECONNECT_MILLISECONDS = (200, 2000)
+
+_HEADERS = {
+    # no-transform keeps proxies from compressing, X-Accel-Buffering nginx from buffering.
+    "Cache-Control": "no-store, no-transform",
+    "X-Accel-Buffering": "no",
+}
+
+
+class State(Enum):
+    """How much of the response has been sent."""
+
+    HELD = "held"
+    COMMITTED = "committed"
+    COMPLETE = "complete"
+
+
+class EventStreamResponse(Response):
+    """Sends ``source`` from the position ``after`` on; ``followed`` where it was started before."""
+
+    def __init__(
+        self,
+        request: Request,
+        source: Source,
+        event_log: EventLog,
+        dialect: Dialect,
+        *,
+        followed: bool = False,
+        after: Position | None = None,
+    ) -> None:
+        # Not calling super().__init__(): nothing of the response is known before its stream is read.
+        self.background = None
+        self._request = request
+        self._source = source
+        self._log = event_log
+        self._dialect = dialect
+        self._followed = followed
+        self._after = after
+        self._hold = FOLLOW_SECONDS if followed else HOLD_SECONDS
+        self._state = State.HELD
+        self._kept = b""
+        self._failure: StreamFailed | None = None  # the first thing that the stream has said
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = self._loop.time()
+        # Frames go out from the request's task, a held status line and pings from a task of their own.
+        self._sending = asyncio.Lock()
+        self._breaking_silence: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        async with Watched(receive) as self._client:
+            self._timer = self._loop.call_later(self._hold, self._check_silence)
+            try:
+                await self._relay()
+            except MillstreamError as error:
+                await self._fail(error)
+            except Exception as error:
+                log.error("%s: %s", self._request.url.path, safe_traceback(error))
+                await self._fail(Internal())
+            finally:
+                self._timer.cancel()
+                if self._breaking_silence is not None:
+                    self._breaking_silence.cancel()
+        if self._client.sent_away:
+            await self._say_goodbye()
+
+    async def _relay(self) -> None:
+        """The stream -> the client, to the stream's end."""
+        with self._source.reading(self._client.send_away):
+            async with aclosing(self._log.read(self._source.info.stream_id, self._after)) as batches:
+                async for batch in batches:
+                    async with self._sending:
+                        await self._take(batch)
+        if self._failure is not None:
+            await self._fail(self._failure.error)
+            return
+        async with self._sending:
+            if self._state is State.HELD:
+                await self._commit(b"")
+            await self._finish()
+
+    async def _take(self, batch: Batch) -> None:
+        if self._state is State.COMMITTED:
+            await self._body(self._dialect.encode(self._source.info, batch))
+            return
+        first = next((event for event in batch.events if type(event) is not StreamStart), None)
+        if isinstance(first, StreamFailed) and not self._followed:
+            self._failure = first
+            return
+        frames = self._dialect.encode(self._source.info, batch)
+        if first is None and not self._followed:
+            self._kept += frames
+        else:
+            await self._commit(frames)
+
+    async def _fail(self, error: MillstreamError) -> None:
+        async with self._sending:
+            if self._state is State.COMMITTED:
+                # Too late for a status. Without a terminal frame the client sees an interrupted stream.
+                await self._finish()
+            elif self._followed and isinstance(error, Overloaded):
+                await self._commit(reconnect_frame(self._dialect))
+                await self._finish()
+            else:
+                await self._refuse(error)
+
+    async def _say_goodbye(self) -> None:
+        async with self._sending:
+            if self._state is State.COMMITTED:
+                await self._finish(reconnect_frame(self._dialect))
+            else:
+                await self._refuse(Draining("the server is shutting down; try again"))
+
+    def _check_silence(self) -> None:
+        """The one timer of a connection: when it fires, it looks whether there was a silence, and
+        sets itself to when the next one could be over.
+        """
+        now = self._loop.time()
+        due = self._sent_at + (PING_SECONDS if self._state is State.COMMITTED else self._hold)
+        if now >= due and not self._sending.locked():
+            self._breaking_silence = asyncio.create_task(self._break_silence())
+            due = now + PING_SECONDS
+        self._timer = self._loop.call_at(max(due, now + LOOK_SECONDS), self._check_silence)
+
+    async def _break_silence(self) -> None:
+        async with self._sending:
+            if self._state is State.COMMITTED:
+                await self._body(self._dialect.ping)
+            elif self._state is State.HELD:
+                await self._commit(b"")
+
+    # -- what is sent -----------------------------------------------------------------------
+
+    async def _commit(self, frames: bytes) -> None:
+        """The status line, the headers, what was kept, and ``frames``."""
+        self._state = State.COMMITTED
+        stream_id = self._source.info.stream_id
+        prefix = quote(self._request.url.path.rpartition("/v1/")[0])
+        headers = {
+            **self._dialect.headers,
+            **_HEADERS,
+            "X-Stream-Id": stream_id,
+            "Location": f"{prefix}/v1/streams/{stream_id}",
+        }
+        raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
+        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+        frames = self._kept + frames
+        if self._followed and not frames.startswith(self._dialect.resume):
+            frames = self._dialect.resume + frames
+        await self._body(frames)
+
+    async def _body(self, frames: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": frames, "more_body": True})
+        self._sent_at = self._loop.time()
+
+    async def _finish(self, frames: bytes = b"") -> None:
+        self._complete()
+        await self._send({"type": "http.response.body", "body": frames, "more_body": False})
+
+    async def _refuse(self, error: MillstreamError) -> None:
+        """An error before the response has begun is an HTTP status."""
+        self._complete()
+        identity = request_id(self._request)
+        body = self._dialect.error(error, identity)
+        response = Response(body, error.status, error_headers(error, identity))
+        await response(self._request.scope, self._request.receive, self._send)
+
+    def _complete(self) -> None:
+        self._state = State.COMPLETE
+        self._client.served()
+
+
+def reconnect_frame(dialect: Dialect) -> bytes:
+    """The last frame of a response that its reader should continue elsewhere. Everybody waits for a time of
+    their own, so that they do not come all at once."""
+    return dialect.retry(random.randint(*_RECONNECT_MILLISECONDS))  # noqa: S311  # no secret
+
+
+def reconnect_response(dialect: Dialect) -> Response:
+    """A whole response that says only that."""
+    return Response(reconnect_frame(dialect), headers={**dialect.headers, **_HEADERS})

@@ -1,0 +1,117 @@
+"""The audience: who reads a stream, here and on other workers, and what it means that nobody does."""
+
+import asyncio
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from millstream.events import StreamInfo
+from millstream.logs import READING_LAPSES_SECONDS
+from millstream.messages import Grace, OnDisconnect
+
+FIRST_READER_SECONDS = 30.0  # what a stream that nobody reads yet waits for a reader
+
+SendAway = Callable[[], None]
+
+
+class Source(Protocol):
+    """A stream that a connection can follow, whichever worker produces it."""
+
+    @property
+    def info(self) -> StreamInfo: ...
+
+    def reading(self, send_away: SendAway) -> AbstractContextManager[None]:
+        """To be held while the connection follows it. ``send_away`` may be called to ask its client to come
+        back to another worker.
+        """
+
+
+class RemoteStream:
+    """A stream that another worker produces, or that has ended. ``remote_readers`` are this worker's readers
+    of all such streams, with the ids of those.
+    """
+
+    def __init__(self, info: StreamInfo, remote_readers: dict[SendAway, str]) -> None:
+        self.info = info
+        self._remote_readers = remote_readers
+
+    @contextmanager
+    def reading(self, send_away: SendAway) -> Generator[None]:
+        self._remote_readers[send_away] = self.info.stream_id
+        try:
+            yield
+        finally:
+            self._remote_readers.pop(send_away, None)
+
+
+class Audience:
+    """The readers of a stream that this worker produces. ``on_empty`` is called when ``policy`` says that the
+    stream shall not go on without a reader.
+    """
+
+    def __init__(self, policy: OnDisconnect, on_empty: Callable[[], None]) -> None:
+        self._policy = policy
+        self._on_empty = on_empty
+        self._readers = 0
+        self._workers: dict[str, float] = {}  # others with readers, and until when that is believed
+        self._grace: asyncio.TimerHandle | None = None
+        self._dismissed = False
+
+    @property
+    def in_grace(self) -> bool:
+        """Whether a clock runs that only a reader can stop."""
+        return self._grace is not None
+
+    @contextmanager
+    def reading(self, send_away: SendAway | None = None) -> Generator[None]:
+        """To be held while a connection of this worker follows the stream."""
+        self._readers += 1
+        self._stop_grace()
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            self._reader_left()
+
+    def worker_reads(self, worker: str) -> None:
+        """Another worker has readers; it says so every few seconds."""
+        self._workers[worker] = time.monotonic() + READING_LAPSES_SECONDS
+        self._stop_grace()
+
+    def worker_left(self, worker: str) -> None:
+        """Another worker has no readers any more."""
+        if self._workers.pop(worker, None) is not None:
+            self._reader_left()
+
+    def forget_silent_workers(self) -> None:
+        """Gives up workers that have not been heard of for a while. To be called every now and then."""
+        now = time.monotonic()
+        for worker in [worker for worker, until in self._workers.items() if until < now]:
+            self.worker_left(worker)
+
+    def await_first_reader(self) -> None:
+        """For a stream that starts without a reader: it waits for one as long as for one that left."""
+        self._reader_left(FIRST_READER_SECONDS)
+
+    def dismiss(self) -> None:
+        """The stream has ended: nobody's leaving means anything any more."""
+        self._dismissed = True
+        self._stop_grace()
+
+    def _stop_grace(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+
+    def _reader_left(self, seconds: float = 0) -> None:
+        """The disconnect policy. ``seconds`` is the grace of a policy that has none of its own."""
+        if self._dismissed or self._readers or self._workers or self._policy == "continue":
+            return
+        if isinstance(self._policy, Grace):
+            seconds = self._policy.grace_seconds
+        if seconds:
+            self._stop_grace()  # one clock at a time, so that a reader who comes stops them all
+            self._grace = asyncio.get_running_loop().call_later(seconds, self._on_empty)
+        else:
+            self._on_empty()

@@ -1,0 +1,278 @@
+"""The producer: a provider's batches -> the log, then the ledger.
+
+A producer belongs to its stream, not to a connection: it runs in the application's lifespan, so that no
+cancelled request can take the bill with it.
+
+How a stream ends:
+
+    asked      no row yet                        -> producing, ending
+    producing  the provider is being read        -> ending
+    ending     what the ledger will say is fixed -> settled
+    settled    the row is closed
+
+    what happens                              terminal event                     row
+    the provider finishes                     StreamEnd, its reason              completed
+    a client or the policy stops it           StreamEnd, cancelled               cancelled
+    this worker stops it (a revoked key, …)   StreamFailed, that error           failed
+    the provider fails or is cut              StreamFailed, that error           failed
+    the total clock runs out                  StreamFailed, upstream_timeout     failed
+    the row cannot be written                 StreamFailed, that error           failed
+    a fault of ours                           StreamFailed, internal             failed
+    the worker dies                           StreamFailed, interrupted          interrupted, by ``upkeep``
+
+Whatever comes first decides: once a stream is ending, nothing changes what it ends with.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import AbstractContextManager, aclosing, suppress
+from enum import Enum
+
+from msgspec import Struct
+
+from millstream import traces
+from millstream.catalog import Model
+from millstream.errors import (
+    IdempotencyConflict,
+    Internal,
+    LogError,
+    MillstreamError,
+    ProviderError,
+    StreamFull,
+    UpstreamError,
+    UpstreamTimeout,
+    safe_traceback,
+)
+from millstream.events import FinishReason, StreamEnd, StreamFailed, StreamInfo
+from millstream.ledger import Claimed, Ledger
+from millstream.ledger.rows import Opening, Settlement, Status
+from millstream.logs import EventLog
+from millstream.messages import ChatRequest
+from millstream.prices import Price
+from millstream.streams.audience import Audience, SendAway
+from millstream.streams.parts import Assembler
+from millstream.streams.tally import Tally
+from millstream.usage import Bill, Usage
+
+log = logging.getLogger("millstream.streams")
+
+
+class State(Enum):
+    """Where a stream is between being asked for and being settled."""
+
+    ASKED = "asked"
+    PRODUCING = "producing"
+    ENDING = "ending"
+    SETTLED = "settled"
+
+
+class _Stop(Struct, frozen=True):
+    """Somebody has stopped the stream; ``because`` is the error that it ends with, if it is one."""
+
+    because: MillstreamError | None
+
+
+class Producer:
+    """Produces one stream. ``run`` is its task; everything else may be called at any time."""
+
+    def __init__(
+        self,
+        info: StreamInfo,
+        opening: Opening,
+        request: ChatRequest,
+        model: Model,
+        price: Price | None,
+        event_log: EventLog,
+        ledger: Ledger,
+        limit_seconds: float,
+    ) -> None:
+        self.info = info
+        self.key_id = opening.key_id
+        self.state = State.ASKED
+        self.audience = Audience(request.on_disconnect, self.cancel)
+        self._opening = opening
+        self._request = request
+        self._model = model
+        self._log = event_log
+        self._ledger = ledger
+        self._limit_seconds = limit_seconds
+        self._assembler = Assembler()
+        self._tally = Tally(info.stream_id, self._assembler, request.messages, model.encoding, price)
+        self._scope: asyncio.Timeout | None = None
+        self._stop: _Stop | None = None
+        self._settlement: Settlement | None = None  # from ENDING on
+        self._first_event_at: float | None = None
+        # Done when the row is opened; fails where it cannot be, or where the idempotency key is another's.
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def reading(self, send_away: SendAway | None = None) -> AbstractContextManager[None]:
+        """To be held while a connection of this worker follows the stream, which nobody will send away."""
+        return self.audience.reading(send_away)
+
+    def cancel(self, because: MillstreamError | None = None) -> None:
+        """Closes the provider at once. The stream ends ``cancelled``, or failed with ``because``."""
+        if self._stop is not None or self._settlement is not None:
+            return
+        if self._scope is not None:
+            if self._scope.expired():
+                return  # the total clock was first
+            self._scope.reschedule(asyncio.get_running_loop().time())
+        self._stop = _Stop(because)
+
+    async def run(self) -> None:
+        """Produces the stream to its end and settles it. Raises nothing but cancellation, which only
+        the end of the worker may bring.
+        """
+        try:
+            if await self._open():
+                await self._relay()
+        except Exception as error:  # whatever breaks, the stream ends and its row is settled
+            log.error("stream %s: %s", self.info.stream_id, safe_traceback(error))
+            await self._abandon()
+            if not self.opened.done():
+                self._not_opened(Internal())
+        self.audience.dismiss()
+        if self._settlement is not None:
+            # First: should this worker die in between, its row is an orphan's and the log looked after.
+            await self._log.flush(self.info.stream_id)
+            await self._ledger.settle(self._settlement)
+            self.state = State.SETTLED
+            traces.record(self._opening, self._settlement)
+
+    async def checkpoint(self) -> None:
+        """Notes in the ledger what would be lost if the worker died now."""
+        if self._settlement is not None or not self._tally.has_grown:
+            return
+        self._tally.note()
+        usage = await self._tally.usage(accepted=self._was_called)
+        if self._settlement is None:
+            usage = usage.sourced("checkpoint")
+            self._ledger.checkpoint(self.info.stream_id, usage, self._tally.cost(usage))
+
+    @property
+    def _was_called(self) -> bool:
+        """Whether the provider has been asked."""
+        return self.state is not State.ASKED
+
+    async def _open(self) -> bool:
+        """No row, no call."""
+        try:
+            await self._ledger.open(self._opening)
+        except (Claimed, IdempotencyConflict) as error:
+            await self._log.forget(self.info.stream_id)
+            self._not_opened(error)
+        except MillstreamError as error:
+            # Its row may have been written all the same, where only the answer was lost: it is settled too.
+            await self._fail(error)
+            self._not_opened(error)
+        else:
+            self.opened.set_result(None)
+            return True
+        return False
+
+    def _not_opened(self, error: Exception) -> None:
+        self.opened.set_exception(error)
+        self.opened.exception()  # looked at, should nobody wait for it
+
+    async def _relay(self) -> None:
+        """From the provider to the terminal event, whatever happens on the way."""
+        try:
+            # One scope for both ways to be stopped from outside: the total clock is its deadline,
+            # and a cancel moves that deadline to now.
+            async with asyncio.timeout(self._limit_seconds) as scope:
+                self._scope = scope
+                try:
+                    if self._stop is None:
+                        await self._produce()
+                finally:
+                    self._scope = None
+        except MillstreamError as error:
+            await self._fail(error)
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_cancelled():
+                raise
+            if not scope.expired():
+                log.error("stream %s: %s", self.info.stream_id, safe_traceback(error))
+                await self._fail(Internal())
+            elif self._stop is None:
+                await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"))
+        if self._stop is not None:
+            if self._stop.because is None:
+                await self._end("cancelled", "cancelled")
+            else:
+                await self._fail(self._stop.because)
+
+    async def _produce(self) -> None:
+        assembler, stream_id = self._assembler, self.info.stream_id
+        self.state = State.PRODUCING
+        stream = self._model.provider.stream(self._request, self._model.upstream_name)
+        async with aclosing(stream) as batches:
+            async for batch in batches:
+                events = assembler.feed(batch)
+                if events:
+                    if self._first_event_at is None:
+                        self._first_event_at = time.time()
+                    try:
+                        await self._log.append(stream_id, events)
+                    except StreamFull as error:
+                        raise UpstreamError("the answer is longer than a stream may be") from error
+                if assembler.finish is not None:
+                    await self._end(assembler.finish.reason, "completed")
+        if assembler.finish is None:
+            name = self._model.provider_name
+            raise UpstreamError(f"provider '{name}' cut its answer off")
+
+    async def _end(self, reason: FinishReason, status: Status) -> None:
+        if self._settlement is not None:
+            return
+        bill = self._decide(status, await self._tally.usage(accepted=self._was_called), reason=reason)
+        await self._log.append(self.info.stream_id, [*self._assembler.close(), StreamEnd(reason, bill)])
+
+    async def _fail(self, error: MillstreamError) -> None:
+        if self._settlement is not None:
+            return
+        accepted = error.accepted if isinstance(error, ProviderError) else self._was_called
+        bill = self._decide("failed", await self._tally.usage(accepted=accepted), error_code=error.code)
+        failed = StreamFailed.of(error, bill)
+        await self._log.append(self.info.stream_id, [*self._assembler.close(), failed])
+
+    async def _abandon(self) -> None:
+        """The end of a stream whose proper end failed, with what needs no more work to be known."""
+        error = Internal()
+        if self._settlement is None:
+            self._decide("failed", self._tally.last_known(), error_code=error.code, priced=False)
+        assert self._settlement is not None
+        with suppress(LogError):  # it has its terminal event
+            failed = StreamFailed.of(error, Bill(self._settlement.usage, None))
+            await self._log.append(self.info.stream_id, [failed])
+
+    def _decide(
+        self,
+        status: Status,
+        usage: Usage,
+        *,
+        reason: FinishReason | None = None,
+        error_code: str | None = None,
+        priced: bool = True,
+    ) -> Bill:
+        """Decides what the ledger will say; the terminal event says the same."""
+        cost = self._tally.cost(usage) if priced else None
+        self._settlement = Settlement(
+            self.info.stream_id,
+            status,
+            reason,
+            error_code,
+            usage,
+            cost,
+            self._first_event_at,
+            time.time(),
+        )
+        self.state = State.ENDING
+        return Bill.of(usage, cost)
+
+
+def _is_cancelled() -> bool:
+    """Whether this task itself is being cancelled, and not something that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,267 @@
+"""The registry: all streams of this worker, and who may start, follow and cancel which.
+
+Belongs to the application's lifespan. What one stream does is in ``producer``.
+"""
+
+import asyncio
+import hashlib
+import random
+import secrets
+import time
+from contextlib import AsyncExitStack, aclosing, suppress
+
+from msgspec import Struct
+
+from millstream.auth import Keys, Principal
+from millstream.catalog import LLMService
+from millstream.errors import Draining, Forbidden, NotFound, Overloaded, StreamGone
+from millstream.events import StreamInfo, StreamStart
+from millstream.ledger import Claimed, Ledger
+from millstream.ledger.rows import Claim, Opening, Receipt
+from millstream.logs import EventLog, Signal, StreamState
+from millstream.messages import ChatRequest
+from millstream.streams.audience import RemoteStream, SendAway, Source
+from millstream.streams.producer import Producer
+from millstream.streams.upkeep import Upkeep
+
+_SETTLE_SECONDS = 10.0
+_CANCEL_SECONDS = 1.0  # what a cancel waits for the receipt to be the last one
+
+
+class Limits(Struct, frozen=True):
+    """``seconds`` is the longest a stream may take; ``streams`` how many may run on this worker."""
+
+    seconds: float = 900
+    streams: int = 10_000
+
+
+class Followed(Struct, frozen=True):
+    """A stream as it was found, to be followed."""
+
+    source: Source
+    state: StreamState
+
+
+class Streams:
+    """To be entered (``async with``) for as long as the worker serves."""
+
+    def __init__(
+        self,
+        service: LLMService,
+        event_log: EventLog,
+        ledger: Ledger,
+        keys: Keys,
+        limits: Limits | None = None,
+    ) -> None:
+        self.draining = False
+        self._service = service
+        self._log = event_log
+        self._ledger = ledger
+        self._limits = limits or Limits()
+        self._running: dict[str, Producer] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._remote_readers: dict[SendAway, str] = {}
+        self._upkeep = Upkeep(event_log, ledger, keys, self._running, self._remote_readers.values)
+        self._exits = AsyncExitStack()
+
+    async def __aenter__(self) -> "Streams":
+        await self._exits.enter_async_context(self._upkeep)
+        self._listening = asyncio.create_task(self._listen(), name="signals")
+        self._exits.push_async_callback(self._stop_listening)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.drain(0)
+        await self._exits.aclose()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __getitem__(self, stream_id: str) -> Producer:
+        """The producer of a stream that runs here. Raises ``KeyError``."""
+        return self._running[stream_id]
+
+    def __contains__(self, stream_id: str) -> bool:
+        return stream_id in self._running
+
+    async def idle(self) -> None:
+        """Returns when no stream runs here."""
+        while self._tasks:
+            await asyncio.wait(self._tasks.values())
+
+    # -- what callers do --------------------------------------------------------------------
+
+    async def start(
+        self,
+        principal: Principal,
+        request: ChatRequest,
+        idempotency_key: str | None = None,
+        *,
+        unread: bool = False,
+    ) -> Source:
+        """Starts a stream, which runs until its end or until its disconnect policy ends it; where it starts
+        ``unread``, its first reader is waited for. With an ``idempotency_key`` that the principal has used
+        before, finds the stream that it started.
+
+        Raises ``Draining``, ``Overloaded``, ``ModelNotFound``, ``InvalidRequest``, ``IdempotencyConflict`` or
+        ``StreamGone``; whatever goes wrong after that is the stream's terminal event.
+        """
+        self._admit()
+        request = _within_limits(principal, request, self._service.default_model)
+        model, price = await self._service.resolve(request.model)
+        self._admit()  # again: that may have taken a while
+        stream_id = f"str_{secrets.token_urlsafe(16)}"
+        info = StreamInfo(stream_id, principal.owner_id, model.name, time.time())
+        token = principal.token
+        opening = Opening(
+            stream_id,
+            info.owner_id,
+            principal.id,
+            info.model,
+            model.provider_name,
+            info.created_at,
+            request.user,
+            token_id=None if token is None else token.id,
+            max_open=None if token is None else token.max_streams,
+            claim=None if idempotency_key is None else Claim(idempotency_key, _digest(request)),
+        )
+        try:
+            await self._log.create(info)
+            await self._log.append(stream_id, [StreamStart(stream_id, info.model)])
+            self._admit()
+        except BaseException:  # whoever asked has left, or it took too long
+            await asyncio.shield(self._log.forget(stream_id))
+            raise
+        producer = Producer(
+            info, opening, request, model, price, self._log, self._ledger, self._limits.seconds
+        )
+        task = asyncio.create_task(producer.run(), name=stream_id)
+        self._running[stream_id], self._tasks[stream_id] = producer, task
+        task.add_done_callback(lambda _: (self._running.pop(stream_id), self._tasks.pop(stream_id)))
+        if idempotency_key is not None or unread:
+            try:
+                await asyncio.shield(producer.opened)
+            except Claimed as claimed:
+                return (await self.follow(principal, claimed.stream_id)).source
+            except asyncio.CancelledError:
+                with producer.reading():
+                    pass  # whoever asked for it has come and gone
+                raise
+        if unread:
+            producer.audience.await_first_reader()
+        return producer
+
+    async def follow(self, principal: Principal, stream_id: str) -> Followed:
+        """Finds a stream to read. Raises ``NotFound`` where it is not the principal's or not at all,
+        ``StreamGone``, ``Overloaded``.
+        """
+        state: StreamState | None = None
+        with suppress(StreamGone):
+            state = await self._log.state(stream_id)
+        if state is None or not principal.owns(state.info.owner_id):
+            receipt = await self._ledger.receipt(stream_id)
+            if not principal.owns(receipt.owner_id):
+                raise NotFound(f"there is no stream '{stream_id}'")
+            raise StreamGone("the events of this stream are not kept any more; its receipt is")
+        remote = RemoteStream(state.info, self._remote_readers)
+        return Followed(self._running.get(stream_id) or remote, state)
+
+    async def receipt(self, principal: Principal, stream_id: str) -> Receipt:
+        """Raises ``NotFound`` where there is no such stream, or it is not the principal's."""
+        receipt = await self._ledger.receipt(stream_id)
+        if not (principal.owns(receipt.owner_id) or principal.may(["admin"])):
+            raise NotFound(f"there is no stream '{stream_id}'")
+        return receipt
+
+    async def cancel(self, principal: Principal, stream_id: str) -> Receipt:
+        """Stops a stream, whichever worker runs it; one that has ended stays as it is. Returns the receipt
+        so far. Raises ``NotFound``, or ``Overloaded`` where the message cannot be passed on.
+        """
+        producer = self._running.get(stream_id)
+        sees_all = principal.may(["admin"])
+        if producer is not None and (sees_all or principal.owns(producer.info.owner_id)):
+            producer.cancel()
+            await asyncio.wait({self._tasks[stream_id]}, timeout=_CANCEL_SECONDS)
+        receipt = await self.receipt(principal, stream_id)
+        if producer is None and receipt.status == "running":
+            await self._log.request_cancel(stream_id)
+        return receipt
+
+    def _admit(self) -> None:
+        if self.draining:
+            raise Draining("the server is shutting down; try again")
+        if len(self._running) >= self._limits.streams:
+            raise Overloaded(f"{self._limits.streams} streams are running; try again")
+
+    async def drain(self, seconds: float) -> None:
+        """Refuses new streams and lets the running ones go on for ``seconds``; sends readers of other
+        workers' streams away in the meantime, not all at once. Then cancels the rest and waits until all
+        are settled; if the database is away, not for ever.
+        """
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        for send_away in list(self._remote_readers):
+            loop.call_later(random.uniform(0, seconds / 2), send_away)  # noqa: S311  # no secret
+        if self._tasks and seconds > 0:
+            await asyncio.wait(self._tasks.values(), timeout=seconds)
+        for producer in list(self._running.values()):
+            producer.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=_SETTLE_SECONDS)
+
+    async def crash(self) -> None:
+        """Stops everything in the middle, as if the worker had been killed. For tests of what others do
+        then."""
+        await self._exits.aclose()
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- what other workers say -------------------------------------------------------------
+
+    async def _stop_listening(self) -> None:
+        self._listening.cancel()
+        await asyncio.gather(self._listening, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        async with aclosing(self._log.signals()) as signals:
+            async for signal in signals:
+                self._hear(signal)
+
+    def _hear(self, signal: Signal) -> None:
+        for stream_id in signal.stream_ids:
+            producer = self._running.get(stream_id)
+            if producer is None:
+                continue
+            match signal.kind:
+                case "cancel":
+                    producer.cancel()
+                case "reading":
+                    producer.audience.worker_reads(signal.sender)
+                case "left":
+                    producer.audience.worker_left(signal.sender)
+
+
+def _within_limits(principal: Principal, request: ChatRequest, default_model: str | None) -> ChatRequest:
+    """The request as the principal's browser token allows it. Raises ``Forbidden``."""
+    token = principal.token
+    if token is None:
+        return request
+    given: dict[str, object] = {}
+    if token.models:
+        model = request.model or default_model
+        if request.model is None and model not in token.models:
+            model = token.models[0]
+        if model not in token.models:
+            raise Forbidden(f"this token is for {', '.join(token.models)}")
+        given["model"] = model
+    if token.max_tokens is not None:
+        given["max_tokens"] = min(request.max_tokens or token.max_tokens, token.max_tokens)
+    if token.user is not None:
+        given["user"] = token.user
+    return request.model_copy(update=given)
+
+
+def _digest(request: ChatRequest) -> bytes:
+    return hashlib.sha256(request.model_dump_json().encode()).digest()

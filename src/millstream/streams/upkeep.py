@@ -1,0 +1,165 @@
+"""Upkeep: what happens to streams by the clock.
+
+Running streams are checkpointed, and stopped when their key is revoked. This worker's beat is raised. Streams
+whose worker is gone, and streams that could not be ended while the log was away, are ended here.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
+
+from millstream.auth import Keys
+from millstream.errors import Interrupted, MillstreamError, StreamGone, Unauthorized, safe_traceback
+from millstream.events import StreamFailed, Terminal
+from millstream.ledger import Ledger
+from millstream.ledger.rows import Orphan, Settlement
+from millstream.logs import EventLog
+from millstream.streams.producer import Producer
+
+log = logging.getLogger("millstream.streams")
+
+CHECKPOINT_SECONDS = 1.0
+BEAT_SECONDS = 2.0
+SWEEP_SECONDS = 3.0
+_REVOKED_SECONDS = 2.0
+REPAIR_SECONDS = 5.0
+_MAX_POSTPONED = 10_000
+
+
+class Upkeep:
+    """To be entered (``async with``) for as long as streams run. ``running`` are the producers of this
+    worker, ``followed`` gives the ids of other workers' streams that are read here.
+    """
+
+    def __init__(
+        self,
+        event_log: EventLog,
+        ledger: Ledger,
+        keys: Keys,
+        running: Mapping[str, Producer],
+        followed: Callable[[], Collection[str]],
+    ) -> None:
+        self._log = event_log
+        self._ledger = ledger
+        self._keys = keys
+        self._running = running
+        self._followed = followed
+        self._postponed: dict[str, StreamFailed] = {}  # ends of streams whose log was away
+        self._suspects: set[str] = set()  # followed here, settled, and not ended in the log
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Upkeep":
+        jobs = {
+            self._beat: BEAT_SECONDS,
+            self._remove_expired_workers: SWEEP_SECONDS,
+            self._end_orphans: SWEEP_SECONDS,
+            self._end_postponed: REPAIR_SECONDS,
+            self._end_settled: REPAIR_SECONDS,
+            self._checkpoint: CHECKPOINT_SECONDS,
+            self._expire: CHECKPOINT_SECONDS,
+            self._stop_revoked: _REVOKED_SECONDS,
+        }
+        self._tasks = [asyncio.create_task(_every(seconds, job)) for job, seconds in jobs.items()]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- streams of this worker -------------------------------------------------------------
+
+    async def _checkpoint(self) -> None:
+        for producer in list(self._running.values()):
+            producer.audience.forget_silent_workers()
+            try:
+                await producer.checkpoint()
+            except Exception as error:  # the others' must not wait for it
+                log.error("stream %s: %s", producer.info.stream_id, safe_traceback(error))
+            await asyncio.sleep(0)  # counting takes time, and events come in between
+
+    async def _stop_revoked(self) -> None:
+        revoked = await self._keys.revoked_among({p.key_id for p in self._running.values()})
+        for producer in list(self._running.values()):
+            if producer.key_id in revoked:
+                producer.cancel(Unauthorized())
+
+    async def _expire(self) -> None:
+        self._log.expire()
+
+    # -- workers ----------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        if not await self._ledger.leases.beat():
+            log.error("this worker was thought dead; its streams were ended by others")
+            for producer in list(self._running.values()):
+                producer.cancel(Interrupted())
+
+    async def _remove_expired_workers(self) -> None:
+        if expired := await self._ledger.leases.remove_expired():
+            log.warning("%d workers have died", expired)
+
+    # -- streams that nobody ends -----------------------------------------------------------
+
+    async def _end_orphans(self) -> None:
+        if orphans := await self._ledger.leases.orphans():
+            log.warning("ending %d streams of workers that are gone", len(orphans))
+            await asyncio.gather(*map(self._end_orphan, orphans), return_exceptions=True)
+
+    async def _end_orphan(self, orphan: Orphan) -> None:
+        """The log first: if this worker dies as well, the row is still an orphan's."""
+        stands = await self._interrupt(orphan.stream_id, StreamFailed.of(Interrupted(), orphan.bill))
+        await self._ledger.settle(Settlement.of(orphan.stream_id, stands, time.time()))
+
+    async def _end_postponed(self) -> None:
+        """What could not be ended while the log was away, as long as that goes well."""
+        for stream_id, failed in list(self._postponed.items()):
+            await self._interrupt(stream_id, failed)
+            if stream_id in self._postponed:
+                return
+
+    async def _end_settled(self) -> None:
+        """Ends streams that are followed here, have been settled for a while and have no end in the log:
+        their worker stopped while the log was away, and nobody else knows of them.
+        """
+        suspects: set[str] = set()
+        for stream_id in set(self._followed()) - self._running.keys():
+            with suppress(MillstreamError):
+                receipt = await self._ledger.receipt(stream_id)
+                if receipt.status == "running" or await self._has_ended(stream_id):
+                    continue
+                if stream_id in self._suspects:
+                    await self._interrupt(stream_id, StreamFailed.of(Interrupted(), receipt.bill))
+                else:
+                    suspects.add(stream_id)
+        self._suspects = suspects
+
+    async def _has_ended(self, stream_id: str) -> bool:
+        try:
+            return (await self._log.state(stream_id)).closed
+        except StreamGone:
+            return False
+
+    async def _interrupt(self, stream_id: str, failed: StreamFailed) -> Terminal:
+        """The terminal event that stands. Money does not wait for a log that is away."""
+        self._postponed.pop(stream_id, None)
+        try:
+            return await self._log.interrupt(stream_id, failed)
+        except StreamGone:
+            pass
+        except Exception as error:
+            log.error("stream %s cannot be ended: %s", stream_id, safe_traceback(error))
+            if len(self._postponed) < _MAX_POSTPONED:
+                self._postponed[stream_id] = failed
+        return failed
+
+
+async def _every(seconds: float, job: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await job()
+        except Exception as error:  # the next round may succeed
+            log.error("%s: %s", getattr(job, "__name__", job), safe_traceback(error))
+        await asyncio.sleep(seconds)

@@ -1,0 +1,72 @@
+"""Usage and money: the kinds of tokens that are counted, what they cost, and a bill of both.
+
+Each fact stands here once. The tables of the database, the statements of the ledger and the receipt take
+their columns from ``TOKEN_KINDS``.
+"""
+
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+UsageSource: TypeAlias = Literal["provider_final", "provider_partial", "counted", "checkpoint"]
+Group: TypeAlias = Literal["key", "model", "day", "user"]  # what usage is added up by
+
+PICODOLLARS = Decimal(10**12)  # a dollar
+
+
+class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
+    """Tokens of one answer, in OpenAI's meaning: the prompt count includes cached tokens, the
+    completion count includes hidden reasoning.
+
+    ``source`` says where the numbers come from: ``provider_final`` the provider's last word;
+    ``provider_partial`` its running count when the stream was cut; ``counted`` our tokenizer over the
+    text that was received; ``checkpoint`` our last count before the worker died.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    source: UsageSource
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def sourced(self, source: UsageSource) -> "Usage":
+        """The same numbers from another source."""
+        return msgspec.structs.replace(self, source=source)
+
+
+# Every kind of token that is counted. A new kind is a field of ``Usage`` and a migration.
+TOKEN_KINDS = tuple(name for name in Usage.__struct_fields__ if name.endswith("_tokens"))
+
+
+class Bill(Struct, frozen=True, gc=False):
+    """Usage with its price. ``cost_usd`` is a decimal string, or None where no price is known."""
+
+    usage: Usage
+    cost_usd: str | None
+
+    @classmethod
+    def of(cls, usage: Usage, cost: Decimal | None) -> "Bill":
+        """``cost`` in US dollars, rounded as the ledger keeps it."""
+        return cls(usage, None if cost is None else to_dollars(to_picodollars(cost)))
+
+
+def to_picodollars(cost: Decimal) -> int:
+    """A whole number that databases add up exactly: 10⁻¹² dollars, so a tenth of a microcent a token."""
+    return int((cost * PICODOLLARS).to_integral_value(ROUND_HALF_UP))
+
+
+def from_picodollars(picodollars: int) -> Decimal:
+    return Decimal(picodollars) / PICODOLLARS
+
+
+def to_dollars(picodollars: int) -> str:
+    """A plain decimal string with at least six places, exact."""
+    text = f"{from_picodollars(picodollars):.12f}"
+    head, _, places = text.partition(".")
+    return f"{head}.{places[:6]}{places[6:].rstrip('0')}"
