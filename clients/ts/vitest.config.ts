@@ -5,7 +5,13 @@ import { defineConfig } from "vitest/config";
 const chromium = playwright({
   launchOptions: {
     executablePath: "/usr/bin/chromium",
-    args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"],
+    args: [
+      "--no-sandbox",
+      "--disable-gpu",
+      "--disable-quic",
+      "--disable-background-networking",
+      "--disable-sync",
+    ],
   },
 });
 
@@ -13,7 +19,10 @@ export default defineConfig({
   test: {
     testTimeout: 20_000,
     projects: [
-      { extends: true, test: { name: "node", include: ["test/*.test.{ts,tsx}"], exclude: ["test/*.browser.test.tsx"] } },
+      {
+        extends: true,
+        test: { name: "node", include: ["test/*.test.{ts,tsx}"], exclude: ["test/*.browser.test.tsx"] },
+      },
       {
         extends: true,
         test: {

@@ -1,8 +1,8 @@
 import { useCallback, useEffect, useState } from "react";
 
 import { Chat, STORAGE_KEY } from "./Chat";
-import { forgetKey, storeKey, storedKey, takeKeyFromAddress } from "./key";
 import { KeyForm } from "./KeyForm";
+import { forgetKey, storedKey, storeKey, takeKeyFromAddress } from "./key";
 
 /** The key from the link comes first: it is the newer one. Read once, before anything renders. */
 const firstKey = takeKeyFromAddress() ?? storedKey();
@@ -48,13 +48,6 @@ export function App() {
   if (key === undefined) return <KeyForm rejected={rejected} onKey={use} />;
   // A new key starts over with its own models, and ends a stream that runs under the old one.
   return (
-    <Chat
-      key={key}
-      apiKey={key}
-      draft={draft}
-      onDraft={setDraft}
-      onUnauthorized={reject}
-      onForget={forget}
-    />
+    <Chat key={key} apiKey={key} draft={draft} onDraft={setDraft} onUnauthorized={reject} onForget={forget} />
   );
 }

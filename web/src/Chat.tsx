@@ -1,7 +1,6 @@
-import { useCallback, useRef, useState } from "react";
-
-import { textOf, useStreamingChat } from "millstream/react";
 import type { ChatStatus } from "millstream/react";
+import { textOf, useStreamingChat } from "millstream/react";
+import { useCallback, useRef, useState } from "react";
 
 import { Brand } from "./Brand";
 import { Composer } from "./Composer";
@@ -119,9 +118,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
             onStop={() => void stop()}
           />
           <div className="footnote">
-            <span className="hint">
-              {busy ? "Escape stops the answer" : "Shift+Enter starts a new line"}
-            </span>
+            <span className="hint">{busy ? "Escape stops the answer" : "Shift+Enter starts a new line"}</span>
             <button className="link" type="button" data-testid="forget-key" onClick={onForget}>
               Forget key
             </button>

@@ -1,5 +1,5 @@
-import { useEffect, useRef } from "react";
 import type { KeyboardEvent } from "react";
+import { useEffect, useRef } from "react";
 
 interface Props {
   draft: string;
@@ -52,13 +52,7 @@ export function Composer({ draft, streaming, ready, onDraft, onSend, onStop }: P
       />
       {/* Two elements, told apart by key: a press that began on Stop must never end on Send. */}
       {streaming ? (
-        <button
-          key="stop"
-          className="button"
-          type="button"
-          data-testid="stop"
-          onClick={() => act(onStop)}
-        >
+        <button key="stop" className="button" type="button" data-testid="stop" onClick={() => act(onStop)}>
           Stop
         </button>
       ) : (

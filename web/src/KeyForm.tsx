@@ -1,5 +1,5 @@
-import { useState } from "react";
 import type { SyntheticEvent } from "react";
+import { useState } from "react";
 
 import { Brand } from "./Brand";
 import { isKey } from "./key";
@@ -63,7 +63,9 @@ export function KeyForm({ rejected, onKey }: Props) {
           </button>
         </div>
         <div className="key-help" id="key-help">
-          <p>The server prints a key and a link with it when it starts for the first time. Make another with</p>
+          <p>
+            The server prints a key and a link with it when it starts for the first time. Make another with
+          </p>
           <pre className="command">millstream keys create --name me</pre>
           <p>The key stays in this tab until you close it and is sent to this server only.</p>
         </div>

@@ -1,5 +1,5 @@
-import { memo, useRef, useState } from "react";
 import type { ComponentProps } from "react";
+import { memo, useRef, useState } from "react";
 import ReactMarkdown from "react-markdown";
 import remarkGfm from "remark-gfm";
 

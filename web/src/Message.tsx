@@ -1,7 +1,6 @@
-import { memo } from "react";
-
+import type { Message as AnyMessage, AssistantMessage, Part } from "millstream/react";
 import { textOf } from "millstream/react";
-import type { AssistantMessage, Message as AnyMessage, Part } from "millstream/react";
+import { memo } from "react";
 
 import { ErrorNote } from "./ErrorNote";
 import { Markdown } from "./Markdown";

@@ -1,6 +1,6 @@
 /** The one endpoint that the page asks by itself; everything else is the client's. */
 
-import { StreamError, call, errorFromResponse } from "millstream/react";
+import { call, errorFromResponse, StreamError } from "millstream/react";
 
 export interface Model {
   id: string;

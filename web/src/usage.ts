@@ -25,8 +25,7 @@ export function usageParts(answer: AssistantMessage): string[] {
   const { usage, finishReason } = answer;
   if (usage !== undefined) {
     const cached = usage.cachedTokens > 0 ? ` (${number.format(usage.cachedTokens)} cached)` : "";
-    const reasoning =
-      usage.reasoningTokens > 0 ? ` (${number.format(usage.reasoningTokens)} reasoning)` : "";
+    const reasoning = usage.reasoningTokens > 0 ? ` (${number.format(usage.reasoningTokens)} reasoning)` : "";
     parts.push(
       `${number.format(usage.promptTokens)} prompt${cached} + ` +
         `${number.format(usage.completionTokens)} completion${reasoning} tokens`,

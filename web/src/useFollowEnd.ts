@@ -1,5 +1,5 @@
-import { useEffect, useLayoutEffect, useRef } from "react";
 import type { RefObject } from "react";
+import { useEffect, useLayoutEffect, useRef } from "react";
 
 /** In pixels; the end moves on while a reader scrolls towards it. */
 const NEAR = 96;
@@ -8,10 +8,7 @@ const NEAR = 96;
  * Keeps the end of a scroller in view while the reader is there. Scrolling up lets go, however little
  * it was: a distance alone would pull a slow scroll back. Coming back to the end holds on again.
  */
-export function useFollowEnd(
-  scroller: RefObject<HTMLElement | null>,
-  content: unknown,
-): { follow(): void } {
+export function useFollowEnd(scroller: RefObject<HTMLElement | null>, content: unknown): { follow(): void } {
   const following = useRef(true);
   const lastTop = useRef(0);
 

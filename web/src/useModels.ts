@@ -1,10 +1,8 @@
+import { StreamError } from "millstream/react";
 import { useEffect, useState } from "react";
 
-import { StreamError } from "millstream/react";
-
-import { listModels } from "./api";
 import type { Model } from "./api";
-
+import { listModels } from "./api";
 
 export type Models =
   | { state: "loading" }

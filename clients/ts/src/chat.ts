@@ -3,10 +3,10 @@
 import { pause } from "./connection";
 import { StreamError } from "./errors";
 import type { Frame } from "./frames";
-import { newAnswer, reduce, toRequest, userMessage } from "./messages";
 import type { AssistantMessage, Message } from "./messages";
-import { cancelStream, findStream, openStream, randomKey } from "./stream";
+import { newAnswer, reduce, toRequest, userMessage } from "./messages";
 import type { ConnectionState, Server } from "./stream";
+import { cancelStream, findStream, openStream, randomKey } from "./stream";
 import { openShared } from "./tabs";
 
 export type ChatStatus = "idle" | ConnectionState | "failed";
@@ -169,7 +169,8 @@ export class Chat {
   #resumable(): AssistantMessage | undefined {
     const last = this.#state.messages.at(-1);
     if (last?.role !== "assistant" || (last.streamId ?? last.request) === undefined) return undefined;
-    const unreached = last.status === "failed" && ["unreachable", "interrupted"].includes(last.error?.code ?? "");
+    const unreached =
+      last.status === "failed" && ["unreachable", "interrupted"].includes(last.error?.code ?? "");
     // An error frame has usage: then the stream has its end.
     return last.status === "streaming" || (unreached && last.usage === undefined) ? last : undefined;
   }

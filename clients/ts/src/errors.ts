@@ -1,7 +1,7 @@
 /** Everything that can go wrong, each with a stable code. */
 
-import { asObject, asText, parseJson } from "./json";
 import type { JsonObject } from "./json";
+import { asObject, asText, parseJson } from "./json";
 
 /**
  * A code of the server's closed list (spec/protocol.md §8), or one of the client's own: `unreachable` (no answer

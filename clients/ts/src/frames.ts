@@ -1,7 +1,7 @@
 /** Native frames (spec/protocol.md §4): the data of a Server-Sent Event -> what happened. */
 
-import { errorFromJson } from "./errors";
 import type { StreamError } from "./errors";
+import { errorFromJson } from "./errors";
 import { asNumber, asObject, asText, parseJson } from "./json";
 
 /** Tokens of an answer, in OpenAI's meaning. `source` says where the numbers come from (docs/concepts.md). */

@@ -1,12 +1,12 @@
 /** Millstream's client: for browsers, Node ≥ 20, workers and whatever else has a streaming `fetch`. */
 
-export { Chat } from "./chat";
 export type { ChatOptions, ChatState, ChatStatus } from "./chat";
-export { StreamError, errorFromResponse } from "./errors";
+export { Chat } from "./chat";
 export type { ErrorCode } from "./errors";
+export { errorFromResponse, StreamError } from "./errors";
 export type { FinishReason, Frame, Position, ToolCallPiece, Usage } from "./frames";
-export { reduce, textOf } from "./messages";
 export type { AssistantMessage, Message, Part, UserMessage } from "./messages";
-export { call, cancelStream, keepToken, openStream } from "./stream";
+export { reduce, textOf } from "./messages";
 export type { ConnectionState, Positioned, Server, StreamOptions } from "./stream";
+export { call, cancelStream, keepToken, openStream } from "./stream";
 export { openShared } from "./tabs";

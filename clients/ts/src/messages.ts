@@ -42,7 +42,9 @@ export function newAnswer(id: string): AssistantMessage {
 
 /** The text of a message, without reasoning and tool calls. */
 export function textOf(message: Message): string {
-  return message.parts.map((part) => (part.type === "text" || part.type === "refusal" ? part.text : "")).join("");
+  return message.parts
+    .map((part) => (part.type === "text" || part.type === "refusal" ? part.text : ""))
+    .join("");
 }
 
 /** The answer after a frame. */

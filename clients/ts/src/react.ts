@@ -4,8 +4,8 @@
 
 import { useEffect, useState, useSyncExternalStore } from "react";
 
-import { Chat } from "./chat";
 import type { ChatOptions, ChatState } from "./chat";
+import { Chat } from "./chat";
 
 export interface StreamingChat extends ChatState {
   /** Whether an answer is on its way: then `stop` does something, else `send` does. */

@@ -3,9 +3,9 @@
 import { createParser } from "eventsource-parser";
 
 import { onWake, pause } from "./connection";
-import { StreamError, errorFromResponse } from "./errors";
-import { follows, parseFrame } from "./frames";
+import { errorFromResponse, StreamError } from "./errors";
 import type { Frame, Position } from "./frames";
+import { follows, parseFrame } from "./frames";
 
 /** A frame with its place in the stream. */
 export type Positioned = Frame & { position: Position };
@@ -257,7 +257,11 @@ export async function findStream(
   idempotencyKey: string,
 ): Promise<string> {
   const headers = { "Content-Type": "application/json", "Idempotency-Key": idempotencyKey };
-  const response = await call(server, "/v1/streams", { method: "POST", headers, body: JSON.stringify(request) });
+  const response = await call(server, "/v1/streams", {
+    method: "POST",
+    headers,
+    body: JSON.stringify(request),
+  });
   if (!response.ok) throw await errorFromResponse(response);
   return ((await response.json()) as { stream_id: string }).stream_id;
 }

@@ -1,10 +1,10 @@
 /** One connection for all tabs of an origin that show the same answer. */
 
 import { StreamError } from "./errors";
-import { follows } from "./frames";
 import type { Position } from "./frames";
-import { openStream } from "./stream";
+import { follows } from "./frames";
 import type { ConnectionState, Positioned, StreamOptions } from "./stream";
+import { openStream } from "./stream";
 
 /** How long a tab waits to be told something before it asks, and for an answer before it reads for itself. */
 const PATIENCE_MS = 5000;

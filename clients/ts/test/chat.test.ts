@@ -1,10 +1,10 @@
 import { describe, expect, it, vi } from "vitest";
 
-import { Chat } from "../src/chat";
 import type { ChatOptions } from "../src/chat";
-import { keepToken } from "../src/stream";
-import { reduce, newAnswer, textOf } from "../src/messages";
+import { Chat } from "../src/chat";
 import type { AssistantMessage } from "../src/messages";
+import { newAnswer, reduce, textOf } from "../src/messages";
+import { keepToken } from "../src/stream";
 import { FakeServer } from "./server";
 
 function chatWith(server: FakeServer, options: ChatOptions = {}): Chat {

@@ -4,8 +4,8 @@ import { StrictMode, useState } from "react";
 import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { render } from "vitest-browser-react";
 
-import { textOf, useStreamingChat } from "../src/react";
 import type { ChatOptions } from "../src/react";
+import { textOf, useStreamingChat } from "../src/react";
 import { FakeServer } from "./server";
 
 function Page({ options, onRender }: { options: ChatOptions; onRender?: () => void }) {

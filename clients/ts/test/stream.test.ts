@@ -4,10 +4,10 @@ import { describe, expect, it } from "vitest";
 
 import { StreamError } from "../src/errors";
 import { follows, parseFrame } from "../src/frames";
-import { openStream } from "../src/stream";
 import type { Positioned, StreamOptions } from "../src/stream";
-import { FakeServer } from "./server";
+import { openStream } from "../src/stream";
 import type { Cut } from "./server";
+import { FakeServer } from "./server";
 
 const WORDS = Array.from({ length: 30 }, (_, i) => `wörd${i} 🌊 `);
 
@@ -28,7 +28,11 @@ describe("frames", () => {
   ) as { seq: number; event: Record<string, unknown> & { type: string }; frame: string }[];
 
   it.each(cases.map((one) => [one.event.type, one] as const))("reads %s of the specification", (_, one) => {
-    const data = one.frame.split("\n").find((line) => line.startsWith("data: "))?.slice(6) ?? "";
+    const data =
+      one.frame
+        .split("\n")
+        .find((line) => line.startsWith("data: "))
+        ?.slice(6) ?? "";
     const frame = parseFrame(data);
     const kinds: Record<string, string> = {
       "stream-start": "start",

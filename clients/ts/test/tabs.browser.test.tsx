@@ -2,8 +2,8 @@
 
 import { describe, expect, it, onTestFinished, vi } from "vitest";
 
-import { StreamError, openShared } from "../src/index";
 import type { Frame, Positioned, StreamOptions } from "../src/index";
+import { openShared, StreamError } from "../src/index";
 import { FakeServer } from "./server";
 
 /** Every test has a stream of its own: a tab that has read the end is there for others for a while. */
@@ -61,7 +61,10 @@ describe("tabs that share a connection", () => {
     const server = new Server(["Hel"], false);
     const first = new Tab(server, { request: {} });
     await first.shows("Hel");
-    const [second, third] = [new Tab(server, { streamId: server.streamId }), new Tab(server, { streamId: server.streamId })];
+    const [second, third] = [
+      new Tab(server, { streamId: server.streamId }),
+      new Tab(server, { streamId: server.streamId }),
+    ];
     await second.shows("Hel");
     await third.shows("Hel");
     first.closing.abort();
@@ -160,7 +163,9 @@ describe("tabs that share a connection", () => {
     const server = new Server(["Hel"], false, 10_000);
     const gone = new AbortController();
     const once: typeof fetch = (input, init) =>
-      server.calls.length === 0 ? server.fetch(input, { ...init, signal: gone.signal }) : Promise.reject(new TypeError());
+      server.calls.length === 0
+        ? server.fetch(input, { ...init, signal: gone.signal })
+        : Promise.reject(new TypeError());
     const first = new Tab(server, { request: {}, fetch: once });
     first.done.catch(() => undefined);
     await first.shows("Hel");
@@ -188,7 +193,10 @@ describe("tabs that share a connection", () => {
   });
 
   it("say their state once, however many events there are", async () => {
-    const server = new Server(Array.from({ length: 500 }, (_, i) => `${i} `), false);
+    const server = new Server(
+      Array.from({ length: 500 }, (_, i) => `${i} `),
+      false,
+    );
     const first = new Tab(server, { request: {} });
     await vi.waitFor(() => expect(first.text).toContain("499"));
     const states: string[] = [];
