@@ -82,6 +82,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
         </div>
       </header>
 
+      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: the keyboard scrolls only what can be focused. */}
       <main className="conversation" ref={scroller} tabIndex={0} aria-label="Conversation">
         <div className="column" role="log" aria-live="polite" aria-label="Messages">
           {models.state === "failed" && (

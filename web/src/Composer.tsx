@@ -48,6 +48,7 @@ export function Composer({ draft, streaming, ready, onDraft, onSend, onStop }: P
         value={draft}
         onChange={(event) => onDraft(event.target.value)}
         onKeyDown={sendOnEnter}
+        // biome-ignore lint/a11y/noAutofocus: writing is what one comes to this page for.
         autoFocus
       />
       {/* Two elements, told apart by key: a press that began on Stop must never end on Send. */}

@@ -54,6 +54,7 @@ export function KeyForm({ rejected, onKey }: Props) {
             autoComplete="off"
             autoCapitalize="none"
             spellCheck={false}
+            // biome-ignore lint/a11y/noAutofocus: the field is all there is to do on this page.
             autoFocus
             aria-invalid={problem !== undefined}
             aria-describedby={problem === undefined ? "key-help" : "key-problem key-help"}

@@ -13,6 +13,7 @@ export function Markdown({ text }: { text: string }) {
   return (
     <div className="markdown">
       {blocksOf(text).map((block, i) => (
+        // biome-ignore lint/suspicious/noArrayIndexKey: blocks keep their places; new ones come last.
         <Block key={i} text={block} />
       ))}
     </div>
@@ -54,6 +55,7 @@ function CodeBlock({ children }: ComponentProps<"pre">) {
       <button className="link copy" type="button" onClick={() => void copy().catch(() => undefined)}>
         {copied ? "Copied" : "Copy"}
       </button>
+      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: the keyboard scrolls only what can be focused. */}
       <pre ref={code} tabIndex={0}>
         {children}
       </pre>

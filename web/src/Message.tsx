@@ -63,6 +63,7 @@ function AnswerBody({ answer }: { answer: AssistantMessage }) {
   return (
     <>
       {answer.parts.map((part, i) => (
+        // biome-ignore lint/suspicious/noArrayIndexKey: parts keep their places; new ones come last.
         <PartBlock key={i} part={part} />
       ))}
       {answer.status === "streaming" && answer.parts.length === 0 && <div className="text waiting" />}

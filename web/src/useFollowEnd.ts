@@ -1,5 +1,5 @@
 import type { RefObject } from "react";
-import { useEffect, useLayoutEffect, useRef } from "react";
+import { useCallback, useEffect, useLayoutEffect, useRef } from "react";
 
 /** In pixels; the end moves on while a reader scrolls towards it. */
 const NEAR = 96;
@@ -12,14 +12,15 @@ export function useFollowEnd(scroller: RefObject<HTMLElement | null>, content: u
   const following = useRef(true);
   const lastTop = useRef(0);
 
-  function toEnd(): void {
+  const toEnd = useCallback((): void => {
     const element = scroller.current;
     if (element === null || !following.current) return;
     element.scrollTop = element.scrollHeight;
     lastTop.current = element.scrollTop;
-  }
+  }, [scroller]);
 
-  useLayoutEffect(toEnd, [content]);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: the end moves when the content has grown.
+  useLayoutEffect(toEnd, [toEnd, content]);
 
   useEffect(() => {
     const element = scroller.current;
@@ -41,7 +42,7 @@ export function useFollowEnd(scroller: RefObject<HTMLElement | null>, content: u
       element.removeEventListener("scroll", scrolled);
       observer.disconnect();
     };
-  }, [scroller]);
+  }, [scroller, toEnd]);
 
   return {
     follow() {

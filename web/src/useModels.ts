@@ -14,6 +14,7 @@ export function useModels(key: string, onUnauthorized: () => void): [Models, () 
   const [found, setFound] = useState<Models>({ state: "loading" });
   const [attempt, setAttempt] = useState(0);
 
+  // biome-ignore lint/correctness/useExhaustiveDependencies: another attempt asks again.
   useEffect(() => {
     const controller = new AbortController();
     setFound({ state: "loading" });

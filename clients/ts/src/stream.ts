@@ -197,7 +197,8 @@ export function keepToken(mint: () => Promise<string>): NonNullable<Server["getT
   let kept: Promise<string> | undefined;
   return ({ refresh }) => {
     if (refresh || kept === undefined) {
-      const asked = (kept = mint());
+      const asked = mint();
+      kept = asked;
       asked.catch(() => {
         if (kept === asked) kept = undefined;
       });

@@ -51,9 +51,10 @@ export async function* openShared(options: StreamOptions): AsyncGenerator<Positi
     if (options.streamId !== undefined && !signal?.aborted) {
       options.onState?.("connecting");
       room.enter(options.streamId);
-      let state: ConnectionState = "connecting";
+      let heard = false;
       for await (const frame of room.listen()) {
-        if (state !== "streaming") options.onState?.((state = "streaming"));
+        if (!heard) options.onState?.("streaming");
+        heard = true;
         yield frame;
         if (frame.kind === "end" || frame.kind === "error") return;
       }

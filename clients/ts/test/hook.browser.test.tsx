@@ -21,12 +21,18 @@ function Page({ options, onRender }: { options: ChatOptions; onRender?: () => vo
       </ol>
       <p role="status">{status}</p>
       {error && <p role="alert">{error.code}</p>}
-      <button onClick={() => send("Why?")}>Ask</button>
-      <button onClick={() => stop()} disabled={!busy}>
+      <button type="button" onClick={() => send("Why?")}>
+        Ask
+      </button>
+      <button type="button" onClick={() => stop()} disabled={!busy}>
         Stop
       </button>
-      <button onClick={() => regenerate()}>Again</button>
-      <button onClick={() => again((n) => n + 1)}>Render</button>
+      <button type="button" onClick={() => regenerate()}>
+        Again
+      </button>
+      <button type="button" onClick={() => again((n) => n + 1)}>
+        Render
+      </button>
     </>
   );
 }
