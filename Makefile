@@ -11,7 +11,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types imports generated python web-test fix faults bench docs pictures web clean test-deps
+.PHONY: help run test check lint types imports generated web-lint python web-test fix faults bench docs pictures web clean test-deps
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ run: $(VENV)/run web  ## Start the server on its defaults; prints the URL and a 
 
 test: test-deps check python web-test  ## Install what the tests need and run all of them
 
-check: lint types imports generated  ## Everything that needs no running: style, types, layers, made files
+check: lint types imports generated web-lint  ## Everything that needs no running: style, types, layers, made files, sizes
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -35,6 +35,10 @@ imports: $(VENV)/dev
 
 generated: $(VENV)/dev
 	$(BIN)/python tools/generate.py --check
+
+web-lint: web $(CLIENT)
+	cd web && npm run lint && npm run knip && npm run size
+	cd clients/ts && npm run lint && npm run knip && npm run size
 
 python: $(VENV)/dev web test-deps $(CLIENT) $(NEXTJS)
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
@@ -61,9 +65,11 @@ examples/nextjs/node_modules/.installed: examples/nextjs/package-lock.json | $(C
 	cd examples/nextjs && npm ci --no-audit --no-fund
 	@touch $@
 
-fix: $(VENV)/dev  ## Format and mend what can be mended
+fix: $(VENV)/dev web/node_modules/.installed clients/ts/node_modules/.installed  ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	cd web && npm run format
+	cd clients/ts && npm run format
 
 faults: test-deps web $(CLIENT)  ## Long fault and load runs (about 30 minutes); make test has a short slice of each
 	EXAMPLES=150 $(BIN)/pytest -m "faults or not faults" tests/contracts/test_survival.py tests/live/test_workers.py tests/live/test_browser.py tests/live/test_silence.py $(ARGS)
