@@ -11,7 +11,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types imports generated web-lint python web-test fix faults bench docs pictures web clean test-deps
+.PHONY: help run test test-all check lint types imports generated web-lint fast live web-test fix faults bench docs pictures web clean test-deps
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,14 @@ help:  ## Show this list
 run: $(VENV)/run web  ## Start the server on its defaults; prints the URL and a key
 	@$(BIN)/millstream serve --temporary-key $(ARGS)
 
-test: test-deps check python web-test  ## Install what the tests need and run all of them
+# Every half runs, whatever the ones before it say; the last line names those that failed.
+test:  ## Install what the tests need and run all of them
+	@failed=; for half in check fast live web-test; do \
+	  $(MAKE) --no-print-directory $$half || failed="$$failed $$half"; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+
+test-all: $(VENV)/dev web test-deps  ## The tests without a server, on every Python from 3.11 on that is installed
+	@./tools/test-all $(ARGS)
 
 check: lint types imports generated web-lint  ## Everything that needs no running: style, types, layers, made files, sizes
 
@@ -40,8 +47,14 @@ web-lint: web $(CLIENT)
 	cd web && npm run lint && npm run knip && npm run size
 	cd clients/ts && npm run lint && npm run knip && npm run size
 
-python: $(VENV)/dev web test-deps $(CLIENT) $(NEXTJS)
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+# The tests inside this process. Their branch coverage may only rise: raise fail_under in pyproject.toml with it.
+fast: $(VENV)/dev test-deps
+	$(BIN)/pytest tests --ignore tests/live -n 2 --dist loadfile --cov --cov-report= $(ARGS)
+	@$(BIN)/coverage report --format=total | sed 's/^/branch coverage in percent: /'
+
+# The tests of servers, browsers and proxies.
+live: $(VENV)/dev web test-deps $(CLIENT) $(NEXTJS)
+	$(BIN)/pytest tests/live -n 2 --dist loadfile $(ARGS)
 
 web-test: web test-deps $(CLIENT)
 	cd web && npm test

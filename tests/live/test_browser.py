@@ -71,7 +71,7 @@ async def break_wire(wire, chance):
 @pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.faults)])
 @pytest.mark.timeout(600)
 async def test_chats_are_whole_over_connections_that_break(serve, tmp_path, count):
-    """reliability: R1, I3, with the real client in a real browser."""
+    """spec/faults.md: R1, C12, I3, with the real client in a real browser."""
     words = WORDS[:40]
     async with oracle(Provider(words, pace=0.02)) as upstream, chromium() as browser:
         context = serve(openai=upstream.base_url)

@@ -17,7 +17,7 @@ PACE = 0.02
 
 
 async def test_two_hundred_clients_leave_at_random_moments(serve, ask, tmp_path):
-    """reliability: I1, I2, I4, I5 and I6 for C1 to C3."""
+    """spec/faults.md: I1, I2, I4, I5 and I6 for C1 and C2."""
     chance = random.Random(7)
     plans = {i: (chance.choice(MOMENTS), chance.random(), chance.random() < 0.3) for i in range(CLIENTS)}
     left_at = {}

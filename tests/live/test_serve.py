@@ -235,7 +235,7 @@ async def test_raw_bad_input_gets_4xx_and_never_5xx(serve, ask):
 
 
 async def test_a_reader_that_takes_nothing_is_cut_off_and_comes_back_by_position(serve, ask):
-    """reliability: C6. The producer does not wait for it."""
+    """spec/faults.md: C6. The producer does not wait for it."""
     import psutil
 
     providers = '{"scripted": {"type": "scripted"}}'

@@ -89,7 +89,7 @@ class Fleet:
 
 @pytest.mark.parametrize("log", ["memory", "redis"])
 async def test_cut_anywhere_and_resumed_elsewhere_the_answer_is_whole(tmp_path, request, log):
-    """reliability: R1 and R4."""
+    """spec/faults.md: R1 and R4."""
     redis_url = request.getfixturevalue("redis_url") if log == "redis" else None
     chance = random.Random(5)
     async with fleet(tmp_path, Provider(pace=0.01), 2 if redis_url else 1, redis_url=redis_url) as it:
@@ -160,7 +160,7 @@ async def test_a_cancel_from_another_worker_reaches_the_provider(tmp_path, redis
 
 
 async def test_the_streams_of_a_dead_and_of_a_sleeping_worker_are_ended_by_another(tmp_path, redis_url):
-    """reliability: P1 and P6."""
+    """spec/faults.md: P1 and P6."""
     async with fleet(tmp_path, Provider(["x "] * 2000, pace=0.02), 3, redis_url=redis_url) as it:
         dead, asleep, alive = it.servers
         streams = [it.stream(server) for server in (dead, asleep)]
@@ -271,7 +271,7 @@ async def roll(tmp_path, redis_url, workers, clients):
 
 
 async def test_workers_are_replaced_under_running_streams(tmp_path, redis_url):
-    """reliability: P5."""
+    """spec/faults.md: P5."""
     await roll(tmp_path, redis_url, 2, 30)
 
 

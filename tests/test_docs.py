@@ -1,0 +1,47 @@
+"""The documents tell the truth about the tree: what they link to and cite is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/**/*.md", "spec/*.md", "clients/ts/*.md", "examples/*/*.md")
+    for page in ROOT.glob(pattern)
+    if "node_modules" not in page.parts
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_every_test_that_the_faults_cite_is_there() -> None:
+    cited = re.findall(
+        r"`(tests/[\w/]+\.py)::(\w+)", (ROOT / "spec" / "faults.md").read_text(encoding="utf-8")
+    )
+    assert len(cited) > 100
+    missing = [
+        f"{path}::{name}"
+        for path, name in cited
+        if not re.search(rf"\bdef {name}\(", (ROOT / path).read_text(encoding="utf-8"))
+    ]
+    assert missing == []
+
+
+def test_every_file_that_code_and_tests_cite_is_there() -> None:
+    files = [
+        path for folder in ("src", "tests", "benchmarks", "tools") for path in (ROOT / folder).rglob("*.py")
+    ]
+    missing = {
+        cited
+        for path in files
+        for cited in re.findall(r"\b(?:docs|spec)/[\w/.-]+\.(?:md|json)\b", path.read_text(encoding="utf-8"))
+        if not (ROOT / cited).exists()
+    }
+    assert missing == set()
