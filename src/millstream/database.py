@@ -7,8 +7,13 @@ its own: one hop for a whole transaction, where an async driver hops for every s
 
 import asyncio
 import logging
+import os
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,12 +78,19 @@ streams = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("first_event_at", sa.Float),
     sa.Column("ended_at", sa.Float),
+    sa.Column("corrected_at", sa.Float),  # when its producer's numbers replaced those of its last checkpoint
     sa.Column("worker_id", sa.String(32)),  # who runs it, then null
     sa.Column("idempotency_key", sa.String(128)),
     sa.Column("request_digest", sa.LargeBinary(32)),  # of the request, where it has an idempotency key
     sa.Index("streams_by_key", "key_id", "created_at"),
     sa.Index("streams_by_time", "created_at"),
     sa.Index("streams_running", "worker_id"),
+    sa.Index(
+        "streams_open_by_owner",
+        "owner_id",
+        sqlite_where=sa.text("worker_id IS NOT NULL"),
+        postgresql_where=sa.text("worker_id IS NOT NULL"),
+    ),
     sa.Index(
         "streams_by_idempotency_key",
         "owner_id",
@@ -89,17 +101,30 @@ streams = sa.Table(
     ),
 )
 
-_REVISION = "0002"  # the newest migration
+_REVISION = "0003"  # the newest migration
 
-# Errors that say that the database cannot be had now; others say that it does not want this row.
-AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
+# The row's own fault; every other error of a driver says that the database cannot be had now.
+REFUSED = (sa.exc.IntegrityError, sa.exc.DataError)
 
-# For PostgreSQL, so that a database which hangs is one that is away.
+_ANSWER_SECONDS = 5.0
+_REPORT_SECONDS = 30.0
+_READY_SECONDS = 2.0
+_CLOSE_SECONDS = 1.0
+
+
+class DatabaseAway(Exception):
+    """The database does not answer, takes no writes, or is damaged. The message is for the operator: it has
+    the driver's word for what is wrong, and nothing of a row.
+    """
+
+
+# For PostgreSQL: what it does not finish in this time it gives up itself.
 _POSTGRES_OPTIONS = {
-    "connect_timeout": 5,
-    "tcp_user_timeout": 10_000,
-    "options": "-c statement_timeout=10000",
+    "connect_timeout": 3,
+    "tcp_user_timeout": 5_000,
+    "options": "-c statement_timeout=30000 -c lock_timeout=4000",
 }
+_SQLITE_LOCKED_MILLISECONDS = 1500  # what a writer waits for another one
 
 
 class Prepared:
@@ -112,12 +137,12 @@ class Prepared:
         self._names = list(names)
         self._compiled: dict[str, tuple[str, Sequence[str] | None]] = {}
 
-    def run(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
+    def run(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> int:
+        """How many rows of the table that has inserted or changed."""
         text, order = self._for(connection)
         if order is None:  # the driver takes parameters by name
-            connection.exec_driver_sql(text, list(rows))
-        else:
-            connection.exec_driver_sql(text, [tuple(row[name] for name in order) for row in rows])
+            return connection.exec_driver_sql(text, list(rows)).rowcount
+        return connection.exec_driver_sql(text, [tuple(row[name] for name in order) for row in rows]).rowcount
 
     def _for(self, connection: Connection) -> tuple[str, Sequence[str] | None]:
         name = connection.dialect.name
@@ -127,14 +152,39 @@ class Prepared:
         return self._compiled[name]
 
 
-class Database:
-    """Opens ``url``, creating the folder of an SQLite file. Raises ``ConfigurationError``."""
+class _Work:
+    """Work in a thread, and since when it runs there."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self._run = run
+        self.started_at: float | None = None
+        self.ended = False
+
+    def __call__(self) -> Any:
+        self.started_at = time.monotonic()
+        try:
+            return self._run()
+        finally:
+            self.ended = True
+
+
+class Database:
+    """Opens ``url``, creating the folder of an SQLite file. Raises ``ConfigurationError``.
+
+    Every wait for it has a bound: who waits longer than ``answer_seconds`` gets ``DatabaseAway``, and a
+    connection on which the database has been silent for as long is cut off, so that its thread comes back.
+    """
+
+    def __init__(self, url: str, *, answer_seconds: float = _ANSWER_SECONDS) -> None:
         self._engine = _engine(url)
+        self._answer_seconds = answer_seconds
         # Writers wait for each other in any case; in one thread they do so without holding a connection.
         self._writer = ThreadPoolExecutor(1, "millstream-write")
         self._readers = ThreadPoolExecutor(2, "millstream-read")
+        self._reports = ThreadPoolExecutor(1, "millstream-report")  # which hold up nobody at the door
+        self._connections: set[Any] = set()
+        sa.event.listen(self._engine, "connect", lambda connection, _: self._connections.add(connection))
+        sa.event.listen(self._engine, "close", lambda connection, _: self._connections.discard(connection))
 
     def migrate(self) -> None:
         """Brings the tables up to date. Blocking: call it before the event loop runs."""
@@ -147,7 +197,7 @@ class Database:
                         return
         except sa.exc.DBAPIError as error:
             raise ConfigurationError(
-                f"cannot open the database {self._engine.url.render_as_string()}: {type(error.orig).__name__}"
+                f"cannot open the database {self._engine.url.render_as_string()}: {_in_words(error)}"
             ) from error
         # Imported here: it takes a third of a second and is needed only when there is something to do.
         from alembic import command
@@ -165,36 +215,86 @@ class Database:
             ) from error
 
     async def write(self, work: Callable[[Connection], Result]) -> Result:
-        """Runs ``work`` in a transaction of its own; returns when it is committed."""
-        return await self._run(self._writer, work)
-
-    def submit(self, work: Callable[[], None], done: Callable[[BaseException | None], object]) -> None:
-        """Runs ``work`` in the writing thread, and after it ``done`` with what it raised."""
-
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:
-                done(error)
-            else:
-                done(None)
-
-        self._writer.submit(run)
+        """Runs ``work`` in a transaction; returns when it is committed. Raises ``DatabaseAway``."""
+        return await self._run(self._writer, work, self._answer_seconds)
 
     async def read(self, work: Callable[[Connection], Result]) -> Result:
-        return await self._run(self._readers, work)
+        """Runs ``work``, which is quick. Raises ``DatabaseAway``."""
+        return await self._run(self._readers, work, self._answer_seconds)
+
+    async def report(self, work: Callable[[Connection], Result]) -> Result:
+        """Runs ``work``, which reads much. Reports wait for each other and hold up nobody else. Raises
+        ``DatabaseAway``.
+        """
+        return await self._run(self._reports, work, _REPORT_SECONDS)
 
     async def ping(self) -> None:
-        """Raises one of ``AWAY`` where the database does not answer."""
-        await self.read(lambda connection: connection.execute(sa.text("SELECT 1")))
+        """Raises ``DatabaseAway`` where the database does not answer soon."""
+        await self._run(self._readers, lambda c: c.execute(sa.text("SELECT 1")), _READY_SECONDS)
 
-    async def _run(self, executor: ThreadPoolExecutor, work: Callable[[Connection], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(executor, self.run, work)
+    def submit(self, work: Callable[[], None], done: Callable[[BaseException | None], object]) -> None:
+        """Runs ``work`` in the writing thread and calls ``done``, in this thread, with what it raised."""
+        future = self._start(self._writer, _Work(work), self._answer_seconds)
+        future.add_done_callback(
+            lambda future: done(DatabaseAway("it is closed") if future.cancelled() else future.exception())
+        )
+
+    async def _run(
+        self, executor: ThreadPoolExecutor, work: Callable[[Connection], Result], seconds: float
+    ) -> Result:
+        future = self._start(executor, _Work(partial(self.run, work)), seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                found: Result = await future
+                return found
+        except TimeoutError:
+            raise DatabaseAway(f"no answer in {seconds:g} s") from None
+
+    def _start(self, executor: ThreadPoolExecutor, work: _Work, seconds: float) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(executor, work)
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            if work.ended or (future.cancelled() and work.started_at is None):
+                return
+            running = 0.0 if work.started_at is None else time.monotonic() - work.started_at
+            if running >= seconds:
+                self.cut_off()
+            timer = loop.call_later(max(seconds - running, _CLOSE_SECONDS), look)
+
+        def stop_looking(_: object) -> None:
+            if work.ended:  # whoever waited may have given up earlier
+                timer.cancel()
+
+        timer = loop.call_later(seconds, look)
+        future.add_done_callback(stop_looking)
+        return future
 
     def run(self, work: Callable[[Connection], Result]) -> Result:
-        """The same in the calling thread."""
-        with self._engine.begin() as connection:
-            return work(connection)
+        """Runs ``work`` in a transaction, in this thread. Raises ``DatabaseAway``, and one of ``REFUSED``
+        where the database does not want the row.
+        """
+        try:
+            with self._engine.begin() as connection:
+                return work(connection)
+        except REFUSED:
+            raise
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            raise DatabaseAway(_in_words(error)) from error
+
+    def cut_off(self) -> None:
+        """Ends whatever waits for the database on a connection; new ones are made when they are needed."""
+        for connection in list(self._connections):
+            try:
+                if self._engine.dialect.name == "sqlite":
+                    connection.interrupt()
+                else:
+                    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+                        end.shutdown(socket.SHUT_RDWR)
+            except Exception as error:  # it is closed already
+                log.debug("cut off: %s", type(error).__name__)
 
     async def close_idle_connections(self) -> None:
         """Closes the connections that nobody uses just now. Python's driver of SQLite keeps, with each, up to
@@ -204,9 +304,43 @@ class Database:
         await asyncio.get_running_loop().run_in_executor(self._writer, self._engine.dispose)
 
     def close(self) -> None:
-        self._writer.shutdown()
-        self._readers.shutdown()
+        """Gives what runs ``_CLOSE_SECONDS`` to end, and cuts it off then."""
+        overdue = threading.Timer(_CLOSE_SECONDS, self.cut_off)
+        overdue.start()
+        for executor in (self._writer, self._readers, self._reports):
+            executor.shutdown(cancel_futures=True)
+        overdue.cancel()
         self._engine.dispose()
+
+
+def _in_words(error: sa.exc.SQLAlchemyError) -> str:
+    """What is wrong, for the operator, without the statement and its row."""
+    name = type(getattr(error, "orig", None) or error).__name__
+    said = str(getattr(error, "orig", None) or "").lower()
+    known = next(
+        (words for sign, words in _KNOWN_SIGNS.items() if sign in said or sign in name.lower()), None
+    )
+    return f"{known} ({name})" if known else name
+
+
+# What drivers say -> what it means.
+_KNOWN_SIGNS = {
+    "readonly": "it takes no writes",
+    "read-only": "it takes no writes",
+    "malformed": "its file is damaged",
+    "not a database": "its file is damaged",
+    "locked": "another process has locked it",
+    "disk is full": "its disk is full",
+    "diskfull": "its disk is full",
+    "insufficientprivilege": "its user lacks a permission",
+    "password": "it does not accept the password",
+    "does not exist": "there is no such database, table or role",
+    "connection refused": "it refuses connections",
+    "timeout": "it does not answer in time",
+    "canceled": "it does not answer in time",
+    "interrupted": "it does not answer in time",
+    "unable to open": "its file cannot be opened",
+}
 
 
 def _engine(url: str) -> Engine:
@@ -252,5 +386,5 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not wait for each other
     cursor.execute("PRAGMA synchronous=NORMAL")  # in WAL safe against a crash of the process
-    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.execute(f"PRAGMA busy_timeout={_SQLITE_LOCKED_MILLISECONDS}")
     cursor.close()

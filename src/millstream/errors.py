@@ -72,7 +72,7 @@ class TooLarge(InvalidRequest):
 
 
 class BadPosition(InvalidRequest):
-    """A position that is none, or that its stream has not reached."""
+    """The text is no position, or the stream has not reached it."""
 
     code = "bad_position"
     status = 400
@@ -114,6 +114,9 @@ class TooManyStreams(MillstreamError):
     code = "too_many_streams"
     status = 429
     retryable = True
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} streams of this user are open, which is all the token allows; end one")
 
 
 class Overloaded(MillstreamError):

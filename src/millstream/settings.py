@@ -1,6 +1,6 @@
 """Every setting, read once: environment over ``millstream.toml`` over defaults.
 
-The only module that reads the environment.
+The only module that reads the environment, but for the two variables of ``millstream chat``.
 """
 
 import os

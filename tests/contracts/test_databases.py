@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from millstream import database
 from millstream.auth import Keys, is_wellformed
-from millstream.database import Database
+from millstream.database import Database, DatabaseAway
 from millstream.errors import (
     IdempotencyConflict,
     InvalidRequest,
@@ -212,13 +212,14 @@ async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(db, m
         async with asyncio.timeout(5):
             while not await sweeper.leases.remove_expired():
                 assert await alive.leases.beat()
+                assert await sweeper.leases.beat()
         orphans = {orphan.stream_id: orphan for orphan in await sweeper.leases.orphans()}
         assert orphans == {
             "dead": Orphan("dead", Bill(Usage(10, 3, "checkpoint"), "0.500000")),
             "after": Orphan("after", Bill(Usage(0, 0, "checkpoint"), None)),
         }
-        await sweeper.settle(settlement("dead", status="interrupted"))
-        await sweeper.settle(settlement("after", status="interrupted"))
+        await sweeper.settle_orphan(settlement("dead", status="interrupted"))
+        await sweeper.settle_orphan(settlement("after", status="interrupted"))
         assert await sweeper.leases.orphans() == []
         # The dead one was only asleep: what it says now is not taken, and it starts anew.
         await dead.settle(settlement("dead"))
@@ -239,8 +240,10 @@ async def test_after_a_pause_nobody_is_thought_dead_at_once(db):
         assert await sweeper.leases.remove_expired() == 0
         for _ in range(3):
             now += 5  # it looks every few seconds, and they stand still
+            assert await sweeper.leases.beat()
             assert await sweeper.leases.remove_expired() == 0
         now += 5
+        assert await sweeper.leases.beat()
         assert await sweeper.leases.remove_expired() == 1
 
 
@@ -276,14 +279,14 @@ async def test_no_more_streams_of_a_token_are_opened_than_it_allows(db):
     async with Ledger(db) as here, Ledger(db) as there:
         ledgers = [here, there] * 5
         opened = await asyncio.gather(
-            *(some.open(opening(f"s{i}", token_id="t", max_open=3)) for i, some in enumerate(ledgers)),
+            *(some.open(opening(f"s{i}", owner_id="u", max_open=3)) for i, some in enumerate(ledgers)),
             return_exceptions=True,
         )
         winners = [i for i, outcome in enumerate(opened) if outcome is None]
         assert len(winners) == 3
         assert {type(outcome) for outcome in opened if outcome is not None} == {TooManyStreams}
         await here.settle(settlement(f"s{winners[0]}"))
-        await here.open(opening("next", token_id="t", max_open=3))
+        await here.open(opening("next", owner_id="u", max_open=3))
         for stream_id in ("next", *(f"s{i}" for i in winners[1:])):
             await here.settle(settlement(stream_id))
 
@@ -294,7 +297,7 @@ async def test_while_the_database_is_away_nothing_starts_and_settlements_wait(db
         real = db.run
 
         def away(work):
-            raise sa.exc.OperationalError("", {}, Exception("away"))
+            raise DatabaseAway("away")
 
         monkeypatch.setattr(db, "run", away)
         settling = asyncio.create_task(ledger.settle(settlement()))
@@ -322,7 +325,7 @@ async def test_leaving_does_not_wait_for_ever_for_a_database_that_is_away(db, mo
     monkeypatch.setattr("millstream.ledger.LEAVE_SECONDS", 0.05)
 
     def away(work):
-        raise sa.exc.OperationalError("", {}, Exception("away"))
+        raise DatabaseAway("away")
 
     async with asyncio.timeout(5), Ledger(db) as ledger:
         await ledger.open(opening())

@@ -35,7 +35,7 @@ from millstream.events import (
 from millstream.logs import StreamState
 from millstream.logs.memory import MemoryLog
 from millstream.logs.redis import RedisLog, outbox
-from millstream.logs.redis.connection import Clocks, Connection
+from millstream.logs.redis.connection import Connection, Timeouts
 from millstream.usage import Bill, Usage
 from services import redis_programs, redis_server
 
@@ -395,7 +395,7 @@ async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(two, 
     await redis.config_set("maxmemory", 1)
     try:
         await here.append("s", [*words(2000), END])
-        await until(lambda: here.outbox.away)
+        await until(lambda: here.outbox.failing)
         assert here.outbox.copied("s") is not None
     finally:
         await redis.config_set("maxmemory", 0)
@@ -500,10 +500,10 @@ async def test_a_redis_that_takes_connections_and_never_answers_is_away(tmp_path
     async with (
         asyncio.timeout(10),
         await asyncio.start_unix_server(silent, socket),
-        RedisLog(f"unix://{socket}", clocks=Clocks(connect=0.1, answer=0.1, leave=0.1)) as here,
+        RedisLog(f"unix://{socket}", timeouts=Timeouts(connect=0.1, answer=0.1, leave=0.1)) as here,
     ):
         reading = asyncio.create_task(started(here))  # it waits for Redis as long as it takes to connect
-        await until(lambda: here.outbox.away)
+        await until(lambda: here.outbox.failing)
         await reading
         await here.append("s", [START, END])
         assert len(await read(here)) == 2

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from asgi import Exchange, get, post
+from millstream.database import DatabaseAway
 from millstream.errors import UpstreamError, UpstreamRateLimited, UpstreamRefused
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
 from millstream.providers import Finish, ToolCallPiece
@@ -368,12 +369,11 @@ async def test_pings_do_not_pile_up_behind_a_client_that_does_not_read(run, monk
 
 
 async def test_a_database_that_is_away_is_503_in_our_shape(run, monkeypatch, caplog):
-    import sqlalchemy as sa
 
     async with run(scripted()) as app:
 
         def away(work):
-            raise sa.exc.OperationalError("SELECT secret", {"key": "secret"}, Exception("secret"))
+            raise DatabaseAway("it does not answer in time")
 
         monkeypatch.setattr(app.millstream.database, "run", away)
         for exchange in (get(app.app, "/v1/streams/str_x", app.key), get(app.app, "/readyz")):

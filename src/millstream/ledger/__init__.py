@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import sqlalchemy as sa
 
-from millstream.database import AWAY, Database, streams
+from millstream.database import Database, DatabaseAway, streams
 from millstream.errors import IdempotencyConflict, NotFound
 from millstream.ledger import reports, rows
 from millstream.ledger.leases import Leases
@@ -43,6 +43,11 @@ class Ledger:
         self.leases = Leases(db, clock)
 
     @property
+    def is_away(self) -> bool:
+        """Whether rows cannot be written just now: openings are refused, settlements wait."""
+        return self._writer.is_away
+
+    @property
     def is_writing(self) -> bool:
         """Whether a transaction is running."""
         return self._writer.busy
@@ -56,7 +61,7 @@ class Ledger:
             async with asyncio.timeout(LEAVE_SECONDS):
                 await self._writer.flush()
             await self.leases.leave()
-        except (TimeoutError, *AWAY):
+        except (TimeoutError, DatabaseAway):
             log.error("the database is away; open rows will be settled from their checkpoints")
 
     async def open(self, opening: Opening) -> None:
@@ -66,20 +71,20 @@ class Ledger:
         taken ``Claimed`` or, if that was by another request, ``IdempotencyConflict``.
         """
         try:
-            await self._writer.open(rows.opened(opening, self.leases.worker_id), opening.max_open)
+            await self._writer.open(rows.opening_values(opening, self.leases.worker_id), opening.max_open)
         except sa.exc.IntegrityError:
             if opening.claim is None:
                 raise
             raise await self.claim_error(opening.owner_id, opening.claim) from None
 
     async def claim_error(self, owner_id: str, claim: Claim) -> Exception:
-        """Why an opening with this claim was refused."""
+        """The error for an opening whose claim the database refused: who has the claim already."""
         query = sa.select(streams.c.id, streams.c.request_digest).where(
             streams.c.owner_id == owner_id, streams.c.idempotency_key == claim.key
         )
         try:
             found = await self._db.read(lambda connection: connection.execute(query).first())
-        except AWAY:
+        except DatabaseAway:
             found = None
         if found is None:
             return not_opened()
@@ -88,13 +93,21 @@ class Ledger:
         return Claimed(found.id)
 
     async def settle(self, settlement: Settlement) -> None:
-        """Closes the row, once: a row that is no longer running stays as it is. Returns when that is
-        committed, however long the database is away."""
-        await self._writer.settle(rows.settled(settlement))
+        """Closes the row, once, for the stream's own producer. Returns when that is committed, however long
+        the database is away.
+
+        A row that others have ended in the meantime, because this worker seemed dead, keeps that end; the
+        numbers of its last checkpoint are replaced by these, once, and ``corrected_at`` says when.
+        """
+        await self._writer.settle(rows.settlement_values(settlement), corrects=True)
+
+    async def settle_orphan(self, settlement: Settlement) -> None:
+        """The same for a stream whose worker is gone. A row that is no longer running stays as it is."""
+        await self._writer.settle(rows.settlement_values(settlement), corrects=False)
 
     def checkpoint(self, stream_id: str, usage: Usage, cost: Decimal | None) -> None:
         """Notes what a running stream has used so far."""
-        self._writer.checkpoint(stream_id, rows.used(usage, cost))
+        self._writer.checkpoint(stream_id, rows.usage_values(usage, cost))
 
     async def receipt(self, stream_id: str) -> Receipt:
         """Raises ``NotFound``."""
@@ -102,11 +115,11 @@ class Ledger:
         row = await self._db.read(lambda connection: connection.execute(query).mappings().first())
         if row is None:
             raise NotFound(f"there is no stream '{stream_id}'")
-        return rows.receipt(row)
+        return rows.to_receipt(row)
 
     async def record(self, settlement: Settlement, opening: Opening) -> None:
         """A row that is opened and settled at once."""
-        row = rows.opened(opening, None) | rows.settled(settlement)
+        row = rows.opening_values(opening, None) | rows.settlement_values(settlement)
         row.pop("stream_id")
         await self._db.write(lambda connection: connection.execute(sa.insert(streams), row))
 
@@ -119,7 +132,7 @@ class Ledger:
         key_id: str | None = None,
     ) -> list[Total]:
         """Sums of settled and running streams that were created in [since, until)."""
-        return await self._db.read(lambda connection: reports.totals(connection, by, since, until, key_id))
+        return await self._db.report(lambda connection: reports.totals(connection, by, since, until, key_id))
 
     def crash(self) -> None:
         """Writes nothing from now on, as if the worker had been killed. For tests of what others do then."""

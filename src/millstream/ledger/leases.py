@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from millstream.database import Database, streams, workers
-from millstream.ledger.rows import Orphan, orphan
+from millstream.ledger.rows import Orphan, to_orphan
 
 LEASE_SECONDS = 15.0  # how long a worker's beat may stand still
 _ORPHANS = 500
@@ -24,16 +24,18 @@ class Leases:
         self._db = db
         self._clock = clock
         self.worker_id = ""
-        # The beats of the other workers: the last one seen, and since when it stands, by our own clock.
-        # Nobody else's clock and no wall clock has a say in who is dead.
+        # Other workers' beats: the last one seen, and since when it has not changed, by this worker's
+        # monotonic clock. No other clock is used.
         self._beats: dict[str, tuple[int, float]] = {}
         self._looked_at = 0.0
+        self._beaten_at = 0.0  # when a beat of ours was last written
 
     async def enlist(self) -> None:
         """Makes this a new worker."""
         self.worker_id = f"wrk_{secrets.token_urlsafe(12)}"
         row = {"id": self.worker_id, "beat": 0}
         await self._db.write(lambda connection: connection.execute(sa.insert(workers), row))
+        self._beaten_at = self._clock()
 
     async def leave(self) -> None:
         """To be called when all rows of this worker are settled."""
@@ -41,20 +43,24 @@ class Leases:
         await self._db.write(lambda connection: connection.execute(mine))
 
     async def beat(self) -> bool:
-        """Says that this worker lives. False where the others have given it up: its running streams were
-        theirs to settle, and from now on it is a new worker."""
+        """Raises this worker's beat. Returns False if another worker has deleted its row; its running streams
+        are orphans then, and it has enlisted again under a new id."""
         mine = sa.update(workers).where(workers.c.id == self.worker_id).values(beat=workers.c.beat + 1)
-        if await self._db.write(lambda connection: connection.execute(mine).rowcount):
+        written = await self._db.write(lambda connection: connection.execute(mine).rowcount)
+        self._beaten_at = self._clock()
+        if written:
             return True
         await self.enlist()
         return False
 
     async def remove_expired(self) -> int:
-        """Deletes the workers whose beat has stood still for a lease; how many there were. To be called every
-        few seconds: after a pause of its own it begins to look anew.
+        """Deletes each worker whose beat has not changed for a lease; returns how many. After a pause of half
+        a lease it forgets what it has seen and starts over. To be called every few seconds.
+
+        Nobody is judged by beats while our own cannot be written: then those of the others cannot either.
         """
         now = self._clock()
-        if now - self._looked_at > LEASE_SECONDS / 2:
+        if now - self._looked_at > LEASE_SECONDS / 2 or now - self._beaten_at > LEASE_SECONDS / 2:
             self._beats.clear()
         found = await self._db.read(lambda c: c.execute(sa.select(workers.c.id, workers.c.beat)).all())
         known, self._beats, self._looked_at = self._beats, {}, now
@@ -76,11 +82,11 @@ class Leases:
         return await self._db.write(delete) if expired else 0
 
     async def orphans(self) -> list[Orphan]:
-        """Running rows whose worker is not there any more, some of them if they are many."""
+        """Running rows whose worker has no row any more, 500 at most."""
         query = (
             sa.select(streams)
             .where(streams.c.worker_id.is_not(None), streams.c.worker_id.not_in(sa.select(workers.c.id)))
             .limit(_ORPHANS)
         )
         found = await self._db.read(lambda connection: connection.execute(query).mappings().all())
-        return [orphan(row) for row in found]
+        return [to_orphan(row) for row in found]

@@ -102,6 +102,7 @@ class Receipt(Struct, frozen=True):
     created_at: float
     first_event_at: float | None
     ended_at: float | None
+    corrected_at: float | None  # when the producer's numbers replaced those of a checkpoint
 
     @property
     def bill(self) -> Bill:
@@ -109,7 +110,7 @@ class Receipt(Struct, frozen=True):
         return Bill(Usage(source=self.usage_source, **counts), self.cost_usd)
 
 
-def opened(opening: Opening, worker_id: str | None) -> dict[str, Any]:
+def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
     """The row of a stream that runs."""
     return {
         "id": opening.stream_id,
@@ -129,21 +130,21 @@ def opened(opening: Opening, worker_id: str | None) -> dict[str, Any]:
     }
 
 
-def settled(settlement: Settlement) -> dict[str, Any]:
+def settlement_values(settlement: Settlement) -> dict[str, Any]:
     """What settling a row sets in it."""
     return {
         "stream_id": settlement.stream_id,
         "status": settlement.status,
         "finish_reason": settlement.finish_reason,
         "error_code": settlement.error_code,
-        **used(settlement.usage, settlement.cost),
+        **usage_values(settlement.usage, settlement.cost),
         "first_event_at": settlement.first_event_at,
         "ended_at": settlement.ended_at,
         "worker_id": None,
     }
 
 
-def used(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
+def usage_values(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
     """``USAGE_COLUMNS`` with their values."""
     return {
         **{kind: getattr(usage, kind) for kind in TOKEN_KINDS},
@@ -152,13 +153,13 @@ def used(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
     }
 
 
-def orphan(row: RowMapping) -> Orphan:
+def to_orphan(row: RowMapping) -> Orphan:
     usage = Usage(source=row["usage_source"], **{kind: row[kind] for kind in TOKEN_KINDS})
     picodollars = row["cost_picodollars"]
     return Orphan(row["id"], Bill.of(usage, None if picodollars is None else from_picodollars(picodollars)))
 
 
-def receipt(row: RowMapping) -> Receipt:
+def to_receipt(row: RowMapping) -> Receipt:
     values = {name: row[name] for name in Receipt.__struct_fields__ if name in row}
     picodollars = row["cost_picodollars"]
     return Receipt(

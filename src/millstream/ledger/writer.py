@@ -1,32 +1,33 @@
 """The writer: rows that come up at any time -> one transaction after the other.
 
 A transaction takes whatever has come up during the one before: under load it carries many rows. While the
-database is away openings fail, so nothing starts that could not be billed, and settlements wait.
+database is away openings are refused at once, so nothing starts that could not be billed and nothing of it is
+kept; settlements wait.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from millstream.database import AWAY, Database, Prepared, streams
+from millstream.database import Database, DatabaseAway, Prepared, streams
 from millstream.errors import Overloaded, TooManyStreams, safe_traceback
 from millstream.ledger.rows import USAGE_COLUMNS
 
 log = logging.getLogger("millstream.ledger")
 
 _RETRY_SECONDS = 0.5
-# An opening is waited for and goes at once; what need not be waited for goes with it, or after this.
-_COMPANY_SECONDS = 0.02
+# Openings are written at once. Settlements and checkpoints wait so long, to share a transaction.
+_GATHER_SECONDS = 0.02
 
-# What an opening can meet that is the caller's to know.
+# Errors of an opening that the caller is told; all others become ``Overloaded``.
 _REFUSED = (TooManyStreams, sa.exc.IntegrityError)
 
-_ENDED = ("finish_reason", "error_code", "cost_picodollars", "first_event_at", "ended_at")
+_ENDED = ("finish_reason", "error_code", "cost_picodollars", "first_event_at", "ended_at", "corrected_at")
 _RUNNING = sa.update(streams).where(
     streams.c.id == sa.bindparam("stream_id"), streams.c.status == sa.literal_column("'running'")
 )
@@ -36,8 +37,19 @@ _SETTLE = Prepared(
     _RUNNING,
     ["status", "finish_reason", "error_code", *USAGE_COLUMNS, "first_event_at", "ended_at", "worker_id"],
 )
+# The numbers of a stream's own producer, after others had ended it from its last checkpoint: once.
+_CORRECT = Prepared(
+    sa.update(streams).where(
+        streams.c.id == sa.bindparam("stream_id"),
+        streams.c.status == sa.literal_column("'interrupted'"),
+        streams.c.corrected_at.is_(None),
+    ),
+    [*USAGE_COLUMNS, "first_event_at", "corrected_at"],
+)
+# What is written where there is nothing to write, to see whether it would be.
+_PROBE = sa.update(streams).where(sa.false()).values(status="running")
 # Two workers that insert the same values here wait for each other.
-_LOCKED = ("token_id", "owner_id", "idempotency_key")
+_LOCKED = ("owner_id", "idempotency_key")
 
 
 def not_opened() -> Overloaded:
@@ -47,9 +59,12 @@ def not_opened() -> Overloaded:
 class _Row:
     """A row on its way to the database, and who waits for it."""
 
-    def __init__(self, values: dict[str, Any], max_open: int | None = None) -> None:
+    def __init__(
+        self, values: dict[str, Any], *, max_open: int | None = None, corrects: bool = False
+    ) -> None:
         self.values = values
         self.max_open = max_open
+        self.corrects = corrects
         self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: Exception | None = None
 
@@ -62,8 +77,8 @@ class _Row:
             self.written.set_exception(error)
 
 
-class _Batch:
-    """What one transaction will carry."""
+class _Transaction:
+    """The rows that one transaction writes."""
 
     def __init__(self) -> None:
         self.openings: list[_Row] = []
@@ -74,66 +89,100 @@ class _Batch:
         return bool(self.openings or self.settlements or self.checkpoints)
 
     def write(self, db: Database) -> None:
-        """Raises where the database is away. A row that it will never take does not hold up the others:
-        then they go one by one, and each keeps its error."""
+        """Writes all rows in one transaction. If the database refuses one of them, writes them one by one and
+        keeps the error of each. Raises ``DatabaseAway``.
+        """
         try:
             db.run(self._write_all)
-        except AWAY:
+        except DatabaseAway:
             raise
         except Exception:
-            for write, rows in ((_insert, self.openings), (_update, self.settlements)):
-                for row in rows:
-                    try:
-                        db.run(partial(write, rows=[row]))
-                    except AWAY:
-                        raise
-                    except Exception as error:
-                        row.error = error
+            self._write_singly(db)
 
     def _write_all(self, connection: Connection) -> None:
         # In one order everywhere: two workers that wait for each other's rows would be a deadlock.
         self.openings.sort(key=lambda row: [row.values[name] or "" for name in _LOCKED])
         self.settlements.sort(key=lambda row: row.values["stream_id"])
+        if not self:
+            connection.execute(_PROBE)
         _insert(connection, self.openings)
-        if self.checkpoints:
-            _CHECKPOINT.run(connection, [row for _, row in sorted(self.checkpoints.items())])
+        _note(connection, [row for _, row in sorted(self.checkpoints.items())])
         _update(connection, self.settlements)
+
+    def _write_singly(self, db: Database) -> None:
+        for row in self.openings:
+            _try(db, partial(_insert, rows=[row]), row)
+        for checkpoint in self.checkpoints.values():
+            _try(db, partial(_note, rows=[checkpoint]))
+        for row in self.settlements:
+            _try(db, partial(_update, rows=[row]), row)
+
+
+def _try(db: Database, write: Callable[[Connection], None], row: _Row | None = None) -> None:
+    try:
+        db.run(write)
+    except DatabaseAway:
+        raise
+    except Exception as error:
+        if row is not None:
+            row.error = error
 
 
 def _insert(connection: Connection, rows: Sequence[_Row]) -> None:
-    if rows:
-        _OPEN.run(connection, [row.values for row in rows])
     for row in rows:
-        if row.max_open is not None:
-            _check_open(connection, row.values["token_id"], row.max_open)
+        row.error = None
+    _check_open(connection, [row for row in rows if row.max_open is not None])
+    if admitted := [row.values for row in rows if row.error is None]:
+        _OPEN.run(connection, admitted)
+
+
+def _note(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        _CHECKPOINT.run(connection, rows)
 
 
 def _update(connection: Connection, rows: Sequence[_Row]) -> None:
-    if rows:
-        _SETTLE.run(connection, [row.values for row in rows])
+    if not rows:
+        return
+    settled = _SETTLE.run(connection, [row.values for row in rows])
+    if settled < len(rows) and (late := [row.values for row in rows if row.corrects]):
+        _CORRECT.run(connection, [values | {"corrected_at": values["ended_at"]} for values in late])
 
 
-def _check_open(connection: Connection, token_id: str, most: int) -> None:
-    """Takes the row that was just inserted back (by raising) where it is one too many."""
+def _check_open(connection: Connection, rows: Sequence[_Row]) -> None:
+    """Refuses those of the rows that would be more than their owner may have open; the others go on."""
+    if not rows:
+        return
+    owners = sorted({row.values["owner_id"] for row in rows})
     if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
-        lock = sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(token_id)))
-        connection.execute(lock)
-    query = sa.select(sa.func.count()).where(streams.c.token_id == token_id, streams.c.worker_id.is_not(None))
-    if (connection.scalar(query) or 0) > most:
-        raise TooManyStreams(f"{most} streams of this token are open; end one or try again later")
+        for owner_id in owners:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(owner_id))))
+    query = (
+        sa.select(streams.c.owner_id, sa.func.count().label("open"))
+        .where(streams.c.owner_id.in_(owners), streams.c.worker_id.is_not(None))
+        .group_by(streams.c.owner_id)
+    )
+    are_open = {row.owner_id: int(row.open) for row in connection.execute(query)}
+    for row in rows:
+        owner_id, most = row.values["owner_id"], row.max_open or 0
+        if are_open.get(owner_id, 0) >= most:
+            row.error = TooManyStreams(most)
+        else:
+            are_open[owner_id] = are_open.get(owner_id, 0) + 1
 
 
 class Writer:
-    """Writes the rows of one worker, in the order in which they came."""
+    """Writes the rows of one worker, one transaction at a time."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._next = _Batch()
+        self._next = _Transaction()
         self._writing = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
         self._crashed = False
+        self.is_away = False  # the last transaction could not be had
 
     @property
     def busy(self) -> bool:
@@ -144,23 +193,27 @@ class Writer:
         """Returns when the row is committed. Raises ``Overloaded`` where it could not be, ``TooManyStreams``
         where it would be one more than ``max_open`` of its token, and ``IntegrityError``.
         """
-        row = _Row(values, max_open)
+        if self.is_away:
+            raise not_opened()
+        row = _Row(values, max_open=max_open)
         self._next.openings.append(row)
         self._write_soon(0)
         await row.written
 
-    async def settle(self, values: dict[str, Any]) -> None:
-        """Returns when that is committed, however long the database is away."""
-        row = _Row(values)
+    async def settle(self, values: dict[str, Any], *, corrects: bool) -> None:
+        """Returns when that is committed, however long the database is away. Where others have ended the
+        stream, the row keeps that end, and gets these numbers if this ``corrects`` it.
+        """
+        row = _Row(values, corrects=corrects)
         self._next.checkpoints.pop(values["stream_id"], None)
         self._next.settlements.append(row)
-        self._write_soon(_COMPANY_SECONDS)
+        self._write_soon(_GATHER_SECONDS)
         await row.written
 
     def checkpoint(self, stream_id: str, values: dict[str, Any]) -> None:
         """Replaces a checkpoint of the stream that is not written yet."""
         self._next.checkpoints[stream_id] = {"stream_id": stream_id, **values}
-        self._write_soon(_COMPANY_SECONDS)
+        self._write_soon(_GATHER_SECONDS)
 
     async def flush(self) -> None:
         """Returns when nothing is left to write."""
@@ -175,7 +228,7 @@ class Writer:
 
     def _write_soon(self, seconds: float) -> None:
         """Plans a transaction for ``seconds`` from now, or for when the running one has ended."""
-        if self._writing or self._crashed or not self._next:
+        if self._writing or self._crashed or not (self._next or self.is_away):
             return
         loop = asyncio.get_running_loop()
         if self._timer is not None:
@@ -189,19 +242,20 @@ class Writer:
 
     def _write(self) -> None:
         self._timer = None
-        batch, self._next = self._next, _Batch()
+        if self._crashed:
+            return
+        batch, self._next = self._next, _Transaction()
         self._writing = True
         self._idle.clear()
-        loop = asyncio.get_running_loop()
-        self._db.submit(
-            partial(batch.write, self._db),
-            lambda error: loop.call_soon_threadsafe(self._written, batch, error),
-        )
+        self._db.submit(partial(batch.write, self._db), partial(self._written, batch))
 
-    def _written(self, batch: _Batch, error: BaseException | None) -> None:
+    def _written(self, batch: _Transaction, error: BaseException | None) -> None:
         self._writing = False
-        seconds = 0.0 if self._next.openings else _COMPANY_SECONDS
         if error is None:
+            seconds = 0.0 if self._next.openings else _GATHER_SECONDS
+            if self.is_away:
+                log.warning("the ledger is written again")
+                self.is_away = False
             for row in batch.openings:
                 row.resolve(
                     row.error if row.error is None or isinstance(row.error, _REFUSED) else not_opened()
@@ -212,12 +266,15 @@ class Writer:
                 if row.error is not None and not isinstance(row.error, _REFUSED):
                     log.error("a row of the ledger was refused: %s", safe_traceback(row.error))
         else:
-            log.error("the ledger cannot be written: %s", safe_traceback(error))
-            for row in batch.openings:
-                row.resolve(not_opened())
+            seconds = _RETRY_SECONDS
+            self.is_away = True
             # Money waits for the database. A checkpoint does not: a better one is on its way.
             self._next.settlements[:0] = batch.settlements
-            seconds = _RETRY_SECONDS
+            why = error if isinstance(error, DatabaseAway) else safe_traceback(error)
+            log.error("the ledger cannot be written: %s; %d rows wait", why, len(self._next.settlements))
+            for row in (*batch.openings, *self._next.openings):
+                row.resolve(not_opened())
+            self._next.openings = []
         self._write_soon(seconds)
         if not self._next:
             self._idle.set()

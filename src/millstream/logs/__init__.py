@@ -47,7 +47,9 @@ class EventLog(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
     async def create(self, info: StreamInfo) -> None:
-        """Returns when every worker can find the stream. Raises ``StreamClosed`` where the id is taken."""
+        """Returns when every worker can find the stream, or when that cannot be had for the moment. Raises
+        ``StreamClosed`` where the id is taken.
+        """
 
     async def state(self, stream_id: str) -> StreamState:
         """Raises ``StreamGone``, or ``Overloaded`` where the log cannot be reached."""
@@ -70,7 +72,8 @@ class EventLog(Protocol):
 
     async def interrupt(self, stream_id: str, failure: StreamFailed) -> Terminal:
         """Ends a stream whose producer is gone: closes its open parts and appends ``failure``. Returns the
-        terminal event that stands, which is an earlier one where there is one. Raises ``StreamGone``.
+        terminal event that stands, which is an earlier one where there is one. Raises ``StreamGone``, or
+        ``Overloaded`` where the log cannot be reached.
         """
 
     async def forget(self, stream_id: str) -> None:

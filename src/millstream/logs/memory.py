@@ -28,24 +28,24 @@ _EVENT_BYTES = 110  # an event, its text's header and its place in the list (sys
 
 
 class _Stream:
-    """The events of epoch 1 and, from ``taken`` on where it was interrupted, those of epoch 2."""
+    """A stream's events: the first ``first_epoch_count`` are of epoch 1, the others of epoch 2."""
 
-    __slots__ = ("bytes", "closed_at", "events", "gone", "info", "taken", "waiting")
+    __slots__ = ("bytes", "closed_at", "events", "first_epoch_count", "gone", "info", "waiting")
 
     def __init__(self, info: StreamInfo) -> None:
         self.info = info
         self.events: list[Event] = []
         self.bytes = 0
-        self.taken: int | None = None
+        self.first_epoch_count: int | None = None
         self.closed_at: float | None = None
         self.gone = False
         self.waiting: list[asyncio.Future[None]] = []
 
     def position(self, count: int) -> Position:
         """Of the last of the first ``count`` events."""
-        if self.taken is None or count <= self.taken:
+        if self.first_epoch_count is None or count <= self.first_epoch_count:
             return Position(1, count)
-        return Position(2, count - self.taken)
+        return Position(2, count - self.first_epoch_count)
 
     def wake(self) -> None:
         waiting, self.waiting = self.waiting, []
@@ -132,7 +132,7 @@ class MemoryLog:
     async def end_in_second_epoch(self, stream_id: str, events: Sequence[Event]) -> None:
         """Ends the stream with ``events``, as its second epoch."""
         stream = self._stream(stream_id)
-        stream.taken = len(stream.events)
+        stream.first_epoch_count = len(stream.events)
         await self.append(stream_id, events)
 
     async def read(self, stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
@@ -143,13 +143,20 @@ class MemoryLog:
         beyond = seq > end.seq + ahead if epoch == end.epoch else epoch != 1
         if beyond or seq < 0 or (epoch == 2 and seq == 0):
             raise BadPosition(f"the stream has no position {after}")
-        count = seq + (stream.taken or 0 if epoch == 2 else 0)
+        count = seq + (stream.first_epoch_count or 0 if epoch == 2 else 0)
         loop = asyncio.get_running_loop()
         while True:
-            if stream.taken is not None and epoch == 1 and count >= stream.taken:
-                epoch, count = 2, stream.taken  # whatever the producer said after that is void
+            if stream.first_epoch_count is not None and epoch == 1 and count >= stream.first_epoch_count:
+                epoch, count = (
+                    2,
+                    stream.first_epoch_count,
+                )  # positions of epoch 1 end here; reading goes on at 2-1
             if count < len(stream.events):
-                most = stream.taken if stream.taken is not None and epoch == 1 else len(stream.events)
+                most = (
+                    stream.first_epoch_count
+                    if stream.first_epoch_count is not None and epoch == 1
+                    else len(stream.events)
+                )
                 events = stream.events[count : min(count + _EVENTS_PER_READ, most)]
                 batch = Batch(stream.position(count + 1), events)
                 count += len(events)
@@ -197,7 +204,7 @@ class MemoryLog:
     def events(self, stream_id: str, start: int = 0, most: int | None = None) -> Sequence[Event]:
         """The events of epoch 1 from the ``start``-th on. Raises ``StreamGone``."""
         stream = self._stream(stream_id)
-        end = len(stream.events) if stream.taken is None else stream.taken
+        end = len(stream.events) if stream.first_epoch_count is None else stream.first_epoch_count
         return stream.events[start : end if most is None else min(start + most, end)]
 
     def _stream(self, stream_id: str) -> _Stream:

@@ -119,7 +119,7 @@ class OpenAIProvider:
                     answer.chunk(message.data, produced)
                 if answer.done:
                     yield [*produced, answer.finish()]
-                    await _drain(batches)
+                    await _read_to_end(batches)
                     return
                 if produced:
                     yield produced
@@ -130,7 +130,7 @@ class OpenAIProvider:
         try:
             return [str(model["id"]) for model in listing["data"]]
         except (KeyError, TypeError) as error:
-            raise UpstreamError(f"provider '{self._name}' lists its models in no known way") from error
+            raise UpstreamError(f"provider '{self._name}' answered GET /models in an unknown form") from error
 
     async def close(self) -> None:
         await self._upstream.close()
@@ -160,7 +160,7 @@ class _Answer:
         try:
             chunk = _decode(data)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise UpstreamError(f"provider '{self._name}' sent a chunk that is not one") from error
+            raise UpstreamError(f"provider '{self._name}' sent a chunk that cannot be read") from error
         if chunk.error:
             detail = chunk.error if isinstance(chunk.error, dict) else {}
             status = detail.get("code")
@@ -229,7 +229,7 @@ def _parts(content: Iterable[Any]) -> Iterator[TextDelta | ReasoningDelta]:
                 pass
 
 
-async def _drain(batches: AsyncGenerator[object]) -> None:
+async def _read_to_end(batches: AsyncGenerator[object]) -> None:
     """Reads on to the end, which gives the connection back to the pool, unless that takes long."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_SECONDS):

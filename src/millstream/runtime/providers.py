@@ -72,5 +72,5 @@ def _openai(name: str, settings: Settings, config: ProviderSettings) -> Provider
     )
 
 
-# A new kind of provider is one line here.
+# A new kind of provider is a function above, a row here, and a value of ``ProviderSettings.type``.
 _ENTRIES = {"openai": _openai, "local": _local, "scripted": _scripted}

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import cached_property
 
 from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
@@ -35,8 +36,9 @@ class Millstream(Runtime):
 
     _ran = False
 
-    @property
+    @cached_property
     def router(self) -> APIRouter:
+        """All endpoints, without health and pages."""
         return APIRouter(routes=_ROUTES)
 
     @asynccontextmanager

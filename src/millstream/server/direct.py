@@ -1,4 +1,4 @@
-"""The chat endpoints as bare ASGI, for the application that is all ours.
+"""The chat endpoints as bare ASGI, for the application that ``create_app`` makes.
 
 What FastAPI keeps around a response for as long as it streams is a quarter of an open stream's memory
 (docs/decisions/0005-direct-routes.md).
@@ -31,8 +31,8 @@ class DirectRoutes:
 
 
 async def _stream(request: Request) -> Response:
-    return await chat.stream(request, await chat.caller(request))
+    return await chat.stream(request, await chat.authenticate(request))
 
 
 async def _answer(request: Request) -> Response:
-    return await chat.answer(request, await chat.caller(request))
+    return await chat.answer(request, await chat.authenticate(request))

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from millstream.database import AWAY
+from millstream.database import DatabaseAway
 from millstream.errors import (
     Draining,
     Internal,
@@ -102,8 +102,8 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
             return error_response(invalid(error.errors()), request)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
-        except AWAY as error:
-            log.error("%s: %s", request.url.path, safe_traceback(error))
+        except DatabaseAway as error:
+            log.error("%s: the database: %s", request.url.path, error)
             return error_response(Overloaded("the database does not answer; try again"), request)
         except Exception as error:
             if isinstance(error, HTTPException):

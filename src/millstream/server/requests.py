@@ -34,7 +34,7 @@ async def read_body(request: Request, model: type[Body], limit: int) -> Body:
 
 
 def idempotency_key(request: Request) -> str | None:
-    """Raises ``InvalidRequest`` where the header is there and is none."""
+    """The header's value, or None. Raises ``InvalidRequest`` where it is not a valid key."""
     given = request.headers.get("idempotency-key")
     if given is not None and not _IDEMPOTENCY_KEY.fullmatch(given):
         raise InvalidRequest("an Idempotency-Key has 1 to 128 characters of ASCII without spaces")

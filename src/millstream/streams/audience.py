@@ -15,8 +15,8 @@ FIRST_READER_SECONDS = 30.0  # what a stream that nobody reads yet waits for a r
 SendAway = Callable[[], None]
 
 
-class Source(Protocol):
-    """A stream that a connection can follow, whichever worker produces it."""
+class ReadableStream(Protocol):
+    """A stream that a connection of this worker can read, whichever worker produces it."""
 
     @property
     def info(self) -> StreamInfo: ...
@@ -28,8 +28,8 @@ class Source(Protocol):
 
 
 class RemoteStream:
-    """A stream that another worker produces, or that has ended. ``remote_readers`` are this worker's readers
-    of all such streams, with the ids of those.
+    """A stream without a producer on this worker: another worker produces it, or it has ended.
+    ``remote_readers`` maps the ``send_away`` of each of this worker's readers to the id of its stream.
     """
 
     def __init__(self, info: StreamInfo, remote_readers: dict[SendAway, str]) -> None:
@@ -54,13 +54,13 @@ class Audience:
         self._policy = policy
         self._on_empty = on_empty
         self._readers = 0
-        self._workers: dict[str, float] = {}  # others with readers, and until when that is believed
+        self._workers: dict[str, float] = {}  # other workers that read it, and until when we believe so
         self._grace: asyncio.TimerHandle | None = None
         self._dismissed = False
 
     @property
     def in_grace(self) -> bool:
-        """Whether a clock runs that only a reader can stop."""
+        """Whether the stream will be stopped unless a reader comes."""
         return self._grace is not None
 
     @contextmanager
@@ -95,7 +95,7 @@ class Audience:
         self._reader_left(FIRST_READER_SECONDS)
 
     def dismiss(self) -> None:
-        """The stream has ended: nobody's leaving means anything any more."""
+        """The stream has ended: a reader who leaves has no effect from now on."""
         self._dismissed = True
         self._stop_grace()
 
@@ -109,7 +109,7 @@ class Audience:
         if self._dismissed or self._readers or self._workers or self._policy == "continue":
             return
         if isinstance(self._policy, Grace):
-            seconds = self._policy.grace_seconds
+            seconds = self._policy.grace_seconds or seconds
         if seconds:
             self._stop_grace()  # one clock at a time, so that a reader who comes stops them all
             self._grace = asyncio.get_running_loop().call_later(seconds, self._on_empty)

@@ -5,20 +5,21 @@ cancelled request can take the bill with it.
 
 How a stream ends:
 
-    asked      no row yet                        -> producing, ending
+    asked      the provider is not called yet    -> producing, ending
     producing  the provider is being read        -> ending
     ending     what the ledger will say is fixed -> settled
     settled    the row is closed
 
     what happens                              terminal event                     row
     the provider finishes                     StreamEnd, its reason              completed
-    a client or the policy stops it           StreamEnd, cancelled               cancelled
-    this worker stops it (a revoked key, …)   StreamFailed, that error           failed
+    a client, the policy or a drain stops it  StreamEnd, cancelled               cancelled
+    its key is revoked                        StreamFailed, unauthorized         failed
+    its idempotency key is taken              none: the log forgets the stream   none
     the provider fails or is cut              StreamFailed, that error           failed
     the total clock runs out                  StreamFailed, upstream_timeout     failed
     the row cannot be written                 StreamFailed, that error           failed
     a fault of ours                           StreamFailed, internal             failed
-    the worker dies                           StreamFailed, interrupted          interrupted, by ``upkeep``
+    its worker was thought dead, or is        StreamFailed, interrupted          interrupted
 
 Whatever comes first decides: once a stream is ending, nothing changes what it ends with.
 """
@@ -36,10 +37,12 @@ from millstream.catalog import Model
 from millstream.errors import (
     IdempotencyConflict,
     Internal,
+    Interrupted,
     LogError,
     MillstreamError,
     ProviderError,
     StreamFull,
+    TooManyStreams,
     UpstreamError,
     UpstreamTimeout,
     safe_traceback,
@@ -112,7 +115,7 @@ class Producer:
 
     def cancel(self, because: MillstreamError | None = None) -> None:
         """Closes the provider at once. The stream ends ``cancelled``, or failed with ``because``."""
-        if self._stop is not None or self._settlement is not None:
+        if self._stop is not None or self._is_ending:
             return
         if self._scope is not None:
             if self._scope.expired():
@@ -142,13 +145,23 @@ class Producer:
 
     async def checkpoint(self) -> None:
         """Notes in the ledger what would be lost if the worker died now."""
-        if self._settlement is not None or not self._tally.has_grown:
+        if self._is_ending or not self._tally.has_grown:
             return
-        self._tally.note()
+        self._tally.mark_checkpoint()
         usage = await self._tally.usage(accepted=self._was_called)
-        if self._settlement is None:
+        if not self._is_ending:
             usage = usage.sourced("checkpoint")
             self._ledger.checkpoint(self.info.stream_id, usage, self._tally.cost(usage))
+
+    @property
+    def was_one_too_many(self) -> bool:
+        """Whether the ledger refused to open it because its owner has as many open as may be."""
+        return self.opened.done() and isinstance(self.opened.exception(), TooManyStreams)
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether it is decided what the stream ends with."""
+        return self.state in (State.ENDING, State.SETTLED)
 
     @property
     def _was_called(self) -> bool:
@@ -224,16 +237,17 @@ class Producer:
             raise UpstreamError(f"provider '{name}' cut its answer off")
 
     async def _end(self, reason: FinishReason, status: Status) -> None:
-        if self._settlement is not None:
+        if self._is_ending:
             return
         bill = self._decide(status, await self._tally.usage(accepted=self._was_called), reason=reason)
         await self._log.append(self.info.stream_id, [*self._assembler.close(), StreamEnd(reason, bill)])
 
     async def _fail(self, error: MillstreamError) -> None:
-        if self._settlement is not None:
+        if self._is_ending:
             return
         accepted = error.accepted if isinstance(error, ProviderError) else self._was_called
-        bill = self._decide("failed", await self._tally.usage(accepted=accepted), error_code=error.code)
+        status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        bill = self._decide(status, await self._tally.usage(accepted=accepted), error_code=error.code)
         failed = StreamFailed.of(error, bill)
         await self._log.append(self.info.stream_id, [*self._assembler.close(), failed])
 

@@ -8,23 +8,26 @@ import hashlib
 import random
 import secrets
 import time
+from collections import Counter
 from contextlib import AsyncExitStack, aclosing, suppress
 
 from msgspec import Struct
 
 from millstream.auth import Keys, Principal
 from millstream.catalog import LLMService
-from millstream.errors import Draining, Forbidden, NotFound, Overloaded, StreamGone
+from millstream.errors import Draining, Forbidden, NotFound, Overloaded, StreamGone, TooManyStreams
 from millstream.events import StreamInfo, StreamStart
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Receipt
 from millstream.logs import EventLog, Signal, StreamState
 from millstream.messages import ChatRequest
-from millstream.streams.audience import RemoteStream, SendAway, Source
+from millstream.streams.audience import ReadableStream, RemoteStream, SendAway
 from millstream.streams.producer import Producer
 from millstream.streams.upkeep import Upkeep
 
 _SETTLE_SECONDS = 10.0
+_FULL_SECONDS = 0.5  # how long one refusal by the ledger stands for others of the same owner
+_MAX_FULL = 10_000
 _CANCEL_SECONDS = 1.0  # what a cancel waits for the receipt to be the last one
 
 
@@ -35,10 +38,10 @@ class Limits(Struct, frozen=True):
     streams: int = 10_000
 
 
-class Followed(Struct, frozen=True):
-    """A stream as it was found, to be followed."""
+class FoundStream(Struct, frozen=True):
+    """A stream that was found, and its state at that moment."""
 
-    source: Source
+    source: ReadableStream
     state: StreamState
 
 
@@ -61,6 +64,8 @@ class Streams:
         self._running: dict[str, Producer] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._remote_readers: dict[SendAway, str] = {}
+        self._open: Counter[str] = Counter()  # by owner, of those with a token's limit
+        self._full: dict[str, float] = {}  # owners who had all their streams open, and until when that counts
         self._upkeep = Upkeep(event_log, ledger, keys, self._running, self._remote_readers.values)
         self._exits = AsyncExitStack()
 
@@ -98,13 +103,14 @@ class Streams:
         idempotency_key: str | None = None,
         *,
         unread: bool = False,
-    ) -> Source:
+    ) -> ReadableStream:
         """Starts a stream, which runs until its end or until its disconnect policy ends it; where it starts
         ``unread``, its first reader is waited for. With an ``idempotency_key`` that the principal has used
         before, finds the stream that it started.
 
-        Raises ``Draining``, ``Overloaded``, ``ModelNotFound``, ``InvalidRequest``, ``IdempotencyConflict`` or
-        ``StreamGone``; whatever goes wrong after that is the stream's terminal event.
+        Raises ``Draining``, ``Overloaded``, ``Forbidden``, ``TooManyStreams``, ``ModelNotFound`` or
+        ``InvalidRequest``, and what an opening raises that is waited for (with an ``idempotency_key`` or
+        ``unread``). Whatever goes wrong after that is the stream's terminal event.
         """
         self._admit()
         request = _within_limits(principal, request, self._service.default_model)
@@ -113,6 +119,8 @@ class Streams:
         stream_id = f"str_{secrets.token_urlsafe(16)}"
         info = StreamInfo(stream_id, principal.owner_id, model.name, time.time())
         token = principal.token
+        if token is not None:
+            self._check_open(info.owner_id, token.max_streams)
         opening = Opening(
             stream_id,
             info.owner_id,
@@ -137,7 +145,9 @@ class Streams:
         )
         task = asyncio.create_task(producer.run(), name=stream_id)
         self._running[stream_id], self._tasks[stream_id] = producer, task
-        task.add_done_callback(lambda _: (self._running.pop(stream_id), self._tasks.pop(stream_id)))
+        if token is not None:
+            self._open[info.owner_id] += 1
+        task.add_done_callback(lambda _: self._ended(producer, limited=token is not None))
         if idempotency_key is not None or unread:
             try:
                 await asyncio.shield(producer.opened)
@@ -147,11 +157,10 @@ class Streams:
                 with producer.reading():
                     pass  # whoever asked for it has come and gone
                 raise
-        if unread:
-            producer.audience.await_first_reader()
+        producer.audience.await_first_reader()
         return producer
 
-    async def follow(self, principal: Principal, stream_id: str) -> Followed:
+    async def follow(self, principal: Principal, stream_id: str) -> FoundStream:
         """Finds a stream to read. Raises ``NotFound`` where it is not the principal's or not at all,
         ``StreamGone``, ``Overloaded``.
         """
@@ -162,9 +171,11 @@ class Streams:
             receipt = await self._ledger.receipt(stream_id)
             if not principal.owns(receipt.owner_id):
                 raise NotFound(f"there is no stream '{stream_id}'")
-            raise StreamGone("the events of this stream are not kept any more; its receipt is")
+            raise StreamGone(
+                "the events of this stream are no longer kept; its receipt is at /v1/streams/{id}"
+            )
         remote = RemoteStream(state.info, self._remote_readers)
-        return Followed(self._running.get(stream_id) or remote, state)
+        return FoundStream(self._running.get(stream_id) or remote, state)
 
     async def receipt(self, principal: Principal, stream_id: str) -> Receipt:
         """Raises ``NotFound`` where there is no such stream, or it is not the principal's."""
@@ -186,6 +197,29 @@ class Streams:
         if producer is None and receipt.status == "running":
             await self._log.request_cancel(stream_id)
         return receipt
+
+    def _check_open(self, owner_id: str, most: int) -> None:
+        """What this worker knows by itself of an owner's open streams, so that whoever keeps asking costs no
+        transaction. The ledger knows those of all workers.
+        """
+        now = time.monotonic()
+        if self._open[owner_id] >= most or self._full.get(owner_id, 0) > now:
+            raise TooManyStreams(most)
+        if len(self._full) > _MAX_FULL:
+            self._full = {owner: until for owner, until in self._full.items() if until > now}
+
+    def _ended(self, producer: Producer, *, limited: bool) -> None:
+        del self._running[producer.info.stream_id], self._tasks[producer.info.stream_id]
+        if not limited:
+            return
+        owner_id = producer.info.owner_id
+        self._open[owner_id] -= 1
+        if not self._open[owner_id]:
+            del self._open[owner_id]
+        if producer.was_one_too_many:
+            self._full[owner_id] = time.monotonic() + _FULL_SECONDS
+        else:
+            self._full.pop(owner_id, None)
 
     def _admit(self) -> None:
         if self.draining:

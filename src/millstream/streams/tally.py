@@ -42,12 +42,12 @@ class Tally:
         """Whether something was produced since the last checkpoint."""
         return self._assembler.produced > self._noted
 
-    def note(self) -> None:
-        """A checkpoint is being made of what there is now."""
+    def mark_checkpoint(self) -> None:
+        """What was produced so far counts as checkpointed."""
         self._noted = self._assembler.produced
 
     async def usage(self, *, accepted: bool) -> Usage:
-        """Never fails. A provider that has not ``accepted`` the request bills nothing for it."""
+        """Usage so far. A provider that did not accept the request bills nothing for it."""
         finish, running = self._assembler.finish, self._assembler.usage
         final = finish.usage if finish is not None else None
         produced = self._assembler.produced > 0
@@ -60,6 +60,8 @@ class Tally:
         try:
             tokenizer = await tokens.load(self._encoding)
             completion = await self._assembler.generated.total(tokenizer)
+            if running is None and self._prompt_tokens is None:
+                self._prompt_tokens = await tokens.count_prompt(tokenizer, self._messages)
         except Exception as error:  # a stream that cannot be counted has to be settled all the same
             log.error("stream %s cannot be counted: %s", self._stream_id, safe_traceback(error))
             return running or NOTHING
@@ -70,12 +72,10 @@ class Tally:
                 reasoning_tokens=min(running.reasoning_tokens, completion),
                 source="counted",
             )
-        if self._prompt_tokens is None:
-            self._prompt_tokens = await tokens.count_prompt(tokenizer, self._messages)
-        return Usage(self._prompt_tokens, completion, "counted")
+        return Usage(self._prompt_tokens or 0, completion, "counted")
 
     def last_known(self) -> Usage:
-        """What needs no more work to be known."""
+        """The provider's last running count, without counting any text."""
         return self._assembler.usage or NOTHING
 
     def cost(self, usage: Usage) -> Decimal | None:

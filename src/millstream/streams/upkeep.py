@@ -46,8 +46,8 @@ class Upkeep:
         self._keys = keys
         self._running = running
         self._followed = followed
-        self._postponed: dict[str, StreamFailed] = {}  # ends of streams whose log was away
-        self._suspects: set[str] = set()  # followed here, settled, and not ended in the log
+        self._postponed: dict[str, StreamFailed] = {}  # terminal events that the log could not take yet
+        self._suspects: set[str] = set()  # followed here, settled in the ledger, still open in the log
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Upkeep":
@@ -101,28 +101,33 @@ class Upkeep:
         if expired := await self._ledger.leases.remove_expired():
             log.warning("%d workers have died", expired)
 
-    # -- streams that nobody ends -----------------------------------------------------------
+    # -- streams without a producer ---------------------------------------------------------
 
     async def _end_orphans(self) -> None:
-        if orphans := await self._ledger.leases.orphans():
+        """All of them at once, some at a time. What could not be ended waits for the next round."""
+        tried: set[str] = set()
+        while orphans := [o for o in await self._ledger.leases.orphans() if o.stream_id not in tried]:
             log.warning("ending %d streams of workers that are gone", len(orphans))
-            await asyncio.gather(*map(self._end_orphan, orphans), return_exceptions=True)
+            tried.update(orphan.stream_id for orphan in orphans)
+            for ended in await asyncio.gather(*map(self._end_orphan, orphans), return_exceptions=True):
+                if isinstance(ended, Exception):
+                    log.error("a stream cannot be ended: %s", safe_traceback(ended))
 
     async def _end_orphan(self, orphan: Orphan) -> None:
-        """The log first: if this worker dies as well, the row is still an orphan's."""
+        """Ends the log before the row: if this worker dies in between, another one finds the row again."""
         stands = await self._interrupt(orphan.stream_id, StreamFailed.of(Interrupted(), orphan.bill))
-        await self._ledger.settle(Settlement.of(orphan.stream_id, stands, time.time()))
+        await self._ledger.settle_orphan(Settlement.of(orphan.stream_id, stands, time.time()))
 
     async def _end_postponed(self) -> None:
-        """What could not be ended while the log was away, as long as that goes well."""
+        """Appends the postponed terminal events, until one fails."""
         for stream_id, failed in list(self._postponed.items()):
             await self._interrupt(stream_id, failed)
             if stream_id in self._postponed:
                 return
 
     async def _end_settled(self) -> None:
-        """Ends streams that are followed here, have been settled for a while and have no end in the log:
-        their worker stopped while the log was away, and nobody else knows of them.
+        """Ends streams that are followed here, are settled in the ledger and stay open in the log for two
+        rounds: their worker stopped while the log could not be reached.
         """
         suspects: set[str] = set()
         for stream_id in set(self._followed()) - self._running.keys():
@@ -143,7 +148,7 @@ class Upkeep:
             return False
 
     async def _interrupt(self, stream_id: str, failed: StreamFailed) -> Terminal:
-        """The terminal event that stands. Money does not wait for a log that is away."""
+        """Returns the terminal event to settle with: the log's, or ``failed`` if the log cannot say."""
         self._postponed.pop(stream_id, None)
         try:
             return await self._log.interrupt(stream_id, failed)

@@ -1,8 +1,8 @@
 """The log in Redis or Valkey: every worker finds every stream, and streams survive the one that made them.
 
 A worker keeps the streams that it produces in its own memory, where its own readers follow them, and copies
-them to Redis. A stream of another worker is copied the other way, once for all its readers here. So nothing
-here waits for Redis that can go on without, and every read is a read of a ``MemoryLog``.
+them to Redis. A stream of another worker is copied from Redis into this worker's memory, once for all its
+readers here. So every read is a read of a ``MemoryLog``, and readers of own streams never wait for Redis.
 
 One Redis stream per stream of ours. Its first entry, ``1-0``, is the ``StreamInfo``; the others carry events.
 One more Redis stream carries signals between the workers.
@@ -29,7 +29,7 @@ from millstream.events import (
 from millstream.logs import Signal, StreamState
 from millstream.logs.memory import MemoryLog
 from millstream.logs.redis import connection
-from millstream.logs.redis.connection import AWAY, STREAM_PREFIX, Clocks, Connection, away
+from millstream.logs.redis.connection import STREAM_PREFIX, UNREACHABLE, Connection, Timeouts, unreachable
 from millstream.logs.redis.outbox import Outbox
 from millstream.logs.redis.replicas import Replicas
 from millstream.logs.redis.signals import Signals
@@ -49,10 +49,10 @@ class RedisLog:
         lifetime_seconds: float = 3600,
         max_bytes: int = 512 << 20,
         max_stream_bytes: int = 32 << 20,
-        clocks: Clocks | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         self._url = url
-        self._clocks = clocks or Clocks()
+        self._timeouts = timeouts or Timeouts()
         self._window = max(1, round(window_seconds))
         self._lifetime = round(lifetime_seconds) + self._window
         self._max_stream_bytes = max_stream_bytes
@@ -65,20 +65,20 @@ class RedisLog:
         connection.check(self._url)
 
     async def __aenter__(self) -> "RedisLog":
-        self._client = client = connection.client(self._url, self._clocks)
+        self._client = client = connection.client(self._url, self._timeouts)
         # A connection of its own for each of the two ways of every event.
-        self._out, self._in = (Connection(self._url, self._clocks) for _ in range(2))
+        self._out, self._in = (Connection(self._url, self._timeouts) for _ in range(2))
         self.outbox = Outbox(
             self._own,
             self._out,
             client,
-            self._clocks,
+            self._timeouts,
             lifetime_seconds=self._lifetime,
             window_seconds=self._window,
         )
-        self._signals = Signals(client, self.outbox.hear)
+        self._signals = Signals(client, self.outbox.on_signal)
         self.replicas = Replicas(
-            client, self._in, self._signals, self._clocks, max_stream_bytes=2 * self._max_stream_bytes
+            client, self._in, self._signals, self._timeouts, max_stream_bytes=2 * self._max_stream_bytes
         )
         script = resources.files(__package__).joinpath("interrupt.lua").read_bytes()
         self._interrupt = client.register_script(script)
@@ -91,11 +91,11 @@ class RedisLog:
 
     async def __aexit__(self, *_: object) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._clocks.leave):
+            async with asyncio.timeout(self._timeouts.leave):
                 await self.outbox.flush_all()
         await self._stop()
         for close in (self._out.close, self._in.close, self._client.aclose):
-            with suppress(*AWAY):
+            with suppress(*UNREACHABLE):
                 await close()
 
     async def crash(self) -> None:
@@ -117,7 +117,7 @@ class RedisLog:
     async def create(self, info: StreamInfo) -> None:
         await self._own.create(info)
         self.outbox.add(info.stream_id)
-        await self.flush(info.stream_id)  # or not: what cannot be found elsewhere can still be streamed here
+        await self.flush(info.stream_id)  # without Redis too: readers on this worker can still follow it
 
     async def flush(self, stream_id: str) -> None:
         await self.outbox.flush(stream_id)
@@ -162,7 +162,7 @@ class RedisLog:
             if here is self._own:
                 return await here.interrupt(stream_id, failure)
             try:
-                async with asyncio.timeout(self._clocks.answer):
+                async with asyncio.timeout(self._timeouts.answer):
                     while True:
                         last = (await here.state(stream_id)).last
                         events = [*ends_of_open_parts(here.events(stream_id)), failure]
@@ -174,8 +174,8 @@ class RedisLog:
                             break
                         async with aclosing(here.read(stream_id, last)) as batches:  # what has come since
                             await anext(batches)
-            except AWAY as error:
-                raise away() from error
+            except UNREACHABLE as error:
+                raise unreachable() from error
         if stands is None:
             await self.replicas.lose(stream_id)
             raise StreamGone(f"the stream '{stream_id}' is not here")
@@ -187,9 +187,9 @@ class RedisLog:
 
     async def request_cancel(self, stream_id: str) -> None:
         try:
-            await self._signals.say("cancel", [stream_id])
-        except AWAY as error:
-            raise away() from error
+            await self._signals.send("cancel", [stream_id])
+        except UNREACHABLE as error:
+            raise unreachable() from error
 
     def signals(self) -> AsyncGenerator[Signal]:
         return self._signals.listen()
@@ -197,5 +197,5 @@ class RedisLog:
     async def ping(self) -> None:
         try:
             await self._client.ping()
-        except AWAY as error:
-            raise away() from error
+        except UNREACHABLE as error:
+            raise unreachable() from error

@@ -21,15 +21,15 @@ STREAM_PREFIX = "millstream:stream:"
 
 RETRY_SECONDS = (0.05, 2.0)  # between two tries, doubling
 
-# A RuntimeError is uvloop's word for writing to a connection that was reset.
+# uvloop raises RuntimeError for a write to a connection that was reset.
 _CUT = (RedisConnectionError, RuntimeError)
-AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
+UNREACHABLE = (RedisError, OSError, TimeoutError, RuntimeError)
 
-# Of the URL's options those that would change what is said here.
+# URL options that Millstream sets itself.
 _FIXED = {"protocol", "decode_responses", "socket_timeout", "socket_connect_timeout"}
 
 
-class Clocks(Struct, frozen=True):
+class Timeouts(Struct, frozen=True):
     """How long to wait, in seconds: ``connect`` for a connection, ``answer`` for an answer, ``leave`` for
     everything to be copied at the end.
     """
@@ -44,7 +44,7 @@ def check(url: str) -> None:
     if fixed := sorted(_FIXED & parse_qs(urlsplit(url).query).keys()):
         raise ConfigurationError(f"MILLSTREAM_LOG_URL: leave out {', '.join(fixed)}; Millstream sets it")
     try:
-        with BlockingRedis.from_url(url, socket_connect_timeout=Clocks().connect) as client:
+        with BlockingRedis.from_url(url, socket_connect_timeout=Timeouts().connect) as client:
             info = cast("dict[str, Any]", client.info())
     except (RedisError, OSError, ValueError) as error:
         raise ConfigurationError(
@@ -60,7 +60,7 @@ def check(url: str) -> None:
         )
 
 
-def client(url: str, clocks: Clocks) -> Any:
+def client(url: str, timeouts: Timeouts) -> Any:
     """The library's client, for what is rare. Untyped: its own types are unions of all that any server could
     answer.
     """
@@ -68,14 +68,14 @@ def client(url: str, clocks: Clocks) -> Any:
     retry = Retry(NoBackoff(), 1, supported_errors=cast("Any", _CUT))
     return Redis.from_url(
         url,
-        socket_connect_timeout=clocks.connect,
-        socket_timeout=clocks.answer,
+        socket_connect_timeout=timeouts.connect,
+        socket_timeout=timeouts.answer,
         protocol=2,
         retry=retry,
     )
 
 
-def away() -> Overloaded:
+def unreachable() -> Overloaded:
     return Overloaded("the log cannot be reached; try again")
 
 
@@ -84,17 +84,17 @@ def position(entry_id: bytes) -> Position:
 
 
 class Connection:
-    """A connection of its own for one caller, who sends commands together and awaits the answers to all.
+    """One connection for one caller. Sends commands in one write and reads all their answers.
 
-    For what each event passes. The library's clients take up to twice the time: for every command they look
+    Used for every event: the library's clients take up to twice the time, because for each command they look
     for a connection, prepare to try again, and record what they did.
     """
 
-    def __init__(self, url: str, clocks: Clocks) -> None:
-        self._answer_seconds = clocks.answer
+    def __init__(self, url: str, timeouts: Timeouts) -> None:
+        self._answer_seconds = timeouts.answer
         # Without the library's own time limit, which makes each write a task.
         pool: Any = ConnectionPool.from_url(
-            url, socket_connect_timeout=clocks.connect, socket_timeout=None, protocol=2
+            url, socket_connect_timeout=timeouts.connect, socket_timeout=None, protocol=2
         )
         self._connection = pool.make_connection()
 
@@ -105,7 +105,7 @@ class Connection:
 
     async def ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """An answer to each command, a ``ResponseError`` where Redis refuses it. Commands may be sent twice,
-        which has to do no harm. Raises one of ``AWAY`` where an answer does not come.
+        which has to do no harm. Raises one of ``UNREACHABLE`` where an answer does not come.
         """
         if self._connection.is_connected:
             with suppress(*_CUT):  # Redis may have closed it since

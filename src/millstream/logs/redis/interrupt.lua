@@ -1,5 +1,5 @@
--- Ends a stream whose producer is gone, unless it has its end. Returns the payload of the entry that ends it,
--- or nothing in it where the stream has gone on since it was looked at.
+-- Ends a stream whose producer is gone. Returns the payload of its terminal entry: ours, or an earlier one.
+-- Returns '' without a change if an entry came after ARGV[4], and false if the stream does not exist.
 -- KEYS[1] the stream, ARGV[1] the new entry's id, ARGV[2] its payload, ARGV[3] seconds that the stream is kept,
 -- ARGV[4] its last entry when it was looked at
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)

@@ -18,17 +18,17 @@ from millstream.events import TERMINAL_TYPES, from_json, to_json
 from millstream.logs import Signal
 from millstream.logs.memory import MemoryLog
 from millstream.logs.redis.connection import (
-    AWAY,
     RETRY_SECONDS,
     STREAM_PREFIX,
-    Clocks,
+    UNREACHABLE,
     Connection,
+    Timeouts,
     position,
 )
 
 log = logging.getLogger("millstream.logs")
 
-_FLUSH_SECONDS = 0.02  # how long events wait for company where nobody elsewhere reads the stream
+_FLUSH_SECONDS = 0.02  # how long events are gathered if no other worker reads the stream
 _EVENTS_PER_ENTRY = 512
 BYTES_PER_FLUSH = 4 << 20  # which a slow network can take within the clock of an answer
 _STREAMS_PER_FLUSH = 256
@@ -44,12 +44,12 @@ class _Copy:
     def __init__(self) -> None:
         self.created = False
         self.count = 0
-        self.followed = False  # by somebody elsewhere, who should not wait
+        self.followed = False  # another worker reads it: send at once
         self.done = asyncio.Event()
 
 
 class _Command(NamedTuple):
-    """Of a stream, with what Redis has of it afterwards if it is an append."""
+    """A command for one stream; ``copied`` is how many events Redis has after it, None if no append."""
 
     stream_id: str
     copied: int | None
@@ -57,7 +57,7 @@ class _Command(NamedTuple):
 
     @property
     def size(self) -> int:
-        """In bytes, of what is said."""
+        """Bytes of events in it."""
         return sum(len(word) for word in self.words if isinstance(word, bytes))
 
 
@@ -72,16 +72,16 @@ class Outbox:
         own: MemoryLog,
         connection: Connection,
         client: Any,
-        clocks: Clocks,
+        timeouts: Timeouts,
         *,
         lifetime_seconds: int,
         window_seconds: int,
     ) -> None:
-        self.away = False  # Redis did not answer the last time
+        self.failing = False  # the last flush failed
         self._own = own
         self._connection = connection
         self._client = client
-        self._patience_seconds = clocks.connect
+        self._patience_seconds = timeouts.connect
         self._lifetime = lifetime_seconds
         self._window = window_seconds
         self._copies: dict[str, _Copy] = {}
@@ -107,7 +107,7 @@ class Outbox:
     async def flush(self, stream_id: str) -> None:
         """Returns when Redis has all of the stream, or when that cannot be had for the moment."""
         copy = self._copies.get(stream_id)
-        if copy is None or self.away:
+        if copy is None or self.failing:
             return
         self._flush_now.set()
         with suppress(TimeoutError):
@@ -123,7 +123,7 @@ class Outbox:
     async def forget(self, stream_id: str) -> None:
         self._copies.pop(stream_id, None)
         self._dirty.discard(stream_id)
-        with suppress(*AWAY):
+        with suppress(*UNREACHABLE):
             await self._client.delete(STREAM_PREFIX + stream_id)
 
     def forget_all(self) -> None:
@@ -135,8 +135,8 @@ class Outbox:
         copy = self._copies.get(stream_id)
         return None if copy is None else copy.count
 
-    def hear(self, signal: Signal) -> None:
-        """Another worker says what is read there: that should not wait for company."""
+    def on_signal(self, signal: Signal) -> None:
+        """Notes whether another worker reads a stream: its events are then sent at once."""
         for stream_id in signal.stream_ids:
             if copy := self._copies.get(stream_id):
                 copy.followed = signal.kind == "reading" or (copy.followed and signal.kind != "left")
@@ -165,9 +165,9 @@ class Outbox:
                 while due:
                     await self._flush(due[:_STREAMS_PER_FLUSH])
                     del due[:_STREAMS_PER_FLUSH]
-                self.away, delay = False, RETRY_SECONDS[0]
+                self.failing, delay = False, RETRY_SECONDS[0]
             except Exception as error:  # it goes on when Redis is back; nothing is lost until then
-                self.away = True
+                self.failing = True
                 self._dirty.update(due)
                 log.error("the log's Redis: %s", safe_traceback(error))
                 await asyncio.sleep(delay)
@@ -185,8 +185,8 @@ class Outbox:
                 room -= sum(command.size for command in due)
         answers = await self._connection.ask([command.words for command in sent]) if sent else []
         failure: Exception | None = None
-        broken: set[str] = set()  # an append of theirs was not taken
-        torn: set[str] = set()  # and a later one was
+        broken: set[str] = set()  # an append failed
+        torn: set[str] = set()  # an append failed and a later one succeeded: Redis has a gap
         for (stream_id, count, _), answer in zip(sent, answers, strict=True):
             copy = self._copies.get(stream_id)
             if isinstance(answer, ResponseError) and "equal or smaller" in str(answer):
@@ -248,9 +248,7 @@ class Outbox:
         copy.done.set()
 
     async def _refused(self, stream_id: str, copy: _Copy) -> None:
-        """Redis has something at or after what we sent: our own words, whose answer was lost, or the end that
-        others have set to the stream.
-        """
+        """Redis has an id at or after ours: our append, whose answer was lost, or an end at epoch 2."""
         found = await self._client.xrevrange(STREAM_PREFIX + stream_id, count=1)
         if not found:
             copy.created, copy.count = False, 0

@@ -19,22 +19,21 @@ from millstream.logs import READING_LAPSES_SECONDS, StreamState
 from millstream.logs.memory import MemoryLog
 from millstream.logs.redis import signals
 from millstream.logs.redis.connection import (
-    AWAY,
     RETRY_SECONDS,
     STREAM_PREFIX,
-    Clocks,
+    UNREACHABLE,
     Connection,
-    away,
+    Timeouts,
     position,
+    unreachable,
 )
 from millstream.logs.redis.signals import Signals
 
 log = logging.getLogger("millstream.logs")
 
 _AHEAD = 4096  # how far a reader that comes from the producer's worker may be ahead of Redis
-_BLOCK_SECONDS = 2.0
 _ENTRIES_PER_READ = 64  # of a stream
-_BLOCKING_READ = ("XREAD", "BLOCK", round(_BLOCK_SECONDS * 1000), "COUNT", _ENTRIES_PER_READ, "STREAMS")
+_BLOCK_SECONDS = 2.0  # of the blocking read, or half of what an answer may take
 _ANNOUNCE_SECONDS = READING_LAPSES_SECONDS / 3
 _STREAMS_PER_SIGNAL = 256
 
@@ -42,7 +41,7 @@ _to_info = msgspec.json.Decoder(StreamInfo).decode
 
 
 class _Replica:
-    """A stream of another worker that is read here. ``loaded`` when all is here that was there at first."""
+    """A stream of another worker that is read here. ``loaded`` is done once it has reached ``target``."""
 
     __slots__ = ("closed", "last_id", "loaded", "readers", "target")
 
@@ -55,15 +54,17 @@ class _Replica:
 
 
 class Replicas:
-    """``run`` and ``announce`` are its tasks."""
+    """Copies other workers' streams. Its tasks are ``run`` and ``announce``."""
 
     def __init__(
-        self, client: Any, connection: Connection, said: Signals, clocks: Clocks, *, max_stream_bytes: int
+        self, client: Any, connection: Connection, said: Signals, timeouts: Timeouts, *, max_stream_bytes: int
     ) -> None:
         self._client = client
         self._connection = connection
         self._signals = said
-        self._answer_seconds = clocks.answer
+        self._answer_seconds = timeouts.answer
+        block = round(min(_BLOCK_SECONDS, timeouts.answer / 2) * 1000)
+        self._blocking_read = ("XREAD", "BLOCK", block, "COUNT", _ENTRIES_PER_READ, "STREAMS")
         self._log = MemoryLog(max_stream_bytes=max_stream_bytes, ahead=_AHEAD)
         self._replicas: dict[str, _Replica] = {}
 
@@ -83,8 +84,8 @@ class Replicas:
         try:
             first = await self._client.xrange(key, count=1)
             last = await self._client.xrevrange(key, count=1)
-        except AWAY as error:
-            raise away() from error
+        except UNREACHABLE as error:
+            raise unreachable() from error
         if not (first and last and b"info" in first[0][1]):
             raise StreamGone(f"the stream '{stream_id}' is not here")
         return StreamState(_to_info(first[0][1][b"info"]), position(last[0][0]), b"end" in last[0][1])
@@ -105,7 +106,7 @@ class Replicas:
             if not replica.readers and self._replicas.get(stream_id) is replica:
                 del self._replicas[stream_id]
                 await self._log.forget(stream_id)
-                self._signals.say_later("left", stream_id)
+                self._signals.send_soon("left", stream_id)
 
     async def lose(self, stream_id: str) -> None:
         """Tells whoever reads a replica that there is no more of it to be had."""
@@ -123,7 +124,7 @@ class Replicas:
             after = {signals.KEY: self._signals.last_id}
             after |= {STREAM_PREFIX + name: replica.last_id for name, replica in followed.items()}
             try:
-                (found,) = await self._connection.ask([(*_BLOCKING_READ, *after, *after.values())])
+                (found,) = await self._connection.ask([(*self._blocking_read, *after, *after.values())])
                 if isinstance(found, RedisError):
                     raise found
                 delay = RETRY_SECONDS[0]
@@ -148,24 +149,24 @@ class Replicas:
                     await self.lose(stream_id)
 
     async def announce(self) -> None:
-        """Says again and again what is read here, so that it is not believed for long of the dead."""
+        """Repeats which streams are read here; what a worker stops repeating lapses after 12 s."""
         while True:
             await asyncio.sleep(_ANNOUNCE_SECONDS)
             followed = list(self._replicas)
             for start in range(0, len(followed), _STREAMS_PER_SIGNAL):
-                with suppress(*AWAY):
-                    await self._signals.say("reading", followed[start : start + _STREAMS_PER_SIGNAL])
+                with suppress(*UNREACHABLE):
+                    await self._signals.send("reading", followed[start : start + _STREAMS_PER_SIGNAL])
 
     async def _load(self, stream_id: str, replica: _Replica) -> None:
         if replica.loaded.done() and replica.loaded.exception() is None:
             return
         try:
             async with asyncio.timeout(self._answer_seconds):
-                # Its producer hears that it should hurry, and our own blocking read looks at the list again.
-                await self._signals.say("reading", [stream_id])
+                # Tells the producer to send at once, and wakes our blocking read so that it adds the stream.
+                await self._signals.send("reading", [stream_id])
                 await asyncio.shield(replica.loaded)
-        except AWAY as error:
-            raise away() from error
+        except UNREACHABLE as error:
+            raise unreachable() from error
 
     async def _take_in(
         self, stream_id: str, replica: _Replica, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]

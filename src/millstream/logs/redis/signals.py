@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from millstream.logs import Signal, SignalKind
-from millstream.logs.redis.connection import AWAY
+from millstream.logs.redis.connection import UNREACHABLE
 
 log = logging.getLogger("millstream.logs")
 
@@ -30,35 +30,35 @@ class Signals:
         self._on_signal = on_signal
         self._name = secrets.token_urlsafe(9)
         self._listeners: set[asyncio.Queue[Signal]] = set()
-        self._saying: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """From here on, whatever is said; without Redis, from the first connection on."""
-        with suppress(*AWAY):
+        with suppress(*UNREACHABLE):
             found = await self._client.xrevrange(KEY, count=1)
             self.last_id = found[0][0] if found else b"0-0"
 
     async def stop(self) -> None:
         """Gives up what is still to be said."""
-        for task in self._saying:
+        for task in self._sending:
             task.cancel()
-        await asyncio.gather(*self._saying, return_exceptions=True)
+        await asyncio.gather(*self._sending, return_exceptions=True)
 
-    async def say(self, kind: SignalKind, stream_ids: Sequence[str]) -> None:
-        """Raises one of ``AWAY``."""
+    async def send(self, kind: SignalKind, stream_ids: Sequence[str]) -> None:
+        """Raises one of ``UNREACHABLE``."""
         said = Signal(kind, self._name, tuple(stream_ids))
         await self._client.xadd(KEY, {"signal": _to_json(said)}, maxlen=_KEPT, approximate=True)
 
-    def say_later(self, kind: SignalKind, stream_id: str) -> None:
-        """For where there is no waiting."""
+    def send_soon(self, kind: SignalKind, stream_id: str) -> None:
+        """Sends in a task, for callers that cannot wait."""
 
-        async def say() -> None:
-            with suppress(*AWAY):  # it will be believed to be so when it is not repeated
-                await self.say(kind, [stream_id])
+        async def send() -> None:
+            with suppress(*UNREACHABLE):  # lost: the readers are forgotten when they lapse
+                await self.send(kind, [stream_id])
 
-        task = asyncio.create_task(say())
-        self._saying.add(task)
-        task.add_done_callback(self._saying.discard)
+        task = asyncio.create_task(send())
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
 
     def take_in(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> None:
         """Entries of the Redis stream, as they follow ``last_id``."""

@@ -15,7 +15,7 @@ import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
-from millstream.database import AWAY
+from millstream.database import DatabaseAway
 from millstream.errors import ConfigurationError
 from millstream.server.app import Millstream, create_app
 from millstream.server.process import collector
@@ -162,9 +162,9 @@ class _Server(uvicorn.Server):
         """A worker whose supervisor was killed would serve on unseen."""
         parent = multiprocessing.parent_process()
         if parent is not None:
-            asyncio.get_running_loop().add_reader(parent.sentinel, self._orphaned, parent.sentinel)
+            asyncio.get_running_loop().add_reader(parent.sentinel, self._supervisor_died, parent.sentinel)
 
-    def _orphaned(self, sentinel: int) -> None:
+    def _supervisor_died(self, sentinel: int) -> None:
         asyncio.get_running_loop().remove_reader(sentinel)
         self.should_exit = True
 
@@ -190,7 +190,7 @@ class _Server(uvicorn.Server):
         if self._collecting is not None:
             self._collecting.cancel()
         if self._temporary_key_id is not None:
-            with suppress(*AWAY):
+            with suppress(DatabaseAway):
                 await self._millstream.keys.revoke(self._temporary_key_id)
         await super().shutdown(sockets)
 

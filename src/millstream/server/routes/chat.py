@@ -14,14 +14,14 @@ from millstream.server.dependencies import get_runtime, require_principal
 from millstream.server.errors import Route
 from millstream.server.requests import idempotency_key, read_body
 from millstream.server.streaming.answer import AnswerResponse
+from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
-from millstream.server.streaming.watched import Watched
-from millstream.streams.audience import Source
+from millstream.streams.audience import ReadableStream
 
 router = APIRouter(route_class=Route)
 
-caller = require_principal(scopes=["chat"])
-Caller = Annotated[Principal, Depends(caller)]
+authenticate = require_principal(scopes=["chat"])
+Caller = Annotated[Principal, Depends(authenticate)]
 BODY = openapi.body(ChatRequest)
 
 
@@ -34,22 +34,27 @@ BODY = openapi.body(ChatRequest)
 async def stream(request: Request, caller: Caller) -> Response:
     """Starts a stream and follows it."""
     runtime = get_runtime(request)
-    source = await _start(request, caller, runtime)
-    return EventStreamResponse(request, source, runtime.event_log, NATIVE)
+    client, source = await _start(request, caller, runtime)
+    return EventStreamResponse(request, client, source, runtime.event_log, NATIVE)
 
 
 @router.post("/v1/chat", response_class=Response, openapi_extra=BODY)
 async def answer(request: Request, caller: Caller) -> Response:
     """The whole answer at once, as JSON."""
     runtime = get_runtime(request)
-    source = await _start(request, caller, runtime)
-    return AnswerResponse(request, source, runtime.event_log, NATIVE)
+    client, source = await _start(request, caller, runtime)
+    return AnswerResponse(request, client, source, runtime.event_log, NATIVE)
 
 
-async def _start(request: Request, caller: Principal, runtime: Runtime) -> Source:
-    """Raises ``ClientDisconnect`` where the client leaves meanwhile; then nothing was started."""
-    asked = await read_body(request, ChatRequest, runtime.settings.max_body_bytes)
-    claim = idempotency_key(request)
-    async with Watched(request.receive):
-        return await runtime.streams.start(caller, asked, claim)
-    raise ClientDisconnect
+async def _start(request: Request, caller: Principal, runtime: Runtime) -> tuple[ClientWatch, ReadableStream]:
+    """Raises ``ClientDisconnect`` where the client leaves first; the stream's policy then applies."""
+    body = await read_body(request, ChatRequest, runtime.settings.max_body_bytes)
+    key = idempotency_key(request)
+    client = ClientWatch(request.receive)
+    try:
+        async with client:
+            return client, await runtime.streams.start(caller, body, key)
+        raise ClientDisconnect
+    except BaseException:
+        client.stop()
+        raise

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from millstream.database import AWAY
+from millstream.database import DatabaseAway
 from millstream.errors import Overloaded
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Route
@@ -25,9 +25,12 @@ async def readyz(request: Request, response: Response) -> dict[str, str]:
         return {"status": "draining"}
     try:
         await runtime.database.ping()
-    except AWAY:
+    except DatabaseAway:
         response.status_code = 503
         return {"status": "the database does not answer"}
+    if runtime.ledger.is_away:
+        response.status_code = 503
+        return {"status": "the ledger cannot be written"}
     try:
         await runtime.event_log.ping()
     except Overloaded:

@@ -19,6 +19,7 @@ from millstream.server.errors import Route
 from millstream.server.openapi import STREAMED
 from millstream.server.requests import idempotency_key, read_body
 from millstream.server.routes.chat import BODY, Caller
+from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse, reconnect_response
 from millstream.tickets import FIRST_USE_SECONDS, Purpose
 
@@ -80,8 +81,9 @@ async def follow(
             raise BadPosition(f"the stream ends at {found.state.last}")
         return Response(status_code=204)
 
+    client = ClientWatch(request.receive)
     return EventStreamResponse(
-        request, found.source, runtime.event_log, NATIVE, followed=True, after=position
+        request, client, found.source, runtime.event_log, NATIVE, followed=True, after=position
     )
 
 

@@ -1,1 +1,1 @@
-"""The streaming edge: a stream, from any position -> one HTTP response, watched from its first moment."""
+"""Responses that read a stream: as Server-Sent Events, or as one JSON object."""

@@ -12,40 +12,52 @@ from millstream.errors import Draining, Internal, MillstreamError, safe_tracebac
 from millstream.events import StreamFailed
 from millstream.logs import EventLog
 from millstream.server.errors import error_headers, request_id
-from millstream.server.streaming.watched import Watched
-from millstream.streams.audience import Source
+from millstream.server.streaming.client_watch import ClientWatch
+from millstream.streams.audience import ReadableStream
 
 log = logging.getLogger("millstream.server")
 
 
 class AnswerResponse(Response):
-    """Reads ``source`` to its end."""
+    """Reads ``source`` to its end, then sends the answer or the error."""
 
-    def __init__(self, request: Request, source: Source, event_log: EventLog, dialect: Dialect) -> None:
+    def __init__(
+        self,
+        request: Request,
+        client: ClientWatch,
+        source: ReadableStream,
+        event_log: EventLog,
+        dialect: Dialect,
+    ) -> None:
         # Not calling super().__init__(): nothing of the response is known before its stream is read.
         self.background = None
         self._request = request
+        self._client = client
         self._source = source
         self._log = event_log
         self._dialect = dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with Watched(receive) as client:
-            try:
-                response = await self._whole(client)
-            except MillstreamError as error:
-                response = self._refusal(error)
-            except Exception as error:
-                log.error("%s: %s", self._request.url.path, safe_traceback(error))
-                response = self._refusal(Internal())
-            client.served()
-            await response(scope, receive, send)
-        if client.sent_away:
-            await self._refusal(Draining("the server is shutting down; try again"))(scope, receive, send)
+        try:
+            async with self._client as client:
+                try:
+                    response = await self._whole()
+                except MillstreamError as error:
+                    response = self._error_response(error)
+                except Exception as error:
+                    log.error("%s: %s", self._request.url.path, safe_traceback(error))
+                    response = self._error_response(Internal())
+                client.served()
+                await response(scope, receive, send)
+            if client.sent_away:
+                response = self._error_response(Draining("the server is shutting down; try again"))
+                await response(scope, receive, send)
+        finally:
+            self._client.stop()
 
-    async def _whole(self, client: Watched) -> Response:
+    async def _whole(self) -> Response:
         info, answer = self._source.info, Answer()
-        with self._source.reading(client.send_away):
+        with self._source.reading(self._client.send_away):
             async with aclosing(self._log.read(info.stream_id)) as batches:
                 async for batch in batches:
                     answer.add(batch.events)
@@ -58,6 +70,6 @@ class AnswerResponse(Response):
         }
         return Response(self._dialect.answer(info, answer), headers=headers)
 
-    def _refusal(self, error: MillstreamError) -> Response:
+    def _error_response(self, error: MillstreamError) -> Response:
         identity = request_id(self._request)
         return Response(self._dialect.error(error, identity), error.status, error_headers(error, identity))

