@@ -111,6 +111,7 @@ async def stats() -> dict:
     def get():
         with urllib.request.urlopen(STATS + "/stats", timeout=10) as answer:
             return json.load(answer)
+
     return await asyncio.to_thread(get)
 
 
@@ -126,24 +127,32 @@ class Run:
     def load(self, model: str, **options) -> Load:
         t = self.target
         headers = {k: self.fill(v) for k, v in t["headers"].items()}
-        return Load(f"http://127.0.0.1:{self.port}{t['path']}",
-                    model=t.get("model", "%s") % model, headers=headers,
-                    body=t.get("body", BODY), **options)
+        return Load(
+            f"http://127.0.0.1:{self.port}{t['path']}",
+            model=t.get("model", "%s") % model,
+            headers=headers,
+            body=t.get("body", BODY),
+            **options,
+        )
 
     async def window(self, load: Load, begin: float, length: float) -> dict:
         """Runs the load; CPU, events and latencies of the given part of it."""
         task = asyncio.create_task(load.run())
         await asyncio.sleep(begin)
-        t0, cpu0, e0, l0, ok0 = (time.monotonic(), cpu_s(self.pid), load.events,
-                                 len(load.latency), load.ok)
+        t0, cpu0, e0, l0, ok0 = (time.monotonic(), cpu_s(self.pid), load.events, len(load.latency), load.ok)
         await asyncio.sleep(length)
-        t1, cpu1, e1, l1, ok1 = (time.monotonic(), cpu_s(self.pid), load.events,
-                                 len(load.latency), load.ok)
+        t1, cpu1, e1, l1, ok1 = (time.monotonic(), cpu_s(self.pid), load.events, len(load.latency), load.ok)
         active = load.active
         await task
         load.latency = load.latency[l0:l1]
-        return {"seconds": t1 - t0, "cpu": cpu1 - cpu0, "events": e1 - e0, "contents": l1 - l0,
-                "ok": ok1 - ok0, "active": active}
+        return {
+            "seconds": t1 - t0,
+            "cpu": cpu1 - cpu0,
+            "events": e1 - e0,
+            "contents": l1 - l0,
+            "ok": ok1 - ok0,
+            "active": active,
+        }
 
     async def ready(self, gateway: subprocess.Popen, started: float):
         """Waits for the first stream that comes through whole."""
@@ -173,28 +182,41 @@ class Run:
 
     def post(self, path: str, body: dict):
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(),
-            {"Content-Type": "application/json", **self.target["headers"]})
+            f"http://127.0.0.1:{self.port}{path}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", **self.target["headers"]},
+        )
         urllib.request.urlopen(request, timeout=10).close()
 
     async def wire(self):
         load = self.load("mock-3x0", sample=True)
         await load.run()
         text = load.sample.decode()
-        self.got["wire"] = {"head": text[:420], "tail": text[-700:], "events": load.events,
-                            "usage": "completion_tokens" in text, "done": "[DONE]" in text}
+        self.got["wire"] = {
+            "head": text[:420],
+            "tail": text[-700:],
+            "events": load.events,
+            "usage": "completion_tokens" in text,
+            "done": "[DONE]" in text,
+        }
         load = self.load("mock-100x5-die50", sample=True, timeout=10)
         await load.run()
-        self.got["broken"] = {"events": load.events, "ok": load.ok, "errors": dict(load.errors),
-                              "tail": load.sample[-400:].decode()}
+        self.got["broken"] = {
+            "events": load.events,
+            "ok": load.ok,
+            "errors": dict(load.errors),
+            "tail": load.sample[-400:].decode(),
+        }
 
     async def idle(self):
         await self.load("mock-5x0", streams=8, seconds=2, cut_at_end=True).run()
         await asyncio.sleep(1)
         cpu, self.rss_idle = cpu_s(self.pid), rss_mb(self.pid)
         await asyncio.sleep(2)
-        self.got["idle"] = {"rss_mb": round(self.rss_idle, 1),
-                            "cpu_percent": round((cpu_s(self.pid) - cpu) / 2 * 100, 2)}
+        self.got["idle"] = {
+            "rss_mb": round(self.rss_idle, 1),
+            "cpu_percent": round((cpu_s(self.pid) - cpu) / 2 * 100, 2),
+        }
 
     async def ttft(self):
         load = self.load("mock-3x5-ts", seconds=3)
@@ -207,9 +229,12 @@ class Run:
         r = load.report()
         self.got["request"] = {
             "cpu_us": round(w["cpu"] / w["ok"] * 1e6, 1) if w["ok"] else None,
-            "per_s": round(w["ok"] / w["seconds"], 1), "ttft_ms": r["ttft_ms"],
-            "busy": round(w["cpu"] / w["seconds"], 2), "failed": r["failed"],
-            "errors": r["errors"]}
+            "per_s": round(w["ok"] / w["seconds"], 1),
+            "ttft_ms": r["ttft_ms"],
+            "busy": round(w["cpu"] / w["seconds"], 2),
+            "failed": r["failed"],
+            "errors": r["errors"],
+        }
 
     async def ladder(self):
         self.got["ladder"] = []
@@ -218,15 +243,21 @@ class Run:
             w = await self.window(load, 2, 3.5)
             r = load.report()
             level = {
-                "streams": streams, "nominal": streams * 20,
+                "streams": streams,
+                "nominal": streams * 20,
                 "events_per_s": round(w["contents"] / w["seconds"]),
                 "cpu_us_per_event": round(w["cpu"] / max(1, w["contents"]) * 1e6, 2),
-                "busy": round(w["cpu"] / w["seconds"], 2), "latency_ms": r["latency_ms"],
-                "ttft_ms": r["ttft_ms"], "ok": r["ok"], "failed": r["failed"],
-                "errors": r["errors"]}
+                "busy": round(w["cpu"] / w["seconds"], 2),
+                "latency_ms": r["latency_ms"],
+                "ttft_ms": r["ttft_ms"],
+                "ok": r["ok"],
+                "failed": r["failed"],
+                "errors": r["errors"],
+            }
             late = r["latency_ms"] is None or r["latency_ms"]["p99"] > 1000
-            level["saturated"] = bool(level["busy"] > 0.9 * self.cores or late or
-                                      level["events_per_s"] < 0.9 * level["nominal"])
+            level["saturated"] = bool(
+                level["busy"] > 0.9 * self.cores or late or level["events_per_s"] < 0.9 * level["nominal"]
+            )
             self.got["ladder"].append(level)
             if level["saturated"]:
                 break
@@ -239,8 +270,10 @@ class Run:
         self.got["burst"] = {
             "events_per_s": round(w["events"] / w["seconds"]),
             "cpu_us_per_event": round(w["cpu"] / max(1, w["events"]) * 1e6, 2),
-            "busy": round(w["cpu"] / w["seconds"], 2), "failed": load.failed,
-            "errors": dict(load.errors)}
+            "busy": round(w["cpu"] / w["seconds"], 2),
+            "failed": load.failed,
+            "errors": dict(load.errors),
+        }
         await asyncio.sleep(1.5)
 
     async def memory(self):
@@ -269,19 +302,22 @@ class Run:
         left = time.monotonic() - left
         await asyncio.sleep(2)
         self.got["memory"] = {
-            "recovery_s": round(left, 1), "still_upstream": len([
-                r for r in (await stats())["tags"] if r["state"] == "open"]),
-            "opened": opened, "errors": dict(load.errors),
+            "recovery_s": round(left, 1),
+            "still_upstream": len([r for r in (await stats())["tags"] if r["state"] == "open"]),
+            "opened": opened,
+            "errors": dict(load.errors),
             "kb_per_stream": round((after - before) * 1000 / max(1, opened), 1),
-            "rss_mb": round(after, 1), "rss_after_mb": round(rss_mb(self.pid), 1),
-            "cpu_percent_1000_silent": round(cpu * 100, 1)}
+            "rss_mb": round(after, 1),
+            "rss_after_mb": round(rss_mb(self.pid), 1),
+            "cpu_percent_1000_silent": round(cpu * 100, 1),
+        }
 
     async def leave(self):
         self.got["leave"] = {
             "streaming": await self.leaving("mock-80x100", 50, 5, dict(close_after=5)),
             "silent": await self.leaving("mock-3x7000", 20, 2, dict(close_at=0.5)),
-            "waiting": await self.leaving("mock-3x20-ttft7000-noheaders", 20, 2,
-                                          dict(close_at=0.5))}
+            "waiting": await self.leaving("mock-3x20-ttft7000-noheaders", 20, 2, dict(close_at=0.5)),
+        }
 
     async def leaving(self, model: str, n: int, ramp: float, how: dict) -> dict:
         """About ten clients a second come and go: little enough that no peer is saturated."""
@@ -293,16 +329,28 @@ class Run:
             if len(rows) == n and all(r["state"] != "open" for r in rows):
                 break
             await asyncio.sleep(0.1)
-        took = sorted((r["end_ns"] - load.closed[r["tag"]]) / 1e6
-                      for r in rows if r["state"] == "aborted")
-        return {"n": n, "left": load.cut, "seen_upstream": len(rows), "aborted": len(took),
-                "ran_to_end": sum(r["state"] == "finished" for r in rows),
-                "p50_ms": round(took[len(took) // 2], 1) if took else None,
-                "max_ms": round(took[-1], 1) if took else None}
+        took = sorted((r["end_ns"] - load.closed[r["tag"]]) / 1e6 for r in rows if r["state"] == "aborted")
+        return {
+            "n": n,
+            "left": load.cut,
+            "seen_upstream": len(rows),
+            "aborted": len(took),
+            "ran_to_end": sum(r["state"] == "finished" for r in rows),
+            "p50_ms": round(took[len(took) // 2], 1) if took else None,
+            "max_ms": round(took[-1], 1) if took else None,
+        }
 
     async def all(self, only):
-        for step in (self.wire, self.idle, self.ttft, self.request, self.memory, self.ladder,
-                     self.burst, self.leave):
+        for step in (
+            self.wire,
+            self.idle,
+            self.ttft,
+            self.request,
+            self.memory,
+            self.ladder,
+            self.burst,
+            self.leave,
+        ):
             if only and step.__name__ not in only:
                 continue
             started = time.monotonic()
@@ -310,25 +358,33 @@ class Run:
                 await step()
             except Exception as error:  # a broken peer must not end the run
                 self.got[step.__name__] = {"error": repr(error)}
-            print(f"  {self.name} {step.__name__}: {time.monotonic() - started:.1f}s "
-                  f"{json.dumps(self.got.get(step.__name__))[:400]}", file=sys.stderr)
+            print(
+                f"  {self.name} {step.__name__}: {time.monotonic() - started:.1f}s "
+                f"{json.dumps(self.got.get(step.__name__))[:400]}",
+                file=sys.stderr,
+            )
 
 
 def filler(work: Path):
     """The function that fills in the @NAMES@ of targets.py."""
-    names = {"@UP@": f"127.0.0.1:{UPSTREAM_PORT}", "@PORT@": str(PORT), "@WORK@": str(work),
-             "@HERE@": str(HERE / "targets"), "@PYTHON@": sys.executable}
+    names = {
+        "@UP@": f"127.0.0.1:{UPSTREAM_PORT}",
+        "@PORT@": str(PORT),
+        "@WORK@": str(work),
+        "@HERE@": str(HERE / "targets"),
+        "@PYTHON@": sys.executable,
+    }
 
     def fill(text: str, **more: str) -> str:
         names.update({f"@{name}@": value for name, value in more.items()})
         return re.sub(r"@[A-Z]+@", lambda m: names[m[0]], text)
+
     return fill
 
 
 async def measure(name: str, args) -> dict:
     target = TARGETS[name]
-    upstream = subprocess.Popen([sys.executable, HERE / "upstream.py", "--port",
-                                 str(UPSTREAM_PORT)])
+    upstream = subprocess.Popen([sys.executable, HERE / "upstream.py", "--port", str(UPSTREAM_PORT)])
     await asyncio.sleep(0.7)
     if upstream.poll() is not None:
         raise SystemExit("the mock upstream did not start")
@@ -342,15 +398,13 @@ async def measure(name: str, args) -> dict:
             fill = run.fill = filler(work)
             for file in target.get("files", ()):
                 (work / file).write_text(fill((HERE / "targets" / file).read_text()))
-            env = {**os.environ, "NO_PROXY": "*", **{
-                k: fill(v) for k, v in target.get("env", {}).items()}}
+            env = {**os.environ, "NO_PROXY": "*", **{k: fill(v) for k, v in target.get("env", {}).items()}}
             if prepare := target.get("prepare"):
                 key = subprocess.check_output(fill(prepare).split(), cwd=work, env=env, text=True)
                 fill("", KEY=key.strip())
             log = open(work / "log", "wb")
             started = time.monotonic()
-            gateway = subprocess.Popen(fill(target["cmd"]).split(), cwd=work, env=env,
-                                       stdout=log, stderr=log)
+            gateway = subprocess.Popen(fill(target["cmd"]).split(), cwd=work, env=env, stdout=log, stderr=log)
             run.pid = gateway.pid
             run.got["log"] = str(work / "log")
             run.work = work
@@ -390,8 +444,7 @@ def table(rows: list[dict]) -> str:
         x = level(row, streams)
         if not x or not x["latency_ms"]:
             return "-"
-        return "saturated" if x["saturated"] else \
-            f"{x['latency_ms']['p50']}/{x['latency_ms']['p99']}"
+        return "saturated" if x["saturated"] else f"{x['latency_ms']['p50']}/{x['latency_ms']['p99']}"
 
     def gone(row, kind):
         x = get(row, f"leave.{kind}") or {}
@@ -431,8 +484,9 @@ def table(rows: list[dict]) -> str:
         "RSS MB": lambda r: get(r, "idle.rss_mb"),
         "KB/stream": lambda r: get(r, "memory.kb_per_stream"),
         "1000 opened in 15 s": lambda r: get(r, "memory.opened"),
-        "after they leave: s to recover/still upstream":
-            lambda r: pair(r, "memory", "recovery_s", "still_upstream"),
+        "after they leave: s to recover/still upstream": lambda r: pair(
+            r, "memory", "recovery_s", "still_upstream"
+        ),
         "leave streaming p50/max ms": lambda r: gone(r, "streaming"),
         "leave silent": lambda r: gone(r, "silent"),
         "leave waiting": lambda r: gone(r, "waiting"),
@@ -450,8 +504,9 @@ def markdown(rows: list[dict], columns: dict) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
     parser.add_argument("--out", default="results.jsonl")
     parser.add_argument("--only", help="comma-separated scenarios")

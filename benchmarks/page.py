@@ -22,7 +22,9 @@ from live.test_page import answer, ask  # noqa: E402
 from oracle import oracle  # noqa: E402
 
 TOKENS_PER_SECOND, TURNS = 500, 20
-SENTENCE = "A stream is one answer in progress, with **one** owner and `positions` that only grow. ".split(" ")
+SENTENCE = "A stream is one answer in progress, with **one** owner and `positions` that only grow. ".split(
+    " "
+)
 CODE = "\n\n```py\nfor event in stream:\n    print(event)\n```\n\n"
 
 WATCH = """
@@ -60,7 +62,12 @@ async def provider(request, count):
 
 def shown(values):
     cut = statistics.quantiles(values, n=100)
-    return {"p50": round(cut[49], 1), "p95": round(cut[94], 1), "p99": round(cut[98], 1), "max": round(max(values), 1)}
+    return {
+        "p50": round(cut[49], 1),
+        "p95": round(cut[94], 1),
+        "p99": round(cut[98], 1),
+        "max": round(max(values), 1),
+    }
 
 
 async def draw(browser, server, seconds):

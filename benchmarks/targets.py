@@ -14,8 +14,7 @@ BODY = (
     'stream."}]}'
 )
 UVICORN = (
-    "@PYTHON@ -m uvicorn --app-dir @HERE@ --port @PORT@ --backlog 4096 --log-level warning "
-    "--no-access-log "
+    "@PYTHON@ -m uvicorn --app-dir @HERE@ --port @PORT@ --backlog 4096 --log-level warning --no-access-log "
 )
 
 
