@@ -1,8 +1,9 @@
-"""What another worker adds: the delay of an event that is read there, and of a cancel that is asked for there.
+"""What another worker adds: the delay of an event read there, and of a cancel asked for there.
 
     python benchmarks/elsewhere.py
 
-Starts a provider, a Redis and two workers; prints one line of JSON. The provider writes the time into each event.
+Starts a provider, a Redis and two workers; prints one line of JSON. The provider writes the time into each
+event.
 """
 
 import asyncio
@@ -17,9 +18,9 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from live.conftest import running  # noqa: E402
-from oracle import oracle  # noqa: E402
-from services import redis_server  # noqa: E402
+from live.conftest import running
+from oracle import oracle
+from services import redis_server
 
 EVENTS, PACE, CANCELS = 400, 0.02, 100
 BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}], "on_disconnect": {"grace_seconds": 9}}
@@ -27,7 +28,8 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}], "on_discon
 
 async def provider(request):
     if request.path.endswith("/models"):
-        return await request.answer(200, {"data": [{"id": "m"}]})
+        await request.answer(200, {"data": [{"id": "m"}]})
+        return
     await request.head()
     for _ in range(EVENTS):
         await request.say(f"{time.monotonic_ns()} ")

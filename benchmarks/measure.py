@@ -31,6 +31,7 @@ events it should, or its p99 delay passed a second. Latencies of such levels say
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -45,6 +46,7 @@ from pathlib import Path
 
 import psutil
 import uvloop
+
 from load import BODY, Load
 from targets import TARGETS
 
@@ -86,10 +88,8 @@ def cpu_s(pid: int) -> float:
 def rss_mb(pid: int) -> float:
     total = 0
     for process in tree(pid):
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            pass
     return total / 1e6
 
 
@@ -97,10 +97,8 @@ def stop(process: subprocess.Popen):
     """End the processes we started, by id."""
     ours = tree(process.pid)
     for p in ours:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             p.send_signal(signal.SIGTERM)
-        except psutil.NoSuchProcess:
-            pass
     _, alive = psutil.wait_procs(ours, timeout=5)
     for p in alive:
         p.kill()
@@ -314,9 +312,9 @@ class Run:
 
     async def leave(self):
         self.got["leave"] = {
-            "streaming": await self.leaving("mock-80x100", 50, 5, dict(close_after=5)),
-            "silent": await self.leaving("mock-3x7000", 20, 2, dict(close_at=0.5)),
-            "waiting": await self.leaving("mock-3x20-ttft7000-noheaders", 20, 2, dict(close_at=0.5)),
+            "streaming": await self.leaving("mock-80x100", 50, 5, {"close_after": 5}),
+            "silent": await self.leaving("mock-3x7000", 20, 2, {"close_at": 0.5}),
+            "waiting": await self.leaving("mock-3x20-ttft7000-noheaders", 20, 2, {"close_at": 0.5}),
         }
 
     async def leaving(self, model: str, n: int, ramp: float, how: dict) -> dict:
@@ -402,9 +400,10 @@ async def measure(name: str, args) -> dict:
             if prepare := target.get("prepare"):
                 key = subprocess.check_output(fill(prepare).split(), cwd=work, env=env, text=True)
                 fill("", KEY=key.strip())
-            log = open(work / "log", "wb")
-            started = time.monotonic()
-            gateway = subprocess.Popen(fill(target["cmd"]).split(), cwd=work, env=env, stdout=log, stderr=log)
+            command = fill(target["cmd"]).split()
+            with (work / "log").open("wb") as log:
+                started = time.monotonic()
+                gateway = subprocess.Popen(command, cwd=work, env=env, stdout=log, stderr=log)
             run.pid = gateway.pid
             run.got["log"] = str(work / "log")
             run.work = work
@@ -514,10 +513,11 @@ def main():
     args = parser.parse_args()
     if args.table:
         last = {}
-        for line in open(args.table):
+        for line in Path(args.table).read_text().splitlines():
             row = json.loads(line)
             last.setdefault(row["target"], {}).update(row)
-        return print(table(list(last.values())))
+        print(table(list(last.values())))
+        return
     rows = []
     for name in args.targets:
         try:
@@ -525,7 +525,7 @@ def main():
         except SystemExit as error:
             print(error, file=sys.stderr)
             continue
-        with open(args.out, "a") as out:
+        with Path(args.out).open("a") as out:
             out.write(json.dumps(rows[-1]) + "\n")
     print(table(rows))
 

@@ -2,8 +2,9 @@
 
     python benchmarks/page.py [SECONDS]
 
-Starts a provider that says 500 tokens a second, a server and a Chromium; prints one line of JSON. A frame's time goes
-from its start (as the browser tells it) until it is painted: what our script, React, layout and paint took of it.
+Starts a provider that says 500 tokens a second, a server and a Chromium; prints one line of JSON. A frame's
+time goes from its start (as the browser tells it) until it is painted: what our script, React, layout and
+paint took of it.
 """
 
 import asyncio
@@ -16,15 +17,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from live.browser import chromium  # noqa: E402
-from live.conftest import running  # noqa: E402
-from live.test_page import answer, ask  # noqa: E402
-from oracle import oracle  # noqa: E402
+from live.browser import chromium
+from live.conftest import running
+from live.test_page import answer, ask
+from oracle import oracle
 
 TOKENS_PER_SECOND, TURNS = 500, 20
-SENTENCE = "A stream is one answer in progress, with **one** owner and `positions` that only grow. ".split(
-    " "
-)
+SENTENCE = "A stream is one answer in progress, with **one** owner and `positions` that only grow. "
+WORDS = SENTENCE.split(" ")
 CODE = "\n\n```py\nfor event in stream:\n    print(event)\n```\n\n"
 
 WATCH = """
@@ -45,12 +45,13 @@ def tokens(count):
             yield CODE
         else:
             end = "\n\n" if i % 80 == 79 else " "
-            yield SENTENCE[i % len(SENTENCE)] + end
+            yield WORDS[i % len(WORDS)] + end
 
 
 async def provider(request, count):
     if request.path.endswith("/models"):
-        return await request.answer(200, {"data": [{"id": "m"}]})
+        await request.answer(200, {"data": [{"id": "m"}]})
+        return
     await request.head()
     began = time.monotonic()
     for i, token in enumerate(tokens(count)):

@@ -3,8 +3,8 @@
 Each: cmd (split on spaces), path and headers and body of the request, model ("%s" is the mock's model
 name), env, files (from targets/, copied to a scratch folder that is the process's working directory),
 prepare (a command to run first; what it prints is @KEY@), cores it may use, ready_s, setup (a request to
-send first). @UP@ (the mock), @PORT@, @HERE@ (targets/), @WORK@ (the scratch folder), @PYTHON@ (the Python that
-measures) and @KEY@ are filled in.
+send first). @UP@ (the mock), @PORT@, @HERE@ (targets/), @WORK@ (the scratch folder), @PYTHON@ (the Python
+that measures) and @KEY@ are filled in.
 """
 
 OPENAI = {"path": "/v1/chat/completions", "headers": {"Authorization": "Bearer key-1"}}
