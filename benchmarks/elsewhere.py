@@ -18,15 +18,15 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from live.conftest import running
-from oracle import oracle
+from live.conftest import Server, running
+from oracle import Oracle, Request, oracle
 from services import redis_server
 
 EVENTS, PACE, CANCELS = 400, 0.02, 100
 BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}], "on_disconnect": {"grace_seconds": 9}}
 
 
-async def provider(request):
+async def provider(request: Request) -> None:
     if request.path.endswith("/models"):
         await request.answer(200, {"data": [{"id": "m"}]})
         return
@@ -37,24 +37,27 @@ async def provider(request):
     await request.finish()
 
 
-async def delays(response, found):
-    async for line in response.content:
-        if line.startswith(b'data: {"delta":"') and line[16:17].isdigit():
-            found.append((time.monotonic_ns() - int(json.loads(line[6:])["delta"])) / 1e6)
+async def delays(response: aiohttp.ClientResponse) -> list[float]:
+    return [
+        (time.monotonic_ns() - int(json.loads(line[6:])["delta"])) / 1e6
+        async for line in response.content
+        if line.startswith(b'data: {"delta":"') and line[16:17].isdigit()
+    ]
 
 
-def shown(values):
+def shown(values: list[float]) -> dict[str, float]:
     cut = statistics.quantiles(values, n=100)
     return {"p50": round(cut[49], 2), "p99": round(cut[98], 2), "max": round(max(values), 2)}
 
 
-async def measure(here, there, session, upstream):
+async def measure(
+    here: Server, there: Server, session: aiohttp.ClientSession, upstream: Oracle
+) -> dict[str, dict[str, float]]:
     headers = {"Authorization": f"Bearer {here.key}"}
-    owner, elsewhere = [], []
     async with session.post(f"{here.url}/v1/chat/stream", json=BODY, headers=headers) as first:
         url = f"{there.url}/v1/streams/{first.headers['X-Stream-Id']}/events"
         async with session.get(url, headers=headers) as second:
-            await asyncio.gather(delays(first, owner), delays(second, elsewhere))
+            owner, elsewhere = await asyncio.gather(delays(first), delays(second))
     cancels = []
     for _ in range(CANCELS):
         async with session.post(f"{here.url}/v1/chat/stream", json=BODY, headers=headers) as response:
@@ -63,6 +66,7 @@ async def measure(here, there, session, upstream):
             began = time.monotonic()
             async with session.post(url, headers=headers):
                 await request.gone.wait()
+            assert request.closed_at is not None
             cancels.append((request.closed_at - began) * 1000)
     return {
         "event, ms, own worker": shown(owner[20:]),
@@ -71,7 +75,7 @@ async def measure(here, there, session, upstream):
     }
 
 
-async def main():
+async def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with redis_server(folder / "redis.sock"):
@@ -82,10 +86,9 @@ async def main():
                     "OPENAI_API_KEY": "x",
                 }
                 contexts = [running(folder / "server", **environment) for _ in range(2)]
-                servers = [await asyncio.to_thread(context.__enter__) for context in contexts]
-                servers[1].__class__.key = servers[0].key
+                here, there = [await asyncio.to_thread(context.__enter__) for context in contexts]
                 try:
-                    print(json.dumps(await measure(*servers, session, upstream)))
+                    print(json.dumps(await measure(here, there, session, upstream)))
                 finally:
                     for context in contexts:
                         await asyncio.to_thread(context.__exit__, None, None, None)
