@@ -7,7 +7,24 @@ send first). @UP@ (the mock), @PORT@, @HERE@ (targets/), @WORK@ (the scratch fol
 that measures) and @KEY@ are filled in.
 """
 
-OPENAI = {"path": "/v1/chat/completions", "headers": {"Authorization": "Bearer key-1"}}
+from typing import Any, Required, TypedDict
+
+
+class Target(TypedDict, total=False):
+    cmd: str
+    path: Required[str]
+    headers: Required[dict[str, str]]
+    body: str
+    model: str
+    env: dict[str, str]
+    files: list[str]
+    prepare: str
+    cores: int
+    ready_s: float
+    setup: tuple[str, dict[str, Any]]
+
+
+OPENAI: Target = {"path": "/v1/chat/completions", "headers": {"Authorization": "Bearer key-1"}}
 BODY = (
     '{"model":"%MODEL%","messages":[{"role":"system","content":"You are a helpful '
     'assistant."},{"role":"user","content":"tag=%TAG% Tell me a story about a '
@@ -18,7 +35,7 @@ UVICORN = (
 )
 
 
-def naive(path: str) -> dict:
+def naive(path: str) -> Target:
     """The widely copied tutorial: FastAPI, AsyncOpenAI, StreamingResponse."""
     return {
         "cmd": UVICORN + "naive:app",
@@ -29,7 +46,7 @@ def naive(path: str) -> dict:
     }
 
 
-MILLSTREAM = {
+MILLSTREAM: Target = {
     "prepare": "@PYTHON@ -m millstream keys create --name bench --data-dir @WORK@/data",
     "cmd": "@PYTHON@ -m millstream serve --port @PORT@ --data-dir @WORK@/data",
     "env": {"OPENAI_BASE_URL": "http://@UP@/v1", "OPENAI_API_KEY": "sk-upstream"},
@@ -38,7 +55,7 @@ MILLSTREAM = {
     "body": BODY,
 }
 
-TARGETS = {
+TARGETS: dict[str, Target] = {
     "direct": OPENAI,
     "nginx": {**OPENAI, "cmd": "/usr/sbin/nginx -c @WORK@/nginx.conf", "files": ["nginx.conf"]},
     "tutorial": naive("/v1/chat/stream"),
