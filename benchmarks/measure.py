@@ -42,13 +42,19 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import psutil
 import uvloop
 
 from load import BODY, Load
 from targets import TARGETS
+
+Row: TypeAlias = dict[str, Any]  # one JSON object: what was measured of a target, or a part of that
+Column: TypeAlias = Callable[[Row], object]  # what a row has in a column of the table
 
 HERE = Path(__file__).resolve().parent
 
@@ -57,7 +63,8 @@ def free_port() -> int:
     """Never a fixed one: another program's server on it would get our load."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        port: int = s.getsockname()[1]
+        return port
 
 
 UPSTREAM_PORT, PORT = free_port(), free_port()
@@ -93,7 +100,7 @@ def rss_mb(pid: int) -> float:
     return total / 1e6
 
 
-def stop(process: subprocess.Popen):
+def stop(process: subprocess.Popen[bytes]) -> None:
     """End the processes we started, by id."""
     ours = tree(process.pid)
     for p in ours:
@@ -105,24 +112,31 @@ def stop(process: subprocess.Popen):
     process.wait()
 
 
-async def stats() -> dict:
-    def get():
+async def stats() -> Row:
+    def get() -> Row:
         with urllib.request.urlopen(STATS + "/stats", timeout=10) as answer:
-            return json.load(answer)
+            row: Row = json.load(answer)
+            return row
 
     return await asyncio.to_thread(get)
 
 
 # -- scenarios ------------------------------------------------------------------------------
+class Fill(Protocol):
+    def __call__(self, text: str, **more: str) -> str: ...
+
+
 class Run:
-    def __init__(self, name: str, pid: int):
+    work: Path  # the scratch folder of a gateway
+
+    def __init__(self, name: str, pid: int) -> None:
         self.name, self.target, self.pid = name, TARGETS[name], pid
         self.cores = self.target.get("cores", 1)
         self.port = UPSTREAM_PORT if name == "direct" else PORT
-        self.fill = lambda text: text
-        self.got: dict = {"target": name}
+        self.fill: Callable[[str], str] = lambda text: text
+        self.got: Row = {"target": name}
 
-    def load(self, model: str, **options) -> Load:
+    def load(self, model: str, **options: Any) -> Load:
         t = self.target
         headers = {k: self.fill(v) for k, v in t["headers"].items()}
         return Load(
@@ -133,7 +147,7 @@ class Run:
             **options,
         )
 
-    async def window(self, load: Load, begin: float, length: float) -> dict:
+    async def window(self, load: Load, begin: float, length: float) -> dict[str, float]:
         """Runs the load; CPU, events and latencies of the given part of it."""
         task = asyncio.create_task(load.run())
         await asyncio.sleep(begin)
@@ -152,7 +166,7 @@ class Run:
             "active": active,
         }
 
-    async def ready(self, gateway: subprocess.Popen, started: float):
+    async def ready(self, gateway: subprocess.Popen[bytes], started: float) -> None:
         """Waits for the first stream that comes through whole."""
         limit = started + self.target.get("ready_s", 60)
         setup = self.target.get("setup")  # (path, JSON) of one request to send first
@@ -178,7 +192,7 @@ class Run:
             await asyncio.sleep(0.05)
         raise SystemExit(f"{self.name}: not ready: {self.got.get('not_ready')}")
 
-    def post(self, path: str, body: dict):
+    def post(self, path: str, body: Row) -> None:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
             json.dumps(body).encode(),
@@ -186,7 +200,7 @@ class Run:
         )
         urllib.request.urlopen(request, timeout=10).close()
 
-    async def wire(self):
+    async def wire(self) -> None:
         load = self.load("mock-3x0", sample=True)
         await load.run()
         text = load.sample.decode()
@@ -206,7 +220,7 @@ class Run:
             "tail": load.sample[-400:].decode(),
         }
 
-    async def idle(self):
+    async def idle(self) -> None:
         await self.load("mock-5x0", streams=8, seconds=2, cut_at_end=True).run()
         await asyncio.sleep(1)
         cpu, self.rss_idle = cpu_s(self.pid), rss_mb(self.pid)
@@ -216,12 +230,12 @@ class Run:
             "cpu_percent": round((cpu_s(self.pid) - cpu) / 2 * 100, 2),
         }
 
-    async def ttft(self):
+    async def ttft(self) -> None:
         load = self.load("mock-3x5-ts", seconds=3)
         await load.run()
         self.got["ttft"] = load.report()["ttft_ms"]
 
-    async def request(self):
+    async def request(self) -> None:
         load = self.load("mock-1x0", streams=8, seconds=5, timeout=15)
         w = await self.window(load, 1, 3.5)
         r = load.report()
@@ -234,13 +248,13 @@ class Run:
             "errors": r["errors"],
         }
 
-    async def ladder(self):
+    async def ladder(self) -> None:
         self.got["ladder"] = []
         for streams in (25, 100, 500, 1000):
             load = self.load("mock-120x50-ts", streams=streams, ramp=1.5, timeout=12)
             w = await self.window(load, 2, 3.5)
             r = load.report()
-            level = {
+            level: Row = {
                 "streams": streams,
                 "nominal": streams * 20,
                 "events_per_s": round(w["contents"] / w["seconds"]),
@@ -262,7 +276,7 @@ class Run:
             await asyncio.sleep(0.5)
         await asyncio.sleep(1)
 
-    async def burst(self):
+    async def burst(self) -> None:
         load = self.load("mock-2000x0", streams=16, seconds=5.5, cut_at_end=True)
         w = await self.window(load, 1.5, 3.5)
         self.got["burst"] = {
@@ -274,7 +288,7 @@ class Run:
         }
         await asyncio.sleep(1.5)
 
-    async def memory(self):
+    async def memory(self) -> None:
         before = rss_mb(self.pid)
         load = self.load("mock-9x30000", streams=1000, ramp=5, timeout=60)
         task = asyncio.create_task(load.run())
@@ -310,18 +324,18 @@ class Run:
             "cpu_percent_1000_silent": round(cpu * 100, 1),
         }
 
-    async def leave(self):
+    async def leave(self) -> None:
         self.got["leave"] = {
             "streaming": await self.leaving("mock-80x100", 50, 5, {"close_after": 5}),
             "silent": await self.leaving("mock-3x7000", 20, 2, {"close_at": 0.5}),
             "waiting": await self.leaving("mock-3x20-ttft7000-noheaders", 20, 2, {"close_at": 0.5}),
         }
 
-    async def leaving(self, model: str, n: int, ramp: float, how: dict) -> dict:
+    async def leaving(self, model: str, n: int, ramp: float, how: Row) -> Row:
         """About ten clients a second come and go: little enough that no peer is saturated."""
         load = self.load(model, streams=n, ramp=ramp, timeout=30, **how)
         await load.run()
-        rows: list[dict] = []
+        rows: list[Row] = []
         for _ in range(90):
             rows = [r for r in (await stats())["tags"] if r["tag"] in load.closed]
             if len(rows) == n and all(r["state"] != "open" for r in rows):
@@ -338,7 +352,7 @@ class Run:
             "max_ms": round(took[-1], 1) if took else None,
         }
 
-    async def all(self, only):
+    async def all(self, only: list[str] | None) -> None:
         for step in (
             self.wire,
             self.idle,
@@ -363,7 +377,7 @@ class Run:
             )
 
 
-def filler(work: Path):
+def filler(work: Path) -> Fill:
     """The function that fills in the @NAMES@ of targets.py."""
     names = {
         "@UP@": f"127.0.0.1:{UPSTREAM_PORT}",
@@ -380,7 +394,7 @@ def filler(work: Path):
     return fill
 
 
-async def measure(name: str, args) -> dict:
+async def measure(name: str, args: argparse.Namespace) -> Row:
     target = TARGETS[name]
     upstream = subprocess.Popen([sys.executable, HERE / "upstream.py", "--port", str(UPSTREAM_PORT)])
     await asyncio.sleep(0.7)
@@ -419,33 +433,34 @@ async def measure(name: str, args) -> dict:
 
 
 # -- table ----------------------------------------------------------------------------------
-def get(row: dict, path: str):
+def get(row: Row, path: str) -> Any:
+    found: Any = row
     for key in path.split("."):
-        row = row.get(key) if isinstance(row, dict) else None
-    return row
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
-def table(rows: list[dict]) -> str:
-    def level(row, streams):
+def table(rows: list[Row]) -> str:
+    def level(row: Row, streams: int) -> Row | None:
         return next((x for x in get(row, "ladder") or [] if x["streams"] == streams), None)
 
-    def event_us(row):
+    def event_us(row: Row) -> Any:
         """CPU per event at 100 streams, or the highest level below it that ran."""
         levels = get(row, "ladder") or []
         best = level(row, 100) or (levels[-1] if levels else None)
         return best and best["cpu_us_per_event"]
 
-    def top_us(row):
+    def top_us(row: Row) -> Any:
         levels = get(row, "ladder") or []
         return levels and f"{levels[-1]['cpu_us_per_event']} @{levels[-1]['events_per_s']}/s"
 
-    def delays(row, streams):
+    def delays(row: Row, streams: int) -> str:
         x = level(row, streams)
         if not x or not x["latency_ms"]:
             return "-"
         return "saturated" if x["saturated"] else f"{x['latency_ms']['p50']}/{x['latency_ms']['p99']}"
 
-    def gone(row, kind):
+    def gone(row: Row, kind: str) -> str:
         x = get(row, f"leave.{kind}") or {}
         if not x:
             return "-"
@@ -454,7 +469,7 @@ def table(rows: list[dict]) -> str:
         note = "" if x["aborted"] == x["n"] else f" ({x['aborted']}/{x['n']})"
         return f"{x['p50_ms']}/{x['max_ms']}{note}"
 
-    def broken(row):
+    def broken(row: Row) -> str:
         """What a client is told when the upstream dies in the middle."""
         x = row.get("broken") or {}
         if not x:
@@ -463,11 +478,11 @@ def table(rows: list[dict]) -> str:
             return "error event"
         return "cut connection" if x["errors"] else "nothing: a clean end"
 
-    def pair(row, path, first, second):
+    def pair(row: Row, path: str, first: str, second: str) -> str:
         x = get(row, path) or {}
         return f"{x[first]}/{x[second]}" if first in x and second in x else "-"
 
-    speed = {
+    speed: dict[str, Column] = {
         "target": lambda r: r["target"],
         "CPU us/event, 100 streams": event_us,
         "CPU us/event at the highest level": top_us,
@@ -475,9 +490,9 @@ def table(rows: list[dict]) -> str:
         "requests/s": lambda r: get(r, "request.per_s"),
         "burst events/s": lambda r: get(r, "burst.events_per_s"),
         "TTFT p50/p99 ms": lambda r: pair(r, "ttft", "p50", "p99"),
-        **{f"delay {n} p50/p99 ms": lambda r, n=n: delays(r, n) for n in (25, 100, 500, 1000)},
+        **{f"delay {n} p50/p99 ms": partial(delays, streams=n) for n in (25, 100, 500, 1000)},
     }
-    behaviour = {
+    behaviour: dict[str, Column] = {
         "target": lambda r: r["target"],
         "ready s": lambda r: r.get("ready_s"),
         "RSS MB": lambda r: get(r, "idle.rss_mb"),
@@ -494,7 +509,7 @@ def table(rows: list[dict]) -> str:
     return "\n\n".join(markdown(rows, columns) for columns in (speed, behaviour))
 
 
-def markdown(rows: list[dict], columns: dict) -> str:
+def markdown(rows: list[Row], columns: dict[str, Column]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         cells = [f(row) for f in columns.values()]
@@ -502,7 +517,7 @@ def markdown(rows: list[dict], columns: dict) -> str:
     return "\n".join(lines)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -512,7 +527,7 @@ def main():
     parser.add_argument("--table", metavar="FILE", help="print FILE's table, measure nothing")
     args = parser.parse_args()
     if args.table:
-        last = {}
+        last: dict[str, Row] = {}
         for line in Path(args.table).read_text().splitlines():
             row = json.loads(line)
             last.setdefault(row["target"], {}).update(row)

@@ -13,14 +13,18 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from playwright.async_api import Browser
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from live.browser import chromium
-from live.conftest import running
+from live.conftest import Server, running
 from live.test_page import answer, ask
-from oracle import oracle
+from oracle import Oracle, Request, oracle
 
 TOKENS_PER_SECOND, TURNS = 500, 20
 SENTENCE = "A stream is one answer in progress, with **one** owner and `positions` that only grow. "
@@ -39,7 +43,7 @@ WATCH = """
 """
 
 
-def tokens(count):
+def tokens(count: int) -> Iterator[str]:
     for i in range(count):
         if i % 400 == 399:
             yield CODE
@@ -48,7 +52,7 @@ def tokens(count):
             yield WORDS[i % len(WORDS)] + end
 
 
-async def provider(request, count):
+async def provider(request: Request, count: int) -> None:
     if request.path.endswith("/models"):
         await request.answer(200, {"data": [{"id": "m"}]})
         return
@@ -61,7 +65,7 @@ async def provider(request, count):
     await request.finish(usage={"prompt_tokens": 9, "completion_tokens": count})
 
 
-def shown(values):
+def shown(values: list[float]) -> dict[str, float]:
     cut = statistics.quantiles(values, n=100)
     return {
         "p50": round(cut[49], 1),
@@ -71,7 +75,7 @@ def shown(values):
     }
 
 
-async def draw(browser, server, seconds):
+async def draw(browser: Browser, server: Server, seconds: int) -> dict[str, Any]:
     page = await browser.new_page()
     await page.goto(f"{server.url}/#key={server.key}")
     await page.evaluate(WATCH)
@@ -89,10 +93,10 @@ async def draw(browser, server, seconds):
     }
 
 
-async def stop_after_reload(browser, server, upstream):
+async def stop_after_reload(browser: Browser, server: Server, upstream: Oracle) -> dict[str, float]:
     page = await browser.new_page()
     await page.goto(f"{server.url}/#key={server.key}")
-    took = []
+    took: list[float] = []
     for _ in range(TURNS):
         await ask(page)
         await answer(page).locator("p").first.wait_for()
@@ -104,14 +108,15 @@ async def stop_after_reload(browser, server, upstream):
         offset = time.time() - time.monotonic()
         await stop.click()
         await request.gone.wait()
+        assert request.closed_at is not None
         took.append((request.closed_at + offset) * 1000 - await page.evaluate("at"))
         await page.get_by_test_id("send").wait_for()
     await page.close()
     return shown(took)
 
 
-async def close_with_beacon(browser, server, upstream):
-    took = []
+async def close_with_beacon(browser: Browser, server: Server, upstream: Oracle) -> dict[str, float]:
+    took: list[float] = []
     for _ in range(TURNS):
         page = await browser.new_page()
         await page.goto(server.url)
@@ -132,12 +137,13 @@ async def close_with_beacon(browser, server, upstream):
         began = time.monotonic()
         await page.close()
         await request.gone.wait()
+        assert request.closed_at is not None
         took.append((request.closed_at - began) * 1000)
     return shown(took)
 
 
-async def main(seconds):
-    async def answering(request):
+async def main(seconds: int) -> None:
+    async def answering(request: Request) -> None:
         await provider(request, seconds * TOKENS_PER_SECOND)
 
     with tempfile.TemporaryDirectory() as name:
