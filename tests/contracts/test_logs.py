@@ -568,3 +568,37 @@ async def until(condition):
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0)
+
+
+async def test_nobody_sees_an_end_that_came_after_others_had_ended_the_stream(two):
+    sleeper, other = two
+    await started(sleeper)
+    await sleeper.append("s", [START, TextStart(), *words(3)])
+    await sleeper.flush("s")
+    reading = asyncio.create_task(read(sleeper))
+    assert await other.interrupt("s", INTERRUPTED) == INTERRUPTED
+    with pytest.raises(StreamClosed):
+        await sleeper.append("s", [*words(2), TextEnd(), END])
+    assert [event for _, event in await reading] == [START, TextStart(), *words(3), TextEnd(), INTERRUPTED]
+    assert (await sleeper.state("s")).closed
+
+
+async def test_the_end_of_a_stream_that_redis_lost_is_written_with_all_before_it(two, redis):
+    here, there = two
+    await started(here)
+    await here.append("s", words(3))
+    await here.flush("s")
+    await redis.flushall()
+    await here.append("s", [*words(1), END])
+    assert len(await read(there)) == len(await read(here)) == 5
+
+
+async def test_an_end_does_not_wait_for_a_redis_that_is_away(tmp_path):
+    socket = tmp_path / "redis.sock"
+    with redis_server(socket):
+        here = await RedisLog(f"unix://{socket}").__aenter__()
+        await started(here)
+    async with asyncio.timeout(5):
+        await here.append("s", [START, END])
+        assert len(await read(here)) == 2
+    await here.crash()

@@ -123,6 +123,9 @@ class RedisLog:
         await self.outbox.flush(stream_id)
 
     async def append(self, stream_id: str, events: Sequence[Event]) -> Position:
+        # Nobody sees an end before Redis has it: others may have ended the stream while this worker slept.
+        if isinstance(events[-1], TERMINAL_TYPES) and await self.outbox.end(stream_id, events):
+            return await self._own.append(stream_id, events)
         appended = await self._own.append(stream_id, events)
         self.outbox.appended(stream_id)
         return appended

@@ -7,14 +7,15 @@ appends after others have ended its stream (at epoch 2) is refused.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
 from redis.exceptions import ResponseError
 
-from millstream.errors import LogError, safe_traceback
-from millstream.events import TERMINAL_TYPES, from_json, to_json
+from millstream.errors import LogError, StreamClosed, safe_traceback
+from millstream.events import TERMINAL_TYPES, Event, from_json, to_json
 from millstream.logs import Signal
 from millstream.logs.memory import MemoryLog
 from millstream.logs.redis.connection import (
@@ -39,10 +40,12 @@ _to_json = msgspec.json.Encoder().encode
 class _Copy:
     """How much of a stream of ours Redis has."""
 
-    __slots__ = ("count", "created", "done", "followed")
+    __slots__ = ("count", "created", "done", "end", "ended", "followed")
 
     def __init__(self) -> None:
         self.created = False
+        self.end: Sequence[Event] = ()  # what is to follow, if Redis takes it
+        self.ended: asyncio.Future[bool | None] | None = None  # whether it has
         self.count = 0
         self.followed = False  # another worker reads it: send at once
         self.done = asyncio.Event()
@@ -103,6 +106,31 @@ class Outbox:
         """Something was appended to the stream."""
         if copy := self._copies.get(stream_id):
             self._copy_soon(stream_id, copy)
+
+    async def end(self, stream_id: str, events: Sequence[Event]) -> bool:
+        """Appends the end of a stream to Redis before anybody sees it: whether Redis has it now. Raises
+        ``StreamClosed`` where other workers have ended the stream, to which this one seemed dead.
+        """
+        copy = self._copies.get(stream_id)
+        if copy is None or self.failing:
+            return False
+        copy.end, copy.ended = events, asyncio.get_running_loop().create_future()
+        copy.done.clear()
+        self._dirty.add(stream_id)
+        self._flush_now.set()
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                taken = await copy.ended
+        except TimeoutError:
+            taken = None
+        finally:
+            copy.end, copy.ended = (), None
+        if taken is False:
+            raise StreamClosed(f"the stream '{stream_id}' was ended by another worker")
+        if taken:
+            self._copies.pop(stream_id, None)
+            copy.done.set()
+        return bool(taken)
 
     async def flush(self, stream_id: str) -> None:
         """Returns when Redis has all of the stream, or when that cannot be had for the moment."""
@@ -169,6 +197,8 @@ class Outbox:
             except Exception as error:  # it goes on when Redis is back; nothing is lost until then
                 self.failing = True
                 self._dirty.update(due)
+                for copy in self._copies.values():
+                    _resolve(copy, None)
                 log.error("the log's Redis: %s", safe_traceback(error))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_SECONDS[1])
@@ -222,7 +252,7 @@ class Outbox:
             due.append(_Command(stream_id, 0, ("XADD", key, "1-0", "info", _to_json(state.info))))
             due.append(_Command(stream_id, None, ("EXPIRE", key, self._lifetime)))
         count = copy.count
-        while room > 0 and (events := self._own.events(stream_id, count, _EVENTS_PER_ENTRY)):
+        while room > 0 and (events := self._following(stream_id, copy, count)):
             count += len(events)
             said = to_json(events)
             room -= len(said)
@@ -233,6 +263,14 @@ class Outbox:
                 due.append(_Command(stream_id, None, ("EXPIRE", key, self._window)))
         return due
 
+    def _following(self, stream_id: str, copy: _Copy, count: int) -> Sequence[Event]:
+        """What comes after the first ``count`` events: appended ones, then those of an end to be taken."""
+        appended = self._own.events(stream_id, count, _EVENTS_PER_ENTRY)
+        if appended or not copy.end:
+            return appended
+        start = count - len(self._own.events(stream_id))
+        return copy.end[start : start + _EVENTS_PER_ENTRY]
+
     async def _copied(self, stream_id: str) -> None:
         """Looks whether Redis has all of the stream now."""
         copy = self._copies.get(stream_id)
@@ -240,8 +278,11 @@ class Outbox:
             return
         if stream_id not in self._own:  # its window has passed
             del self._copies[stream_id]
-        elif copy.count < len(self._own.events(stream_id)) or not copy.created:
+        elif copy.count < len(self._own.events(stream_id)) + len(copy.end) or not copy.created:
             self._copy_soon(stream_id, copy)
+            return
+        elif copy.end:
+            _resolve(copy, True)
             return
         elif (await self._own.state(stream_id)).closed:
             del self._copies[stream_id]
@@ -261,4 +302,11 @@ class Outbox:
         copy.done.set()
         with suppress(LogError):  # it has ended here as well
             await self._own.end_in_second_epoch(stream_id, from_json(found[0][1][b"events"]))
+        _resolve(copy, False)
         log.warning("stream %s was ended by another worker, to which this one seemed dead", stream_id)
+
+
+def _resolve(copy: _Copy, taken: bool | None) -> None:
+    """Tells whoever waits for the end of a stream; None where Redis cannot be reached."""
+    if copy.ended is not None and not copy.ended.done():
+        copy.ended.set_result(taken)
