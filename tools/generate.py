@@ -102,7 +102,7 @@ ROOMS = (
     ("streams", ("streams",)),
     ("models and their metering", ("catalog", "meter", "traces")),
     ("providers", ("providers",)),
-    ("wire formats", ("dialects", "messages")),
+    ("wire formats", ("dialects", "messages", "bodies")),
     ("logs", ("logs",)),
     ("the ledger", ("ledger", "prices", "tokens")),
     ("who is asking", ("auth", "tickets")),

@@ -1,15 +1,27 @@
 """What a caller may ask for: the body of a chat request, checked at the door.
 
-Unknown fields are refused at every depth: a misspelt ``max_token`` must not become a longer bill, and
-nothing in a body can name an endpoint or a key. The exceptions are JSON Schemas (``parameters`` of a
-tool, ``schema`` of a response format), which are the caller's own and are passed on as they are.
+Unknown fields are refused at every depth: a misspelt ``max_token`` must not become a longer bill, and nothing
+in a body can name an endpoint or a key. The exceptions are JSON Schemas (``parameters`` of a tool, ``schema``
+of a response format), which are the caller's own and are passed on as they are. A list gives up at its first
+fault (``fail_fast``): a body may have thousands of them.
 """
 
 import math
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
 
+_MAX_METADATA = 16
+
+StopWord: TypeAlias = Annotated[str, Field(max_length=1024)]
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 
 
@@ -34,6 +46,12 @@ def _finite(value: JsonValue) -> JsonValue:
 JsonObject: TypeAlias = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
 
 
+def _few(value: object) -> object:
+    if isinstance(value, dict) and len(value) > _MAX_METADATA:
+        raise ValueError(f"at most {_MAX_METADATA} entries")
+    return value
+
+
 class TextPart(_Strict):
     type: Literal["text"]
     text: str
@@ -53,12 +71,12 @@ ContentPart: TypeAlias = Annotated[TextPart | ImagePart, Field(discriminator="ty
 
 
 class FunctionCall(_Strict):
-    name: str
+    name: Annotated[str, Field(max_length=128)]
     arguments: str
 
 
 class ToolCall(_Strict):
-    id: str
+    id: Annotated[str, Field(max_length=512)]
     type: Literal["function"] = "function"
     function: FunctionCall
 
@@ -67,10 +85,10 @@ class ChatMessage(_Strict):
     """One message of the conversation."""
 
     role: Role
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Field(max_length=1024, fail_fast=True)] | None = None
     name: Annotated[str, Field(max_length=128)] | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=512, fail_fast=True)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=512)] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> "ChatMessage":
@@ -101,7 +119,7 @@ class Tool(_Strict):
 
 
 class FunctionName(_Strict):
-    name: str
+    name: Annotated[str, Field(max_length=128)]
 
 
 class ToolChoice(_Strict):
@@ -133,14 +151,14 @@ OnDisconnect: TypeAlias = Literal["cancel", "continue"] | Grace
 class ChatRequest(_Strict):
     """The body of ``POST /v1/chat/stream`` and ``POST /v1/chat``."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
     model: Annotated[str, Field(pattern=r"^[!-~]{1,256}$")] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: StopWord | Annotated[list[StopWord], Field(max_length=16, fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=512)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=512, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
@@ -151,7 +169,8 @@ class ChatRequest(_Strict):
                 Annotated[str, Field(max_length=64)],
                 Annotated[str, Field(max_length=512)],
             ],
-            Field(max_length=16),
+            Field(max_length=_MAX_METADATA),
+            BeforeValidator(_few),
         ]
         | None
     ) = None

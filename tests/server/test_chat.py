@@ -413,7 +413,13 @@ BAD = {
     "not UTF-8": (b"\xff\xfe", 400, "not JSON"),
     "a list": (b"[]", 422, "object"),
     "a lone surrogate": (b'{"messages":[{"role":"user","content":"\\ud800"}]}', 400, "not JSON"),
-    "nested too deep": (b'{"messages":' + b"[" * 100_000, 400, "recursion"),
+    "nested too deep": (
+        b'{"messages":[{"role":"user","content":"x"}],"tools":[{"function":{"name":"f","parameters":{"a":'
+        + b"[" * 50_000,
+        400,
+        "recursion",
+    ),
+    "too many values": (b'{"messages":' + b"[" * 100_001, 413, "values"),
     "no messages": ({"model": "m"}, 422, "messages: Field required"),
     "an empty list of messages": ({"messages": []}, 422, "messages"),
     "an unknown field": ({**BODY, "max_token": 5}, 422, "max_token: unknown field"),

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, suppress
 
 from millstream import tokens
 from millstream.auth import Keys
+from millstream.bodies import BodyValidator
 from millstream.database import Database
 from millstream.errors import MillstreamError
 from millstream.ledger import Ledger
@@ -35,6 +36,7 @@ class Runtime:
         self.settings = settings or Settings.load()
         self.database = Database(self.settings.resolved_database_url)
         self.database.migrate()
+        self.bodies = BodyValidator()
         self.keys = Keys(self.database)
         self.ledger = Ledger(self.database)
         self.meter = Meter(self.ledger)
@@ -52,6 +54,7 @@ class Runtime:
     async def __aenter__(self) -> "Runtime":
         async with AsyncExitStack() as stack:
             stack.callback(self.database.close)
+            stack.callback(self.bodies.close)
             stack.push_async_callback(self.llm_service.close)
             for part in (self.event_log, self.ledger, self.streams):
                 await stack.enter_async_context(part)

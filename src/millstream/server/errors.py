@@ -3,7 +3,7 @@
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias
 
 import msgspec
@@ -14,12 +14,12 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from millstream.bodies import invalid
 from millstream.database import DatabaseAway
 from millstream.errors import (
     Draining,
     Internal,
     InvalidRequest,
-    MalformedBody,
     MillstreamError,
     NotFound,
     Overloaded,
@@ -34,8 +34,6 @@ log = logging.getLogger("millstream.server")
 Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-_MAX_SHOWN_ERRORS = 3
-_MAX_SHOWN_LOCATION = 100
 
 
 class Refused(FastAPIHTTPException):
@@ -51,19 +49,6 @@ def request_id(request: Request) -> str:
     """The caller's ``X-Request-Id`` where it is a plain one, else a new one."""
     given = request.headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_urlsafe(12)}"
-
-
-def invalid(errors: Sequence[Any]) -> InvalidRequest:
-    """What pydantic found wrong, in a few words."""
-    if errors[0]["type"] == "json_invalid":
-        return MalformedBody(f"the body is not JSON: {errors[0]['msg'].partition(': ')[2]}")
-    shown = []
-    for error in errors[:_MAX_SHOWN_ERRORS]:
-        where = ".".join(map(str, error["loc"]))[:_MAX_SHOWN_LOCATION]
-        what = "unknown field" if error["type"] == "extra_forbidden" else error["msg"]
-        shown.append(f"{where}: {what}" if where else what)
-    more = len(errors) - len(shown)
-    return InvalidRequest("; ".join(shown) + (f"; and {more} more" if more else ""))
 
 
 def error_headers(error: MillstreamError, request_id: str) -> dict[str, str]:

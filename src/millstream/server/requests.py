@@ -4,10 +4,10 @@ import re
 from typing import TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from millstream.errors import InvalidRequest, TooLarge
-from millstream.server.errors import invalid
+from millstream.server.dependencies import get_runtime
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -15,22 +15,20 @@ _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,128}")
 
 
 async def read_body(request: Request, model: type[Body], limit: int) -> Body:
-    """The body as a ``model``. Raises ``TooLarge`` before reading more than ``limit`` bytes,
-    ``MalformedBody`` where it is not JSON (or is nested over 200 deep), ``InvalidRequest`` saying
-    which field is wrong.
+    """The body as a ``model``. Raises ``TooLarge`` where it is over ``limit`` bytes, and what
+    ``BodyValidator.validate`` raises.
     """
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise TooLarge(f"the body is over {limit} bytes")
-    body = bytearray()
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
+        size += len(chunk)
+        if size > limit:
             raise TooLarge(f"the body is over {limit} bytes")
-    try:
-        return model.model_validate_json(bytes(body))
-    except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_input=False)) from None
+        chunks.append(chunk)
+    return await get_runtime(request).bodies.validate(model, chunks)
 
 
 def idempotency_key(request: Request) -> str | None:
