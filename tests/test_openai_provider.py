@@ -294,6 +294,37 @@ async def test_every_failure_is_one_of_the_list_and_says_nothing_of_the_provider
     assert "127.0.0.1" not in str(error)
 
 
+@pytest.mark.parametrize("body", [b"[" * 30_000, b'{"error":' * 5000, b"\xff", b"1" * 60_000])
+async def test_a_refusal_of_any_form_is_a_refusal(body):
+    async def refuse(request):
+        await request.answer(400, body)
+
+    error = (await produce(refuse))[-1]
+    assert isinstance(error, ProviderError)
+    assert error.code == "upstream_refused"
+
+
+async def test_a_flood_of_comments_does_not_hold_up_others():
+    async def flood(request):
+        await request.head()
+        for _ in range(64):
+            await request.chunk(b":abc\n" * 13_000)
+        await request.finish()
+
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = asyncio.create_task(count())
+    await produce(flood)
+    others.cancel()
+    assert turns > 64 * 65_000 // (32 << 10)  # at least once for each slice
+
+
 async def test_a_known_reason_is_told_in_our_words():
     error = (await produce(status(400, {"code": "context_length_exceeded"})))[-1]
     assert str(error) == (

@@ -1,6 +1,7 @@
 """The decoder against the rules of the standard, and against every way to cut a stream."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,36 @@ def test_what_is_too_long_is_refused_with_bounded_memory(data):
         for start in range(0, len(data), 100):
             decoder.feed(data[start : start + 100])
     assert decoder.pending_bytes <= 1100
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b":abc\n",
+        b":a\n\n",
+        b"a:b\n",
+        b"\n",
+        b"\n\n",
+        b"event: x\n",
+        b"id: 1\n",
+        b":\r",
+        b"data:\n",
+        b"data\n\n",
+    ],
+)
+def test_no_input_takes_long_to_decode(line: bytes) -> None:
+    chunk = line * ((32 << 10) // len(line))
+    spent = []
+    for _ in range(3):
+        decoder, before = Decoder(), time.thread_time()
+        decoder.feed(chunk)
+        spent.append(time.thread_time() - before)
+    assert min(spent) < 0.02, spent
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+def test_comments_between_the_lines_of_an_event_do_not_change_it(cut: int) -> None:
+    text = b": a\ndata: x\n: b\ndata: y\n:\n\n:\n:\n\ndata: z\n\n"
+    decoder = Decoder()
+    messages = decoder.feed(text[:cut]) + decoder.feed(text[cut:])
+    assert [message.data for message in messages] == [b"x\ny", b"z"]

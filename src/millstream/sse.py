@@ -12,6 +12,7 @@ from msgspec import Struct
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
+_COMMENT = re.compile(rb"^:[^\n]*\n", re.MULTILINE)
 
 
 # A comment line without a blank line after it. Some decoders dispatch an empty event at every blank line
@@ -80,9 +81,13 @@ class Decoder:
 
     def _feed_blocks(self, buffer: bytes, messages: list[Message]) -> None:
         """The way nearly every event of every provider takes: LF only, one ``data`` line a block."""
+        if buffer.startswith(b":") or b"\n:" in buffer:
+            buffer = _COMMENT.sub(b"", buffer)
         *blocks, rest = buffer.split(b"\n\n")
         limit = self._max_event_bytes
         for block in blocks:
+            if not block:
+                continue  # blank lines follow each other
             if block.startswith(b"data: ") and b"\n" not in block and len(block) <= limit:
                 data = block[6:]
                 messages.append(Message(data if data.isascii() else _valid(data), id=self._id))

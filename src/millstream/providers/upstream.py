@@ -28,6 +28,7 @@ from millstream.version import __version__
 
 log = logging.getLogger("millstream.providers")
 
+_SLICE_BYTES = 32 << 10  # that are decoded at a time, so that a fast provider does not hold up other streams
 _MAX_EVENT_BYTES = 1 << 20
 _MAX_STREAM_BYTES = 64 << 20
 _MAX_ANSWER_BYTES = 4 << 20
@@ -118,14 +119,17 @@ class Upstream:
                         raise UpstreamError(
                             f"provider '{self._name}' sent over {_MAX_STREAM_BYTES >> 20} MiB"
                         )
-                    messages = decoder.feed(chunk)
+                    for start in range(0, len(chunk), _SLICE_BYTES):
+                        if start:
+                            await asyncio.sleep(0)
+                        messages = decoder.feed(chunk[start : start + _SLICE_BYTES])
+                        if messages:
+                            clock.paused = True  # the provider is not to blame for how long this takes
+                            yield messages
+                            messages.clear()
+                            clock.paused = False
+                            clock.restart(self._clocks.idle)
                     chunk = b""
-                    if messages:
-                        clock.paused = True  # the provider is not to blame for how long this takes
-                        yield messages
-                        messages.clear()
-                        clock.paused = False
-                        clock.restart(self._clocks.idle)
             except (aiohttp.ClientError, OSError) as error:
                 if clock is not None and clock.rang:
                     raise UpstreamTimeout(
@@ -144,7 +148,8 @@ class Upstream:
                 response = await self._send("GET", url, None, accept="application/json")
                 try:
                     await self._check(response, "application/json")
-                    return msgspec.json.decode(await _read(response, _MAX_ANSWER_BYTES))
+                    answer = await _read(response, _MAX_ANSWER_BYTES)
+                    return await asyncio.to_thread(msgspec.json.decode, answer)
                 finally:
                     response.close()
 
@@ -180,6 +185,7 @@ class Upstream:
             OSError,
             TimeoutError,
             msgspec.DecodeError,
+            RecursionError,
             UnicodeDecodeError,
         ):
             body = None
@@ -213,7 +219,7 @@ class Upstream:
             raise UpstreamTimeout(f"provider '{name}' did not answer in time") from error
         except SSELimitExceeded as error:
             raise UpstreamError(f"provider '{name}' sent an event over the size limit") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise UpstreamError(f"provider '{name}' sent broken JSON") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(f"provider '{name}' broke the connection") from error
