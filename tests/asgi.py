@@ -2,31 +2,37 @@
 
 import asyncio
 import json
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self, TypeAlias
+
+from starlette.types import Message, Receive, Scope, Send
+
+Application: TypeAlias = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
 
 @dataclass
 class Exchange:
     """One request and what came back for it, while it goes on."""
 
-    app: object
+    app: Application
     method: str
     path: str
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
 
-    def __post_init__(self):
-        self.status = None
-        self.response_headers = {}
+    def __post_init__(self) -> None:
+        self.status: int | None = None
+        self.response_headers: dict[str, str] = {}
         self.received = b""
         self.complete = asyncio.Event()
         self._changed = asyncio.Condition()
         self._left = asyncio.Event()
         self._body_sent = False
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> Self:
         path, _, query = self.path.partition("?")
-        scope = {
+        scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
@@ -43,15 +49,15 @@ class Exchange:
         self.task = asyncio.create_task(self.app(scope, self._receive, self._send))
         return self
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, *_: object) -> None:
         self.leave()
         async with asyncio.timeout(10):
             await self.task
 
-    def leave(self):
+    def leave(self) -> None:
         self._left.set()
 
-    async def _receive(self):
+    async def _receive(self) -> Message:
         if not self._body_sent:
             self._body_sent = True
             return {"type": "http.request", "body": self.body, "more_body": False}
@@ -63,7 +69,7 @@ class Exchange:
                 wait.cancel()
         return {"type": "http.disconnect"}
 
-    async def _send(self, message):
+    async def _send(self, message: Message) -> None:
         async with self._changed:
             if message["type"] == "http.response.start":
                 self.status = message["status"]
@@ -74,20 +80,20 @@ class Exchange:
                     self.complete.set()
             self._changed.notify_all()
 
-    async def until(self, condition, seconds=10):
+    async def until(self, condition: Callable[[Self], object], seconds: float = 10) -> None:
         """Waits until ``condition(self)`` holds."""
         async with asyncio.timeout(seconds), self._changed:
             await self._changed.wait_for(lambda: condition(self))
 
-    async def finished(self, seconds=10):
+    async def finished(self, seconds: float = 10) -> Self:
         async with asyncio.timeout(seconds):
             await self.complete.wait()
         return self
 
     @property
-    def frames(self):
+    def frames(self) -> list[Any]:
         """The data of the frames so far; ``[DONE]`` as it is."""
-        found = []
+        found: list[Any] = []
         for block in self.received.decode().split("\n\n"):
             for line in block.split("\n"):
                 if line.startswith("data: "):
@@ -96,27 +102,27 @@ class Exchange:
         return found
 
     @property
-    def text(self):
+    def text(self) -> str:
         return "".join(f["delta"] for f in self.frames if f != "[DONE]" and "delta" in f)
 
     @property
-    def json(self):
+    def json(self) -> Any:
         return json.loads(self.received)
 
 
-def post(app, path, body, key=None, **headers):
+def post(app: Application, path: str, body: object, key: str | None = None, **headers: str) -> Exchange:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Exchange(app, "POST", path, _with_key(headers, key), content)
 
 
-def get(app, path, key=None, **headers):
+def get(app: Application, path: str, key: str | None = None, **headers: str) -> Exchange:
     return Exchange(app, "GET", path, _with_key(headers, key))
 
 
-def delete(app, path, key=None):
+def delete(app: Application, path: str, key: str | None = None) -> Exchange:
     return Exchange(app, "DELETE", path, _with_key({}, key))
 
 
-def _with_key(headers, key):
+def _with_key(headers: Mapping[str, str], key: str | None) -> dict[str, str]:
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     return headers | ({"authorization": f"Bearer {key}"} if key else {})

@@ -1,14 +1,18 @@
-import asyncio
 import os
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from redis import Redis
 
+from application import Run, Running
+from millstream.providers import Provider
 from millstream.server.app import Millstream, create_app
 from millstream.settings import ProviderSettings, Settings
-from services import REDIS, redis_programs, redis_server
+from oracle import Oracle
+from services import REDIS, RedisServers, redis_programs, redis_server
 
 # No test sees the keys or settings of the machine it runs on.
 for name in list(os.environ):
@@ -17,40 +21,17 @@ for name in list(os.environ):
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-class Running:
-    """A Millstream inside this process, with keys to use it."""
-
-    def __init__(self, millstream: Millstream, app: FastAPI) -> None:
-        self.millstream, self.app = millstream, app
-        self.key = self.key_id = self.admin = ""
-
-    async def idle(self, seconds=10):
-        """Waits until no stream runs."""
-        async with asyncio.timeout(seconds):
-            await self.millstream.streams.idle()
-
-    async def receipts(self):
-        import sqlalchemy as sa
-
-        from millstream.database import streams
-
-        await self.idle()
-        return await self.millstream.database.read(
-            lambda connection: connection.execute(sa.select(streams)).mappings().all()
-        )
-
-
 @pytest.fixture(scope="session")
-def redis_servers(tmp_path_factory):
+def redis_servers(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServers]:
     """``redis_servers(version)``: the URL of an empty Redis or Valkey."""
-    urls = {}
+    urls: dict[str, str] = {}
     with ExitStack() as stack:
 
-        def empty(version=REDIS):
+        def empty(version: str = REDIS) -> str:
             if version not in urls:
                 socket = tmp_path_factory.mktemp("redis") / "redis.sock"
                 stack.enter_context(redis_server(socket, program=redis_programs()[version]))
@@ -63,16 +44,18 @@ def redis_servers(tmp_path_factory):
 
 
 @pytest.fixture
-def redis_url(redis_servers):
+def redis_url(redis_servers: RedisServers) -> str:
     return redis_servers()
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Run:
     """``async with run(providers={…}) as running``: the whole application without a socket."""
 
     @asynccontextmanager
-    async def start(providers=None, openai=None, **settings):
+    async def start(
+        providers: Mapping[str, Provider] | None = None, openai: Oracle | None = None, **settings: Any
+    ) -> AsyncGenerator[Running]:
         if openai is not None:
             settings["providers"] = {"oracle": ProviderSettings(base_url=openai.base_url, models=("m",))}
         values = {"data_dir": tmp_path / "data", **settings}

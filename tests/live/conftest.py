@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -19,29 +21,31 @@ from services import wait_for
 class Server:
     """A running ``millstream serve``."""
 
-    def __init__(self, process, output: Path, url: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], output: Path, url: str) -> None:
         self.process, self.output, self.url = process, output, url
         self.pid = process.pid
 
     @property
-    def port(self):
+    def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
     @property
-    def printed(self):
+    def printed(self) -> str:
         return self.output.read_text(encoding="utf-8")
 
     @property
-    def key(self):
-        return re.search(r"ms_live_\w+", self.printed)[0]
+    def key(self) -> str:
+        match = re.search(r"ms_live_\w+", self.printed)
+        assert match is not None
+        return match[0]
 
-    def terminate(self, seconds=15):
+    def terminate(self, seconds: float = 15) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
 
 @contextmanager
-def running(folder: Path, *arguments, **environment):
+def running(folder: Path, *arguments: str, **environment: str) -> Generator[Server]:
     """Starts a server as its user would and waits until it is ready."""
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"output-{time.monotonic_ns()}"
@@ -66,17 +70,27 @@ def running(folder: Path, *arguments, **environment):
                 process.wait()
 
 
-def answers(url):
+def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
-            return answer.status == 200
+            return bool(answer.status == 200)
     except OSError:
         return False
 
 
+class Serve(Protocol):
+    """The fixture ``serve``: starts a server, before the model at ``openai`` where it is given."""
+
+    def __call__(
+        self, *arguments: str, openai: str | None = None, **environment: str
+    ) -> AbstractContextManager[Server]: ...
+
+
 @pytest.fixture
-def serve(tmp_path):
-    def start(*arguments, openai=None, **environment):
+def serve(tmp_path: Path) -> Serve:
+    def start(
+        *arguments: str, openai: str | None = None, **environment: str
+    ) -> AbstractContextManager[Server]:
         if openai is not None:
             environment |= {"OPENAI_BASE_URL": openai, "OPENAI_API_KEY": "sk-test"}
         return running(tmp_path / "server", *arguments, **environment)
@@ -84,7 +98,23 @@ def serve(tmp_path):
     return start
 
 
-async def request(port, method, path, body=b"", host="127.0.0.1", **headers):
+class Ask(Protocol):
+    """The fixture ``ask``."""
+
+    async def __call__(
+        self,
+        port: int,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        host: str = "127.0.0.1",
+        **headers: str,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
+
+
+async def request(
+    port: int, method: str, path: str, body: bytes = b"", host: str = "127.0.0.1", **headers: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Sends a request; the reader of its answer and the writer, which closes the connection."""
     reader, writer = await asyncio.open_connection(host, port)
     lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}"]
@@ -95,5 +125,5 @@ async def request(port, method, path, body=b"", host="127.0.0.1", **headers):
 
 
 @pytest.fixture
-def ask():
+def ask() -> Ask:
     return request
