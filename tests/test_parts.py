@@ -14,7 +14,7 @@ from millstream.streams.parts import Assembler
 from millstream.usage import Usage
 
 
-def test_a_part_is_opened_once_and_closed_by_another():
+def test_a_part_is_opened_once_and_closed_by_another() -> None:
     parts = Assembler()
     assert parts.feed([ReasoningDelta("a"), ReasoningDelta("b"), TextDelta("c")]) == [
         ReasoningStart(),
@@ -29,7 +29,7 @@ def test_a_part_is_opened_once_and_closed_by_another():
     assert parts.close() == []
 
 
-def test_parallel_tool_calls_may_interleave_and_end_whole():
+def test_parallel_tool_calls_may_interleave_and_end_whole() -> None:
     parts = Assembler()
     events = parts.feed(
         [
@@ -51,7 +51,7 @@ def test_parallel_tool_calls_may_interleave_and_end_whole():
     assert parts.close() == [ToolCallEnd(0, "a", "look", '{"q":1}'), ToolCallEnd(1, "b", "hear", "{}")]
 
 
-def test_counts_and_the_finish_are_kept_and_are_no_events():
+def test_counts_and_the_finish_are_kept_and_are_no_events() -> None:
     parts, usage = Assembler(), Usage(1, 2, "provider_partial")
     assert parts.feed([usage, Finish("stop", None)]) == []
     assert (parts.usage, parts.finish) == (usage, Finish("stop", None))

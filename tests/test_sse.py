@@ -2,7 +2,9 @@
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import given
@@ -10,13 +12,16 @@ from hypothesis import strategies as st
 
 from millstream.sse import Decoder, SSELimitExceeded
 
-CASES = json.loads(
+# A case of the fixtures: JSON.
+Case: TypeAlias = dict[str, Any]
+
+CASES: list[Case] = json.loads(
     (Path(__file__).parent.parent / "spec" / "fixtures" / "sse.json").read_text(encoding="utf-8")
 )
 
 
-def decode(pieces, **limits):
-    decoder = Decoder(**limits)
+def decode(pieces: Iterable[bytes]) -> list[dict[str, str]]:
+    decoder = Decoder()
     return [
         {"data": m.data.decode(), "event": m.event, "id": m.id}
         for piece in pieces
@@ -24,21 +29,21 @@ def decode(pieces, **limits):
     ]
 
 
-def expected(case):
+def expected(case: Case) -> list[dict[str, str]]:
     return [{"event": "message", "id": "", **message} for message in case["messages"]]
 
 
-def stream(case):
-    return bytes.fromhex(case["hex"]) if "hex" in case else case["stream"].encode()
+def stream(case: Case) -> bytes:
+    return bytes.fromhex(case["hex"]) if "hex" in case else str(case["stream"]).encode()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_a_stream_is_read_as_the_standard_says(case):
+def test_a_stream_is_read_as_the_standard_says(case: Case) -> None:
     assert decode([stream(case)]) == expected(case)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_a_stream_is_read_the_same_wherever_it_is_cut(case):
+def test_a_stream_is_read_the_same_wherever_it_is_cut(case: Case) -> None:
     data = stream(case)
     assert decode([data[i : i + 1] for i in range(len(data))]) == expected(case)
     for cut in range(len(data) + 1):
@@ -46,7 +51,7 @@ def test_a_stream_is_read_the_same_wherever_it_is_cut(case):
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=6))
-def test_no_bytes_raise_and_no_cut_changes_them(data, cuts):
+def test_no_bytes_raise_and_no_cut_changes_them(data: bytes, cuts: list[int]) -> None:
     edges = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
     pieces = [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
     assert decode(pieces) == decode([data])
@@ -56,7 +61,7 @@ LINES = st.sampled_from(["data: a", "data:", "id: 1", "event: e", ": c", "", "da
 
 
 @given(st.lists(LINES, max_size=12), st.sampled_from(["\n", "\r", "\r\n"]))
-def test_every_line_end_means_the_same(lines, end):
+def test_every_line_end_means_the_same(lines: list[str], end: str) -> None:
     text = "".join(f"{line}\n" for line in lines)
     assert decode([text.replace("\n", end).encode()]) == decode([text.encode()])
 
@@ -66,7 +71,7 @@ def test_every_line_end_means_the_same(lines, end):
     [b"data: " + b"x" * 2000, b"data: " + b"x" * 2000 + b"\n\n", b"data: xxxxx\n" * 300],
     ids=["a line", "an event of one line", "an event of many lines"],
 )
-def test_what_is_too_long_is_refused_with_bounded_memory(data):
+def test_what_is_too_long_is_refused_with_bounded_memory(data: bytes) -> None:
     decoder = Decoder(max_event_bytes=1000)
     with pytest.raises(SSELimitExceeded):
         for start in range(0, len(data), 100):

@@ -21,15 +21,17 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("encoding", "text", "count"), KNOWN)
-async def test_known_texts_have_their_known_counts(encoding, text, count):
+async def test_known_texts_have_their_known_counts(encoding: str, text: str, count: int) -> None:
     assert (await tokens.load(encoding)).count(text) == count
 
 
 @pytest.mark.parametrize("encoding", ["o200k_base", "cl100k_base"])
-def test_the_patterns_and_digests_are_those_of_tiktoken(encoding, monkeypatch):
-    asked = {}
+def test_the_patterns_and_digests_are_those_of_tiktoken(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, str] = {}
 
-    def load(address, expected_hash):
+    def load(address: str, expected_hash: str) -> dict[bytes, int]:
         asked["sha256"] = expected_hash
         return {}
 
@@ -38,7 +40,7 @@ def test_the_patterns_and_digests_are_those_of_tiktoken(encoding, monkeypatch):
     assert asked["sha256"] == tokens.SHA256[encoding]
 
 
-def test_a_damaged_rank_file_is_refused(monkeypatch):
+def test_a_damaged_rank_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tokens.SHA256, "o200k_base", "0" * 64)
     with pytest.raises(RuntimeError, match="damaged"):
         Tokenizer("o200k_base")
@@ -56,7 +58,7 @@ def test_a_damaged_rank_file_is_refused(monkeypatch):
         ("llama-3.3", "o200k_base"),
     ],
 )
-def test_a_model_is_counted_with_its_vocabulary(model, encoding):
+def test_a_model_is_counted_with_its_vocabulary(model: str, encoding: str) -> None:
     assert tokens.encoding_for(model) == encoding
 
 
@@ -99,10 +101,12 @@ WORDS = st.sampled_from(
     space=st.booleans(),
     every=st.integers(1, 50),
 )
-def test_a_growing_text_has_the_count_of_the_whole(encoding, pieces, space, every):
+def test_a_growing_text_has_the_count_of_the_whole(
+    encoding: str, pieces: list[str], space: bool, every: int
+) -> None:
     import asyncio
 
-    async def go():
+    async def go() -> None:
         tokenizer = await tokens.load(encoding)
         growing, whole = GrowingCount(), ""
         for i, piece in enumerate(pieces):
@@ -116,7 +120,7 @@ def test_a_growing_text_has_the_count_of_the_whole(encoding, pieces, space, ever
     asyncio.run(go())
 
 
-async def test_what_was_counted_is_let_go():
+async def test_what_was_counted_is_let_go() -> None:
     tokenizer = await tokens.load("o200k_base")
     growing = GrowingCount()
     for _ in range(100):
@@ -125,12 +129,12 @@ async def test_what_was_counted_is_let_go():
         assert growing.open_characters < 100
 
 
-async def test_a_text_without_spaces_is_counted_in_bounded_time():
+async def test_a_text_without_spaces_is_counted_in_bounded_time() -> None:
     tokenizer = await tokens.load("o200k_base")
     assert 0 < tokenizer.count("x" * 1_000_000) < 1_000_000
 
 
-async def test_a_prompt_counts_what_stands_around_its_messages():
+async def test_a_prompt_counts_what_stands_around_its_messages() -> None:
     tokenizer = await tokens.load("o200k_base")
     message = ChatMessage(role="user", content="tiktoken is great!")
     assert tokenizer.count_prompt([message]) == 3 + 3 + 1 + 6

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from millstream import errors, events
 from millstream.auth import is_wellformed, new_secret
 from millstream.dialects.native import NativeDialect
-from millstream.events import Batch, Position, StreamInfo
+from millstream.events import Batch, Event, Position, StreamInfo
 from millstream.prices import FlatPrice, Prices
 from millstream.usage import Bill, Usage
 
@@ -19,7 +19,7 @@ SPEC = Path(__file__).parent.parent / "spec"
 
 
 @pytest.mark.parametrize("test", [False, True])
-def test_a_new_key_is_wellformed_and_no_typing_error_is(test):
+def test_a_new_key_is_wellformed_and_no_typing_error_is(test: bool) -> None:
     secret = new_secret(test=test)
     assert secret.startswith("ms_test_" if test else "ms_live_")
     assert len(secret) == 44
@@ -29,38 +29,40 @@ def test_a_new_key_is_wellformed_and_no_typing_error_is(test):
 
 
 @given(st.text(max_size=60))
-def test_junk_is_no_key(text):
+def test_junk_is_no_key(text: str) -> None:
     assert not is_wellformed(text)
 
 
-def test_positions_are_short_and_plain():
+def test_positions_are_short_and_plain() -> None:
     assert str(Position(2, 42)) == "2-42"
     assert str(events.Batch(Position(1, 3), [events.TextStart()] * 4).last) == "1-6"
 
 
-async def test_a_set_price_comes_before_the_list():
+async def test_a_set_price_comes_before_the_list() -> None:
     prices = Prices({"gpt-4o": FlatPrice(Decimal(1), Decimal(2), Decimal("0.5"))})
     price = await prices.find("gpt-4o", "openai", "gpt-4o")
+    assert price is not None
     assert price.cost(Usage(1_000_000, 1_000_000, "counted", 400_000)) == Decimal("2.8")
 
 
-async def test_a_list_price_knows_cached_tokens_and_an_unknown_model_has_none():
+async def test_a_list_price_knows_cached_tokens_and_an_unknown_model_has_none() -> None:
     prices = Prices({})
     price = await prices.find("x", "openai", "gpt-4o")
+    assert price is not None
     whole = price.cost(Usage(1000, 100, "counted"))
     assert 0 < price.cost(Usage(1000, 100, "counted", 500)) < whole
     assert await prices.find("x", "openai", "no-such-model") is None
     assert await prices.find("x", None, "gpt-4o") is None
 
 
-def codes(kind):
+def codes(kind: type[errors.MillstreamError]) -> set[str]:
     """Of the server's errors; the client has one of its own, for when there is no server."""
     if kind.__module__ != "millstream.errors":
         return set()
     return {kind.code} | {code for child in kind.__subclasses__() for code in codes(child)}
 
 
-def test_the_codes_are_those_of_the_specification_with_their_status():
+def test_the_codes_are_those_of_the_specification_with_their_status() -> None:
     table = (SPEC / "protocol.md").read_text(encoding="utf-8").partition("## 8. Errors")[2]
     for code in codes(errors.MillstreamError):
         assert f"`{code}`" in table, code
@@ -69,7 +71,7 @@ def test_the_codes_are_those_of_the_specification_with_their_status():
         assert str(status) in line.partition(f"`{code}`")[2], code
 
 
-def test_safe_tracebacks_name_places_and_not_words():
+def test_safe_tracebacks_name_places_and_not_words() -> None:
     try:
         raise ValueError("a secret")
     except ValueError as error:
@@ -79,19 +81,20 @@ def test_safe_tracebacks_name_places_and_not_words():
     assert "secret" not in said
 
 
-def test_every_event_survives_json():
+def test_every_event_survives_json() -> None:
     bill = Bill(Usage(1, 2, "counted", 1, 1), "0.1")
-    for event in [
+    some: list[Event] = [
         events.StreamStart("s", "m"),
         events.TextDelta("é\u2028"),
         events.ToolCallEnd(0, "c", "n", "{}"),
         events.StreamEnd("stop", bill),
         events.StreamFailed("internal", "x", False, bill, 3),
-    ]:
+    ]
+    for event in some:
         assert events.from_json(events.to_json([event])) == [event]
 
 
-def test_the_native_fixtures_are_what_is_sent():
+def test_the_native_fixtures_are_what_is_sent() -> None:
     fixtures = json.loads((SPEC / "fixtures" / "native.json").read_text(encoding="utf-8"))
     info = StreamInfo("str_1", "key_1", "m", 0.0)
     for fixture in fixtures:
@@ -103,9 +106,9 @@ def test_the_native_fixtures_are_what_is_sent():
     assert kinds == set(schema["discriminator"]["mapping"])
 
 
-def test_a_batch_is_its_events_one_by_one():
+def test_a_batch_is_its_events_one_by_one() -> None:
     dialect, info = NativeDialect(), StreamInfo("str_1", "key_1", "m", 0.0)
-    some = [events.TextStart(), events.TextDelta('a"\n'), events.TextEnd()]
+    some: list[Event] = [events.TextStart(), events.TextDelta('a"\n'), events.TextEnd()]
     whole = dialect.encode(info, Batch(Position(1, 4), some))
     assert whole == b"".join(
         dialect.encode(info, Batch(Position(1, 4 + i), [event])) for i, event in enumerate(some)

@@ -1,3 +1,4 @@
+from application import Run
 from asgi import delete, get, post
 from millstream.events import TextDelta
 from millstream.providers import Finish
@@ -9,7 +10,7 @@ PROVIDERS = {"s": ScriptedProvider({"m": [TextDelta("Hello"), Finish("stop", USA
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 
 
-async def test_keys_are_made_listed_and_revoked_over_http(run):
+async def test_keys_are_made_listed_and_revoked_over_http(run: Run) -> None:
     async with run(PROVIDERS) as app:
         async with post(app.app, "/v1/keys", {"name": "n", "scopes": ["chat"]}, app.admin) as call:
             made = (await call.finished()).json
@@ -27,7 +28,7 @@ async def test_keys_are_made_listed_and_revoked_over_http(run):
             assert (await call.finished()).status == 404
 
 
-async def test_keys_need_the_scope_admin(run):
+async def test_keys_need_the_scope_admin(run: Run) -> None:
     async with run(PROVIDERS) as app:
         for exchange in (
             post(app.app, "/v1/keys", {"name": "n"}, app.key),
@@ -41,7 +42,7 @@ async def test_keys_need_the_scope_admin(run):
                 assert (await call.finished()).status in (400, 422)
 
 
-async def test_usage_is_ones_own_or_with_the_scope_everybodys(run):
+async def test_usage_is_ones_own_or_with_the_scope_everybodys(run: Run) -> None:
     async with run(PROVIDERS) as app:
         for key in (app.key, app.admin):
             async with post(app.app, "/v1/chat", BODY, key) as call:
@@ -57,7 +58,7 @@ async def test_usage_is_ones_own_or_with_the_scope_everybodys(run):
             assert call.json["error"]["code"] == "invalid_request"
 
 
-async def test_health_and_readiness(run):
+async def test_health_and_readiness(run: Run) -> None:
     async with run(PROVIDERS) as app:
         for path in ("/healthz", "/readyz"):
             async with get(app.app, path) as call:
@@ -70,7 +71,7 @@ async def test_health_and_readiness(run):
             assert (call.status, call.json["error"]["code"]) == (503, "draining")
 
 
-async def test_the_frameworks_own_errors_have_our_shape(run):
+async def test_the_frameworks_own_errors_have_our_shape(run: Run) -> None:
     async with run(PROVIDERS) as app:
         async with get(app.app, "/nowhere") as call:
             await call.finished()
@@ -81,7 +82,7 @@ async def test_the_frameworks_own_errors_have_our_shape(run):
             assert call.json["error"]["code"] == "invalid_request"
 
 
-async def test_the_openapi_schema_names_the_stream_and_the_key(run):
+async def test_the_openapi_schema_names_the_stream_and_the_key(run: Run) -> None:
     async with run(PROVIDERS) as app, get(app.app, "/openapi.json") as call:
         schema = (await call.finished()).json
         stream = schema["paths"]["/v1/chat/stream"]["post"]

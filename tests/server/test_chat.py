@@ -1,28 +1,36 @@
 """Chat over ASGI: what goes over the wire, and what is left in the ledger."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from decimal import Decimal
+from typing import NoReturn
 
 import pytest
+from starlette.types import Message
 
+from application import Run
 from asgi import Exchange, get, post
 from millstream.database import DatabaseAway
-from millstream.errors import UpstreamError, UpstreamRateLimited, UpstreamRefused
+from millstream.errors import ProviderError, UpstreamError, UpstreamRateLimited, UpstreamRefused
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
-from millstream.providers import Finish, ToolCallPiece
-from millstream.providers.scripted import ScriptedProvider
+from millstream.messages import ChatRequest
+from millstream.providers import Finish, Produced, Provider, ToolCallPiece
+from millstream.providers.scripted import Script, ScriptedProvider, Step
 from millstream.server.streaming import event_stream as streaming
+from millstream.streams.tally import Tally
+from millstream.tokens import Tokenizer
 from millstream.usage import Usage
 
 USAGE = Usage(9, 2, "provider_final")
-HELLO = [TextDelta("Hel"), TextDelta("lo"), Finish("stop", USAGE)]
+HELLO: Script = [TextDelta("Hel"), TextDelta("lo"), Finish("stop", USAGE)]
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 
 
-def scripted(**scripts):
+def scripted(**scripts: Script) -> dict[str, Provider]:
     return {"scripted": ScriptedProvider({"m": HELLO, **scripts})}
 
 
-async def test_an_answer_is_streamed_frame_by_frame(run):
+async def test_an_answer_is_streamed_frame_by_frame(run: Run) -> None:
     async with run(scripted()) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
         await call.finished()
         assert call.status == 200
@@ -57,8 +65,8 @@ async def test_an_answer_is_streamed_frame_by_frame(run):
             assert (await receipt.finished()).status == 404
 
 
-async def test_the_whole_answer_comes_as_json(run):
-    script = [
+async def test_the_whole_answer_comes_as_json(run: Run) -> None:
+    script: Script = [
         ReasoningDelta("hm"),
         TextDelta("Hello"),
         RefusalDelta("no"),
@@ -93,8 +101,8 @@ async def test_the_whole_answer_comes_as_json(run):
         }
 
 
-async def test_every_kind_of_part_has_its_frame(run):
-    script = [
+async def test_every_kind_of_part_has_its_frame(run: Run) -> None:
+    script: Script = [
         ReasoningDelta("hm"),
         RefusalDelta("no"),
         ToolCallPiece(0, "{}", "call_1", "look"),
@@ -123,7 +131,9 @@ async def test_every_kind_of_part_has_its_frame(run):
         (UpstreamRateLimited("slow down", retry_after_seconds=7), 429, "upstream_rate_limited"),
     ],
 )
-async def test_a_failure_before_the_first_token_is_a_status(run, path, error, status, code):
+async def test_a_failure_before_the_first_token_is_a_status(
+    run: Run, path: str, error: ProviderError, status: int, code: str
+) -> None:
     async with run(scripted(m=[error])) as app, post(app.app, path, BODY, app.key) as call:
         await call.finished()
         assert call.status == status
@@ -134,9 +144,9 @@ async def test_a_failure_before_the_first_token_is_a_status(run, path, error, st
         assert row["completion_tokens"] == 0
 
 
-async def test_a_failure_after_the_first_token_is_the_last_frame(run):
+async def test_a_failure_after_the_first_token_is_the_last_frame(run: Run) -> None:
     gate = asyncio.Event()
-    script = [TextDelta("Hel"), gate.wait, UpstreamError("it broke")]
+    script: Script = [TextDelta("Hel"), gate.wait, UpstreamError("it broke")]
     async with run(scripted(m=script)) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
         await call.until(lambda c: "Hel" in c.text)
         gate.set()
@@ -149,26 +159,32 @@ async def test_a_failure_after_the_first_token_is_the_last_frame(run):
         assert b"[DONE]" not in call.received
 
 
-async def test_text_arrives_while_the_provider_still_speaks(run):
+async def test_text_arrives_while_the_provider_still_speaks(run: Run) -> None:
     gates = [asyncio.Event() for _ in range(3)]
-    script = []
+    script: list[Step] = []
     for i, gate in enumerate(gates):
         script += [TextDelta(f"{i} "), gate.wait]
     script.append(Finish("stop", USAGE))
     async with run(scripted(m=script)) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
         for i, gate in enumerate(gates):
-            await call.until(lambda c, i=i: c.text.endswith(f"{i} "))
+
+            def says(call: Exchange, word: str = f"{i} ") -> bool:
+                return call.text.endswith(word)
+
+            await call.until(says)
             assert not call.complete.is_set()
             gate.set()
         await call.finished()
 
 
-async def test_a_silent_provider_gets_its_status_and_pings_after_the_hold(run, monkeypatch):
+async def test_a_silent_provider_gets_its_status_and_pings_after_the_hold(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streaming, "HOLD_SECONDS", 0.05)
     monkeypatch.setattr(streaming, "PING_SECONDS", 0.05)
     monkeypatch.setattr(streaming, "LOOK_SECONDS", 0.01)
     gate = asyncio.Event()
-    script = [gate.wait, UpstreamError("it broke")]
+    script: Script = [gate.wait, UpstreamError("it broke")]
     async with run(scripted(m=script)) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
         await call.until(lambda c: c.received.count(b": ping\n") >= 2)
         assert call.status == 200
@@ -182,11 +198,11 @@ async def test_a_silent_provider_gets_its_status_and_pings_after_the_hold(run, m
 
 @pytest.mark.parametrize("path", ["/v1/chat/stream", "/v1/chat"])
 @pytest.mark.parametrize("moment", ["before the first token", "in silence"])
-async def test_leaving_closes_the_provider_and_settles(run, path, moment):
+async def test_leaving_closes_the_provider_and_settles(run: Run, path: str, moment: str) -> None:
     never, asked, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     class Provider(ScriptedProvider):
-        async def stream(self, request, model):
+        async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
             try:
                 asked.set()
                 if moment == "in silence":
@@ -211,7 +227,7 @@ async def test_leaving_closes_the_provider_and_settles(run, path, moment):
         assert row["prompt_tokens"] > 0
 
 
-async def test_who_leaves_at_once_costs_nothing(run):
+async def test_who_leaves_at_once_costs_nothing(run: Run) -> None:
     async with run(scripted()) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             call.leave()
@@ -223,9 +239,11 @@ async def test_who_leaves_at_once_costs_nothing(run):
     ("policy", "status"),
     [("cancel", "cancelled"), ("continue", "completed"), ({"grace_seconds": 0}, "cancelled")],
 )
-async def test_the_disconnect_policy_decides_what_leaving_means(run, policy, status):
+async def test_the_disconnect_policy_decides_what_leaving_means(
+    run: Run, policy: object, status: str
+) -> None:
     gate = asyncio.Event()
-    script = [TextDelta("Hello"), gate.wait, TextDelta(" again"), Finish("stop", USAGE)]
+    script: Script = [TextDelta("Hello"), gate.wait, TextDelta(" again"), Finish("stop", USAGE)]
     async with run(scripted(m=script)) as app:
         async with post(app.app, "/v1/chat/stream", {**BODY, "on_disconnect": policy}, app.key) as call:
             await call.until(lambda c: c.text == "Hello")
@@ -235,17 +253,19 @@ async def test_the_disconnect_policy_decides_what_leaving_means(run, policy, sta
         assert row["status"] == status
 
 
-async def test_a_provider_that_never_stops_is_stopped_by_the_total_clock(run):
-    script = [TextDelta("Hello"), asyncio.Event().wait]
+async def test_a_provider_that_never_stops_is_stopped_by_the_total_clock(run: Run) -> None:
+    script: Script = [TextDelta("Hello"), asyncio.Event().wait]
     async with run(scripted(m=script), stream_seconds=0.05) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             await call.finished()
             assert call.frames[-1]["error"]["code"] == "upstream_timeout"
 
 
-async def test_a_broken_provider_is_an_internal_error_without_its_text(run, caplog):
+async def test_a_broken_provider_is_an_internal_error_without_its_text(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken(ScriptedProvider):
-        async def stream(self, request, model):
+        async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
             raise RuntimeError("secret-in-the-text")
             yield
 
@@ -257,11 +277,13 @@ async def test_a_broken_provider_is_an_internal_error_without_its_text(run, capl
         assert "RuntimeError" in caplog.text
 
 
-async def test_a_stream_that_cannot_be_counted_is_settled_all_the_same(run, monkeypatch, caplog):
-    async def damaged(encoding):
+async def test_a_stream_that_cannot_be_counted_is_settled_all_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def damaged(encoding: str) -> Tokenizer:
         raise RuntimeError("damaged")
 
-    script = [TextDelta("Hello"), asyncio.Event().wait]
+    script: Script = [TextDelta("Hello"), asyncio.Event().wait]
     async with run(scripted(m=script)) as app:
         monkeypatch.setattr("millstream.tokens.load", damaged)
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
@@ -271,9 +293,9 @@ async def test_a_stream_that_cannot_be_counted_is_settled_all_the_same(run, monk
         assert "cannot be counted" in caplog.text
 
 
-async def test_a_checkpoint_has_every_kind_of_tokens(run):
+async def test_a_checkpoint_has_every_kind_of_tokens(run: Run) -> None:
     usage = Usage(9, 5, "provider_partial", cached_tokens=4, reasoning_tokens=3)
-    script = [TextDelta("Hello"), usage, asyncio.Event().wait]
+    script: Script = [TextDelta("Hello"), usage, asyncio.Event().wait]
     async with run(scripted(m=script)) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call, asyncio.timeout(5):
             await call.until(lambda c: c.text == "Hello")
@@ -284,9 +306,9 @@ async def test_a_checkpoint_has_every_kind_of_tokens(run):
         assert receipt.bill.usage == usage.sourced("checkpoint")
 
 
-async def test_a_running_count_that_text_came_after_is_not_believed(run):
+async def test_a_running_count_that_text_came_after_is_not_believed(run: Run) -> None:
     words = [TextDelta("word ") for _ in range(50)]
-    script = [Usage(9, 1, "provider_partial"), *words, asyncio.Event().wait]
+    script: Script = [Usage(9, 1, "provider_partial"), *words, asyncio.Event().wait]
     async with run(scripted(m=script)) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             await call.until(lambda c: c.text.count("word") == 50)
@@ -295,9 +317,9 @@ async def test_a_running_count_that_text_came_after_is_not_believed(run):
         assert row["completion_tokens"] >= 50
 
 
-async def test_a_provider_that_is_cancelled_inside_itself_has_failed(run):
+async def test_a_provider_that_is_cancelled_inside_itself_has_failed(run: Run) -> None:
     class Cancelled(ScriptedProvider):
-        async def stream(self, request, model):
+        async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
             yield [TextDelta("Hello")]
             helper = asyncio.create_task(asyncio.Event().wait())
             helper.cancel()
@@ -311,8 +333,10 @@ async def test_a_provider_that_is_cancelled_inside_itself_has_failed(run):
         assert row["status"] == "failed"
 
 
-async def test_a_stream_whose_end_breaks_ends_and_is_settled_all_the_same(run, monkeypatch):
-    def broken(self, usage):
+async def test_a_stream_whose_end_breaks_ends_and_is_settled_all_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Tally, usage: Usage) -> Decimal | None:
         raise ArithmeticError
 
     async with run(scripted()) as app:
@@ -324,7 +348,7 @@ async def test_a_stream_whose_end_breaks_ends_and_is_settled_all_the_same(run, m
         assert row["status"] == "failed"
 
 
-async def test_a_finished_stream_is_not_kept_for_its_grace(run):
+async def test_a_finished_stream_is_not_kept_for_its_grace(run: Run) -> None:
     import gc
 
     from millstream.streams.producer import Producer
@@ -341,20 +365,23 @@ async def test_a_finished_stream_is_not_kept_for_its_grace(run):
         assert ended not in [producer.info.stream_id for producer in kept]
 
 
-async def test_pings_do_not_pile_up_behind_a_client_that_does_not_read(run, monkeypatch):
+async def test_pings_do_not_pile_up_behind_a_client_that_does_not_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streaming, "HOLD_SECONDS", 0.01)
     monkeypatch.setattr(streaming, "PING_SECONDS", 0.01)
     monkeypatch.setattr(streaming, "LOOK_SECONDS", 0.001)
-    reads, pings = asyncio.Event(), []
+    reads = asyncio.Event()
+    pings: list[Message] = []
 
     class Stuck(Exchange):
-        async def _send(self, message):
+        async def _send(self, message: Message) -> None:
             if message.get("body") == b": ping\n":
                 pings.append(message)
                 await reads.wait()
             await super()._send(message)
 
-    script = [TextDelta("Hello"), asyncio.Event().wait]
+    script: Script = [TextDelta("Hello"), asyncio.Event().wait]
     async with run(scripted(m=script)) as app:
         asked = post(app.app, "/v1/chat/stream", BODY, app.key)
         stuck = Stuck(asked.app, asked.method, asked.path, asked.headers, asked.body)
@@ -368,11 +395,12 @@ async def test_pings_do_not_pile_up_behind_a_client_that_does_not_read(run, monk
             reads.set()
 
 
-async def test_a_database_that_is_away_is_503_in_our_shape(run, monkeypatch, caplog):
-
+async def test_a_database_that_is_away_is_503_in_our_shape(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async with run(scripted()) as app:
 
-        def away(work):
+        def away(work: object) -> NoReturn:
             raise DatabaseAway("it does not answer in time")
 
         monkeypatch.setattr(app.millstream.database, "run", away)
@@ -387,8 +415,8 @@ async def test_a_database_that_is_away_is_503_in_our_shape(run, monkeypatch, cap
                 assert (await call.finished()).status == 404
 
 
-async def test_a_revoked_key_ends_its_running_streams(run):
-    script = [TextDelta("Hello"), asyncio.Event().wait]
+async def test_a_revoked_key_ends_its_running_streams(run: Run) -> None:
+    script: Script = [TextDelta("Hello"), asyncio.Event().wait]
     async with run(scripted(m=script)) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
         await call.until(lambda c: c.text == "Hello")
         await app.millstream.keys.revoke(app.key_id)
@@ -396,8 +424,8 @@ async def test_a_revoked_key_ends_its_running_streams(run):
         assert call.frames[-1]["error"]["code"] == "unauthorized"
 
 
-async def test_no_more_streams_run_than_there_may(run):
-    script = [TextDelta("Hello"), asyncio.Event().wait]
+async def test_no_more_streams_run_than_there_may(run: Run) -> None:
+    script: Script = [TextDelta("Hello"), asyncio.Event().wait]
     async with run(scripted(m=script), max_streams=1) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as first:
             await first.until(lambda c: c.text == "Hello")
@@ -407,7 +435,8 @@ async def test_no_more_streams_run_than_there_may(run):
                 assert second.response_headers["retry-after"] == "1"
 
 
-BAD = {
+# What is sent, and the status and the words of the answer.
+BAD: dict[str, tuple[object, int, str]] = {
     "not JSON": (b"{", 400, "not JSON"),
     "nothing": (b"", 400, "not JSON"),
     "not UTF-8": (b"\xff\xfe", 400, "not JSON"),
@@ -445,7 +474,7 @@ BAD = {
 
 @pytest.mark.parametrize("path", ["/v1/chat/stream", "/v1/chat"])
 @pytest.mark.parametrize("case", BAD)
-async def test_bad_input_is_refused_and_says_where(run, path, case):
+async def test_bad_input_is_refused_and_says_where(run: Run, path: str, case: str) -> None:
     body, status, words = BAD[case]
     async with run(scripted()) as app, post(app.app, path, body, app.key) as call:
         await call.finished()
@@ -455,7 +484,7 @@ async def test_bad_input_is_refused_and_says_where(run, path, case):
         assert await app.receipts() == []
 
 
-async def test_a_body_over_the_limit_is_not_read(run):
+async def test_a_body_over_the_limit_is_not_read(run: Run) -> None:
     async with run(scripted(), max_body_bytes=2048) as app:
         async with post(app.app, "/v1/chat/stream", b"x", app.key, content_length="100000000") as call:
             await call.finished()
@@ -466,7 +495,7 @@ async def test_a_body_over_the_limit_is_not_read(run):
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer x"}, {"authorization": "Basic eDp5"}])
-async def test_every_bad_credential_gets_the_same_answer(run, headers):
+async def test_every_bad_credential_gets_the_same_answer(run: Run, headers: dict[str, str]) -> None:
     async with run(scripted()) as app, post(app.app, "/v1/chat/stream", BODY, **headers) as call:
         await call.finished()
         assert call.status == 401
@@ -476,7 +505,7 @@ async def test_every_bad_credential_gets_the_same_answer(run, headers):
         assert error["message"] == "missing or invalid API key; send 'Authorization: Bearer <key>'"
 
 
-async def test_an_answer_in_two_ways_has_the_same_words(run):
+async def test_an_answer_in_two_ways_has_the_same_words(run: Run) -> None:
     async with run(scripted()) as app:
         async with post(app.app, "/v1/chat/stream", BODY, x_api_key=app.key) as streamed:
             await streamed.finished()
@@ -485,7 +514,7 @@ async def test_an_answer_in_two_ways_has_the_same_words(run):
         assert streamed.text == whole.json["content"] == "Hello"
 
 
-async def test_the_models_are_listed_with_the_default_first(run):
+async def test_the_models_are_listed_with_the_default_first(run: Run) -> None:
     async with run(scripted(), default_model="m") as app, get(app.app, "/v1/models", app.key) as call:
         await call.finished()
         assert [model["id"] for model in call.json["data"]] == ["m", "scripted"]

@@ -3,12 +3,16 @@
 import asyncio
 import json
 import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import pytest
 
-from asgi import get, post
-from millstream.events import TextDelta
-from millstream.providers import Finish
+from application import Run, Running
+from asgi import Exchange, get, post
+from millstream.events import StreamInfo, TextDelta
+from millstream.messages import ChatRequest
+from millstream.providers import Finish, Produced, Provider
 from millstream.providers.scripted import ScriptedProvider
 from millstream.server.access_log import HideTickets
 from millstream.usage import Usage
@@ -19,11 +23,11 @@ GRACE = BODY | {"on_disconnect": {"grace_seconds": 600}}
 END = Finish("stop", Usage(9, 2, "provider_final"))
 
 
-def gated(gate, after=None):
+def gated(gate: asyncio.Event) -> tuple[list[str], dict[str, Provider]]:
     """A model that says "Hel", waits for the gate and says "lo"; it notes when it is left."""
-    calls = []
+    calls: list[str] = []
 
-    async def wait():
+    async def wait() -> None:
         calls.append("called")
         try:
             await gate.wait()
@@ -35,30 +39,34 @@ def gated(gate, after=None):
 
 
 @pytest.fixture(params=["memory", "redis"])
-def log_url(request):
-    return "memory:" if request.param == "memory" else request.getfixturevalue("redis_url")
+def log_url(request: pytest.FixtureRequest) -> str:
+    return "memory:" if request.param == "memory" else str(request.getfixturevalue("redis_url"))
 
 
-def said(call):
+def said(call: Exchange) -> bool:
     return "Hel" in call.text
 
 
-async def start(app, body=BODY, key=None, **headers):
+async def start(
+    app: Running, body: Mapping[str, object] = BODY, key: str | None = None, **headers: str
+) -> dict[str, Any]:
     async with post(app.app, "/v1/streams", body, key or app.key, **headers) as call:
         await call.finished()
         assert call.status == 201, call.received
-        return call.json
+        made: dict[str, Any] = call.json
+        return made
 
 
-async def receipt(app, stream_id):
+async def receipt(app: Running, stream_id: str) -> dict[str, Any]:
     async with get(app.app, f"/v1/streams/{stream_id}", app.key) as call:
-        return (await call.finished()).json
+        found: dict[str, Any] = (await call.finished()).json
+        return found
 
 
 # -- following -------------------------------------------------------------------------------------
 
 
-async def test_every_position_gives_exactly_the_rest(run, log_url):
+async def test_every_position_gives_exactly_the_rest(run: Run, log_url: str) -> None:
     script = [TextDelta(f"{i} ") for i in range(20)]
     provider = {"scripted": ScriptedProvider({"m": [*script, END]})}
     async with run(provider, log_url=log_url) as app:
@@ -80,7 +88,7 @@ async def test_every_position_gives_exactly_the_rest(run, log_url):
         assert len(await app.receipts()) == 1
 
 
-async def test_readers_join_while_it_runs_and_all_get_the_same(run, log_url):
+async def test_readers_join_while_it_runs_and_all_get_the_same(run: Run, log_url: str) -> None:
     gate = asyncio.Event()
     calls, provider = gated(gate)
     async with (
@@ -104,7 +112,7 @@ async def test_readers_join_while_it_runs_and_all_get_the_same(run, log_url):
 @pytest.mark.parametrize(
     "position", ["1", "1-", "-1", "1-x", "1-99", "3-1", "0-1", "1-1 ", "x" * 10_000, "1-" + "9" * 30]
 )
-async def test_a_position_that_makes_no_sense_is_a_400(run, position):
+async def test_a_position_that_makes_no_sense_is_a_400(run: Run, position: str) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         made = await start(app)
         async with get(
@@ -115,7 +123,7 @@ async def test_a_position_that_makes_no_sense_is_a_400(run, position):
         await cancel(app, made["stream_id"])
 
 
-async def test_a_stream_that_is_not_kept_any_more_is_a_410_and_one_that_never_was_a_404(run):
+async def test_a_stream_that_is_not_kept_any_more_is_a_410_and_one_that_never_was_a_404(run: Run) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         made = await start(app)
         await cancel(app, made["stream_id"])
@@ -132,13 +140,13 @@ async def test_a_stream_that_is_not_kept_any_more_is_a_410_and_one_that_never_wa
                 assert (call.status, call.json["error"]["code"]) == (status, code)
 
 
-async def test_a_stream_of_another_key_answers_like_none(run):
+async def test_a_stream_of_another_key_answers_like_none(run: Run) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         made = await start(app)
         _, other = await app.millstream.keys.create("other", ["chat"])
 
-        async def bodies(stream_id):
-            found = []
+        async def bodies(stream_id: str) -> list[tuple[int | None, str]]:
+            found: list[tuple[int | None, str]] = []
             for call in (
                 get(app.app, f"/v1/streams/{stream_id}", other),
                 get(app.app, f"/v1/streams/{stream_id}/events", other),
@@ -155,7 +163,7 @@ async def test_a_stream_of_another_key_answers_like_none(run):
         await cancel(app, made["stream_id"])
 
 
-async def test_a_failure_is_a_frame_to_whoever_follows(run):
+async def test_a_failure_is_a_frame_to_whoever_follows(run: Run) -> None:
     from millstream.errors import UpstreamRefused
 
     provider = {"scripted": ScriptedProvider({"m": [UpstreamRefused("no")]})}
@@ -168,7 +176,7 @@ async def test_a_failure_is_a_frame_to_whoever_follows(run):
             assert call.frames[-1]["error"]["code"] == "upstream_refused"
 
 
-async def test_a_draining_server_asks_to_come_back(run):
+async def test_a_draining_server_asks_to_come_back(run: Run) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         made = await start(app)
         await cancel(app, made["stream_id"])
@@ -187,14 +195,15 @@ async def test_a_draining_server_asks_to_come_back(run):
 # -- leaving and stopping --------------------------------------------------------------------------
 
 
-async def cancel(app, stream_id, key=None):
+async def cancel(app: Running, stream_id: str, key: str | None = None) -> dict[str, Any]:
     async with post(app.app, f"/v1/streams/{stream_id}/cancel", b"", key or app.key) as call:
         await call.finished()
         assert call.status == 200, call.received
-        return call.json
+        receipt: dict[str, Any] = call.json
+        return receipt
 
 
-async def test_a_cancel_ends_the_stream_for_all_and_can_be_repeated(run, log_url):
+async def test_a_cancel_ends_the_stream_for_all_and_can_be_repeated(run: Run, log_url: str) -> None:
     calls, provider = gated(asyncio.Event())
     async with run(provider, log_url=log_url) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
         await call.until(said)
@@ -208,7 +217,7 @@ async def test_a_cancel_ends_the_stream_for_all_and_can_be_repeated(run, log_url
         assert calls == ["called", "left"]
 
 
-async def test_within_the_grace_a_reader_comes_back_and_nothing_is_lost(run, log_url):
+async def test_within_the_grace_a_reader_comes_back_and_nothing_is_lost(run: Run, log_url: str) -> None:
     gate = asyncio.Event()
     calls, provider = gated(gate)
     async with run(provider, log_url=log_url) as app:
@@ -224,7 +233,7 @@ async def test_within_the_grace_a_reader_comes_back_and_nothing_is_lost(run, log
         assert (await receipt(app, stream_id))["status"] == "completed"
 
 
-async def test_after_the_grace_it_is_cancelled(run):
+async def test_after_the_grace_it_is_cancelled(run: Run) -> None:
     calls, provider = gated(asyncio.Event())
     async with run(provider) as app:
         body = BODY | {"on_disconnect": {"grace_seconds": 0.05}}
@@ -235,7 +244,7 @@ async def test_after_the_grace_it_is_cancelled(run):
         assert calls == ["called", "left"]
 
 
-async def test_a_reader_that_comes_back_stops_the_clock_of_the_grace(run):
+async def test_a_reader_that_comes_back_stops_the_clock_of_the_grace(run: Run) -> None:
     gate = asyncio.Event()
     _, provider = gated(gate)
     async with run(provider) as app:
@@ -252,7 +261,7 @@ async def test_a_reader_that_comes_back_stops_the_clock_of_the_grace(run):
         assert again.text == "Hello"
 
 
-async def test_continue_runs_to_its_end_with_nobody_there(run):
+async def test_continue_runs_to_its_end_with_nobody_there(run: Run) -> None:
     gate = asyncio.Event()
     _, provider = gated(gate)
     async with run(provider) as app:
@@ -266,7 +275,7 @@ async def test_continue_runs_to_its_end_with_nobody_there(run):
             assert (await later.finished()).text == "Hello"
 
 
-async def test_the_last_of_several_readers_decides(run):
+async def test_the_last_of_several_readers_decides(run: Run) -> None:
     calls, provider = gated(asyncio.Event())
     async with run(provider) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as first:
@@ -284,7 +293,7 @@ async def test_the_last_of_several_readers_decides(run):
 # -- starting without following, tickets -----------------------------------------------------------
 
 
-async def test_a_stream_is_started_and_followed_with_its_ticket_alone(run):
+async def test_a_stream_is_started_and_followed_with_its_ticket_alone(run: Run) -> None:
     gate = asyncio.Event()
     _, provider = gated(gate)
     async with run(provider) as app:
@@ -300,7 +309,7 @@ async def test_a_stream_is_started_and_followed_with_its_ticket_alone(run):
             assert (await done.finished()).status == 204
 
 
-async def test_a_ticket_is_for_one_stream_and_one_purpose(run):
+async def test_a_ticket_is_for_one_stream_and_one_purpose(run: Run) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         one, two = await start(app), await start(app)
         ticket = {name: one[f"{name}_url"].partition("?ticket=")[2] for name in ("events", "cancel")}
@@ -325,7 +334,9 @@ async def test_a_ticket_is_for_one_stream_and_one_purpose(run):
         await cancel(app, two["stream_id"])
 
 
-async def test_a_ticket_that_was_not_used_in_time_only_resumes(run, monkeypatch):
+async def test_a_ticket_that_was_not_used_in_time_only_resumes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         made = await start(app)
         monkeypatch.setattr("millstream.tickets.FIRST_USE_SECONDS", -10)
@@ -337,7 +348,9 @@ async def test_a_ticket_that_was_not_used_in_time_only_resumes(run, monkeypatch)
         await cancel(app, made["stream_id"])
 
 
-async def test_a_stream_that_nobody_comes_to_read_is_cancelled(run, monkeypatch):
+async def test_a_stream_that_nobody_comes_to_read_is_cancelled(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("millstream.streams.audience.FIRST_READER_SECONDS", 0.05)
     async with run(gated(asyncio.Event())[1]) as app:
         made = await start(app, BODY | {"on_disconnect": "cancel"})
@@ -345,7 +358,7 @@ async def test_a_stream_that_nobody_comes_to_read_is_cancelled(run, monkeypatch)
         assert (await receipt(app, made["stream_id"]))["status"] == "cancelled"
 
 
-def test_tickets_are_kept_out_of_access_logs():
+def test_tickets_are_kept_out_of_access_logs() -> None:
     path = "/v1/streams/str_x/events?ticket=eyJ.a.b&dialect=millstream"
     record = logging.LogRecord("uvicorn.access", 20, "", 0, "%s %s %d", ("GET", path, 200), None)
     assert HideTickets().filter(record)
@@ -355,7 +368,7 @@ def test_tickets_are_kept_out_of_access_logs():
 # -- idempotency -----------------------------------------------------------------------------------
 
 
-async def test_racing_duplicates_are_one_generation(run, log_url):
+async def test_racing_duplicates_are_one_generation(run: Run, log_url: str) -> None:
     gate = asyncio.Event()
     calls, provider = gated(gate)
     async with run(provider, log_url=log_url) as app:
@@ -377,7 +390,7 @@ async def test_racing_duplicates_are_one_generation(run, log_url):
         assert len(await app.receipts()) == 1
 
 
-async def test_an_idempotency_key_is_for_one_request_of_one_caller(run):
+async def test_an_idempotency_key_is_for_one_request_of_one_caller(run: Run) -> None:
     gate = asyncio.Event()
     gate.set()
     async with run(gated(gate)[1]) as app:
@@ -392,7 +405,7 @@ async def test_an_idempotency_key_is_for_one_request_of_one_caller(run):
                 assert (await call.finished()).status == 422
 
 
-async def test_a_client_that_leaves_while_its_key_is_claimed_leaves_nothing_behind(run):
+async def test_a_client_that_leaves_while_its_key_is_claimed_leaves_nothing_behind(run: Run) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key, idempotency_key="k") as call:
             async with asyncio.timeout(5):
@@ -404,14 +417,16 @@ async def test_a_client_that_leaves_while_its_key_is_claimed_leaves_nothing_behi
         assert row["status"] == "cancelled"
 
 
-async def test_a_start_whose_key_cannot_be_looked_up_is_refused_not_hung(run, monkeypatch):
+async def test_a_start_whose_key_cannot_be_looked_up_is_refused_not_hung(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = asyncio.Event()
     gate.set()
     async with run(gated(gate)[1]) as app:
         await start(app, idempotency_key="k")
         await app.idle()
 
-        async def broken(*_):
+        async def broken(*_: object) -> NoReturn:
             raise KeyError("a fault of ours")
 
         monkeypatch.setattr(app.millstream.ledger, "claim_error", broken)
@@ -421,12 +436,14 @@ async def test_a_start_whose_key_cannot_be_looked_up_is_refused_not_hung(run, mo
                 assert (call.status, call.json["error"]["code"]) == (500, "internal")
 
 
-async def test_a_client_that_leaves_while_the_log_is_slow_leaves_nothing_behind(run, monkeypatch):
+async def test_a_client_that_leaves_while_the_log_is_slow_leaves_nothing_behind(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         event_log, begun = app.millstream.event_log, asyncio.Event()
         create = event_log.create
 
-        async def slow(info):
+        async def slow(info: StreamInfo) -> None:
             await create(info)
             begun.set()
             await asyncio.Event().wait()
@@ -439,10 +456,12 @@ async def test_a_client_that_leaves_while_the_log_is_slow_leaves_nothing_behind(
         assert not app.millstream.streams
 
 
-async def test_a_stream_that_was_settled_without_an_end_is_ended_for_its_readers(run, redis_url, monkeypatch):
+async def test_a_stream_that_was_settled_without_an_end_is_ended_for_its_readers(
+    run: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its worker stopped while Redis was away."""
     monkeypatch.setattr("millstream.streams.upkeep.REPAIR_SECONDS", 0.05)
-    from millstream.events import StreamInfo, StreamStart
+    from millstream.events import StreamStart
     from millstream.ledger.rows import Opening, Settlement
     from millstream.logs.redis import RedisLog
 
@@ -462,7 +481,7 @@ async def test_a_stream_that_was_settled_without_an_end_is_ended_for_its_readers
             assert call.frames[-1]["usage"]["completion_tokens"] == 4
 
 
-async def test_a_revoked_key_takes_its_tickets_with_it(run, monkeypatch):
+async def test_a_revoked_key_takes_its_tickets_with_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.auth.CACHE_SECONDS", 0)
     async with run(gated(asyncio.Event())[1]) as app:
         made = await start(app)
@@ -475,14 +494,14 @@ async def test_a_revoked_key_takes_its_tickets_with_it(run, monkeypatch):
 # -- browser tokens --------------------------------------------------------------------------------
 
 
-async def token(app, **limits):
+async def token(app: Running, **limits: object) -> str:
     async with post(app.app, "/v1/tokens", limits, app.key) as call:
         await call.finished()
         assert call.status == 201, call.received
-        return call.json["token"]
+        return str(call.json["token"])
 
 
-async def test_a_token_starts_follows_and_stops_its_own_streams(run):
+async def test_a_token_starts_follows_and_stops_its_own_streams(run: Run) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         ann, bob = await token(app, user="ann"), await token(app, user="bob")
         made = await start(app, key=ann)
@@ -500,11 +519,11 @@ async def test_a_token_starts_follows_and_stops_its_own_streams(run):
             assert (await call.finished()).status == 401
 
 
-async def test_a_token_has_limits(run):
-    asked = []
+async def test_a_token_has_limits(run: Run) -> None:
+    asked: list[tuple[int | None, str | None]] = []
 
     class Asked(ScriptedProvider):
-        def stream(self, request, model):
+        def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
             asked.append((request.max_tokens, request.user))
             return super().stream(request, model)
 
@@ -528,7 +547,7 @@ async def test_a_token_has_limits(run):
             await cancel(app, made["stream_id"])
 
 
-async def test_a_token_ends_with_its_time_or_its_key(run, monkeypatch):
+async def test_a_token_ends_with_its_time_or_its_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.auth.CACHE_SECONDS", 0)
     async with run(gated(asyncio.Event())[1]) as app:
         valid = await token(app)
@@ -547,7 +566,7 @@ async def test_a_token_ends_with_its_time_or_its_key(run, monkeypatch):
             assert (await call.finished()).status == 401
 
 
-async def test_a_token_cannot_ask_for_what_makes_no_sense(run):
+async def test_a_token_cannot_ask_for_what_makes_no_sense(run: Run) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         for body in (
             {"models": "m"},

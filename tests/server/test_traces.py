@@ -1,24 +1,26 @@
 """One span a stream, with numbers and names and nothing of what was said."""
 
+import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from application import Run
 from asgi import post
 from millstream.errors import UpstreamRefused
 from millstream.events import TextDelta
 from millstream.providers import Finish
-from millstream.providers.scripted import ScriptedProvider
+from millstream.providers.scripted import Script, ScriptedProvider
 from millstream.usage import Usage
 
 
-async def test_a_stream_is_a_span_of_its_request(run, monkeypatch):
+async def test_a_stream_is_a_span_of_its_request(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     provider, exporter = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
     end = Finish("stop", Usage(9, 2, "provider_final"))
-    scripts = {"good": [TextDelta("secret answer"), end], "bad": [UpstreamRefused("no")]}
+    scripts: dict[str, Script] = {"good": [TextDelta("secret answer"), end], "bad": [UpstreamRefused("no")]}
     async with run({"scripted": ScriptedProvider(scripts)}) as app:
         for model in scripts:
             body = {"model": model, "messages": [{"role": "user", "content": "secret question"}]}
@@ -27,9 +29,13 @@ async def test_a_stream_is_a_span_of_its_request(run, monkeypatch):
                     await call.finished()
             await app.idle()
             span = next(s for s in exporter.get_finished_spans() if s.name == f"chat {model}")
+            assert span.parent is not None
             assert span.parent.span_id == request.get_span_context().span_id
             assert "secret" not in span.to_json()
+            assert span.end_time is not None
+            assert span.start_time is not None
             assert span.end_time >= span.start_time
+            assert span.attributes is not None
             if model == "good":
                 assert span.attributes["gen_ai.usage.output_tokens"] == 2
                 assert span.attributes["gen_ai.response.finish_reasons"] == ("stop",)
