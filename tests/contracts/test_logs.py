@@ -3,7 +3,10 @@
 import asyncio
 import socket
 import struct
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import pytest
 import uvloop
@@ -20,6 +23,7 @@ from millstream.errors import (
     StreamGone,
 )
 from millstream.events import (
+    Event,
     Position,
     StreamEnd,
     StreamFailed,
@@ -37,57 +41,67 @@ from millstream.logs.memory import MemoryLog
 from millstream.logs.redis import RedisLog, outbox
 from millstream.logs.redis.connection import Connection, Timeouts
 from millstream.usage import Bill, Usage
-from services import redis_programs, redis_server
+from services import RedisServers, redis_programs, redis_server
 
 BILL = Bill(Usage(1, 1, "counted"), None)
 END = StreamEnd("stop", BILL)
 START = StreamStart("s", "m")
 
+Log: TypeAlias = MemoryLog | RedisLog
+SomeLog = TypeVar("SomeLog", bound=Log)
+Two: TypeAlias = tuple[RedisLog, RedisLog]
+
+
+class MakeLog(Protocol):
+    """The fixture ``make_log``."""
+
+    async def __call__(self, *, max_stream_bytes: int = ...) -> Log: ...
+
 
 @pytest.fixture(params=["memory", *redis_programs()])
-async def make_log(request, redis_servers):
+async def make_log(request: pytest.FixtureRequest, redis_servers: RedisServers) -> AsyncGenerator[MakeLog]:
     """Makes logs of one kind that are closed after the test. Those of one test share their Redis."""
     async with AsyncExitStack() as stack:
         if request.param != "memory":
             url = redis_servers(request.param)
 
-        async def make(**options):
-            log = MemoryLog(**options) if request.param == "memory" else RedisLog(url, **options)
-            return await stack.enter_async_context(log)
+        async def make(*, max_stream_bytes: int = 32 << 20) -> Log:
+            if request.param == "memory":
+                return await stack.enter_async_context(MemoryLog(max_stream_bytes=max_stream_bytes))
+            return await stack.enter_async_context(RedisLog(url, max_stream_bytes=max_stream_bytes))
 
         yield make
 
 
 @pytest.fixture(params=redis_programs())
-def shared_url(request, redis_servers):
+def shared_url(request: pytest.FixtureRequest, redis_servers: RedisServers) -> str:
     """Of a Redis, for several workers."""
     return redis_servers(request.param)
 
 
 @pytest.fixture
-async def two(shared_url):
+async def two(shared_url: str) -> AsyncGenerator[Two]:
     """The logs of two workers."""
     async with RedisLog(shared_url) as here, RedisLog(shared_url) as there:
         yield here, there
 
 
 @pytest.fixture
-async def redis(shared_url):
+async def redis(shared_url: str) -> AsyncGenerator[Redis]:
     """The Redis that the two share, for what happens to it."""
     async with Redis.from_url(shared_url) as client:
         yield client
 
 
-async def started(log, stream_id="s"):
-    if not hasattr(log, "create"):
-        log = await log
+async def started(made: SomeLog | Awaitable[SomeLog], stream_id: str = "s") -> SomeLog:
+    log = await made if isinstance(made, Awaitable) else made
     await log.create(StreamInfo(stream_id, "key", "m", 1.0))
     return log
 
 
-async def read(log, after=None, stream_id="s"):
+async def read(log: Log, after: Position | None = None, stream_id: str = "s") -> list[tuple[int, Event]]:
     """What a reader gets, as (seq, event), up to the end of the stream."""
-    found = []
+    found: list[tuple[int, Event]] = []
     async with asyncio.timeout(5), aclosing(log.read(stream_id, after)) as batches:
         async for batch in batches:
             found += [(batch.first.seq + i, event) for i, event in enumerate(batch.events)]
@@ -95,11 +109,11 @@ async def read(log, after=None, stream_id="s"):
     return found
 
 
-def words(n):
+def words(n: int) -> list[TextDelta]:
     return [TextDelta(f"{i} ") for i in range(n)]
 
 
-async def test_everything_appended_is_read_in_order(make_log):
+async def test_everything_appended_is_read_in_order(make_log: MakeLog) -> None:
     log = await started(make_log())
     assert await log.append("s", [START]) == Position(1, 1)
     assert await log.append("s", words(3)) == Position(1, 4)
@@ -108,24 +122,25 @@ async def test_everything_appended_is_read_in_order(make_log):
 
 
 @pytest.mark.parametrize("seq", range(6))
-async def test_a_read_after_a_position_gives_exactly_the_rest(make_log, seq):
+async def test_a_read_after_a_position_gives_exactly_the_rest(make_log: MakeLog, seq: int) -> None:
     log = await started(make_log())
     await log.append("s", [START, *words(3), END])
     everything = await read(log)
     assert await read(log, Position(1, seq)) == everything[seq:]
 
 
-async def test_a_reader_follows_live_and_ends_with_the_terminal_event(make_log):
+async def test_a_reader_follows_live_and_ends_with_the_terminal_event(make_log: MakeLog) -> None:
     log = await started(make_log())
     readers = [asyncio.create_task(read(log)) for _ in range(20)]
-    for event in [START, *words(50), END]:
+    said: list[Event] = [START, *words(50), END]
+    for event in said:
         await log.append("s", [event])
         await asyncio.sleep(0)
-    expected = list(enumerate([START, *words(50), END], 1))
+    expected = list(enumerate(said, 1))
     assert await asyncio.gather(*readers) == [expected] * 20
 
 
-async def test_a_long_stream_comes_in_slices_that_let_others_go_on(make_log):
+async def test_a_long_stream_comes_in_slices_that_let_others_go_on(make_log: MakeLog) -> None:
     log = await started(make_log())
     await log.append("s", [*words(5000), END])
     sizes = [len(batch.events) async for batch in log.read("s")]
@@ -133,7 +148,7 @@ async def test_a_long_stream_comes_in_slices_that_let_others_go_on(make_log):
     assert max(sizes) <= 1000
 
 
-async def test_nothing_follows_a_terminal_event(make_log):
+async def test_nothing_follows_a_terminal_event(make_log: MakeLog) -> None:
     for terminal in (END, StreamFailed("internal", "x", False, BILL)):
         log = await started(make_log())
         await log.append("s", [*words(1), terminal])
@@ -144,13 +159,13 @@ async def test_nothing_follows_a_terminal_event(make_log):
         assert len(await read(log)) == 2
 
 
-async def test_a_stream_is_made_once(make_log):
+async def test_a_stream_is_made_once(make_log: MakeLog) -> None:
     log = await started(make_log())
     with pytest.raises(StreamClosed):
         await started(log)
 
 
-async def test_what_is_not_there_is_gone(make_log):
+async def test_what_is_not_there_is_gone(make_log: MakeLog) -> None:
     log = await make_log()
     with pytest.raises(StreamGone):
         await log.state("s")
@@ -161,14 +176,14 @@ async def test_what_is_not_there_is_gone(make_log):
 
 
 @pytest.mark.parametrize("after", [Position(1, 3), Position(2, 1), Position(0, 0), Position(1, -1)])
-async def test_a_position_that_is_not_there_is_refused(make_log, after):
+async def test_a_position_that_is_not_there_is_refused(make_log: MakeLog, after: Position) -> None:
     log = await started(make_log())
     await log.append("s", words(2))
     with pytest.raises(BadPosition):
         await read(log, after)
 
 
-async def test_the_state_says_where_a_stream_is(make_log):
+async def test_the_state_says_where_a_stream_is(make_log: MakeLog) -> None:
     log = await started(make_log())
     info = StreamInfo("s", "key", "m", 1.0)
     assert await log.state("s") == StreamState(info, Position(1, 0), False)
@@ -181,7 +196,9 @@ async def test_the_state_says_where_a_stream_is(make_log):
 INTERRUPTED = StreamFailed("interrupted", "x", True, BILL)
 
 
-async def test_an_interrupted_stream_ends_in_its_second_epoch_with_its_parts_closed(make_log):
+async def test_an_interrupted_stream_ends_in_its_second_epoch_with_its_parts_closed(
+    make_log: MakeLog,
+) -> None:
     log = await started(make_log())
     await log.append("s", [START, TextStart(), *words(3), ToolCallStart(0, "c", "f")])
     await log.append("s", [ToolCallDelta(0, "c", "{")])
@@ -200,14 +217,14 @@ async def test_an_interrupted_stream_ends_in_its_second_epoch_with_its_parts_clo
         await log.append("s", words(1))
 
 
-async def test_a_stream_that_has_ended_is_not_interrupted(make_log):
+async def test_a_stream_that_has_ended_is_not_interrupted(make_log: MakeLog) -> None:
     log = await started(make_log())
     await log.append("s", [*words(2), END])
     assert await log.interrupt("s", INTERRUPTED) == END
     assert len(await read(log)) == 3
 
 
-async def test_a_forgotten_stream_is_gone(make_log):
+async def test_a_forgotten_stream_is_gone(make_log: MakeLog) -> None:
     log = await started(make_log())
     assert log.count() == 1
     await log.forget("s")
@@ -216,7 +233,7 @@ async def test_a_forgotten_stream_is_gone(make_log):
         await log.state("s")
 
 
-async def test_a_stream_over_its_limit_takes_only_its_end(make_log):
+async def test_a_stream_over_its_limit_takes_only_its_end(make_log: MakeLog) -> None:
     log = await started(make_log(max_stream_bytes=2000))
     with pytest.raises(StreamFull):
         for _ in range(100):
@@ -225,7 +242,7 @@ async def test_a_stream_over_its_limit_takes_only_its_end(make_log):
     assert (await read(log))[-1][1] == END
 
 
-async def test_over_the_limit_finished_streams_go_oldest_first():
+async def test_over_the_limit_finished_streams_go_oldest_first() -> None:
     log = MemoryLog(max_bytes=50_000)
     await started(log, "running")
     await log.append("running", words(1))
@@ -238,7 +255,7 @@ async def test_over_the_limit_finished_streams_go_oldest_first():
     await log.append("running", [END])
 
 
-async def test_a_finished_stream_is_kept_for_its_window():
+async def test_a_finished_stream_is_kept_for_its_window() -> None:
     now = 1000.0
     log = await started(MemoryLog(window_seconds=300, clock=lambda: now))
     await log.append("s", [END])
@@ -253,7 +270,7 @@ async def test_a_finished_stream_is_kept_for_its_window():
     assert [batch async for batch in reading] == []  # who is in the middle of it goes on
 
 
-async def test_a_reader_that_leaves_is_forgotten(make_log):
+async def test_a_reader_that_leaves_is_forgotten(make_log: MakeLog) -> None:
     log = await started(make_log())
     waiting = [asyncio.create_task(read(log)) for _ in range(10)]
     await asyncio.sleep(0)
@@ -265,11 +282,14 @@ async def test_a_reader_that_leaves_is_forgotten(make_log):
 
 
 @given(st.lists(st.integers(1, 7), max_size=20), st.lists(st.integers(0, 100), min_size=1, max_size=5))
-def test_readers_from_anywhere_at_any_time_get_what_they_missed(sizes, positions):
-    async def go():
+def test_readers_from_anywhere_at_any_time_get_what_they_missed(
+    sizes: list[int], positions: list[int]
+) -> None:
+    async def go() -> None:
         log = await started(MemoryLog())
         events = [TextDelta(str(i)) for i in range(sum(sizes))]
-        readers, done = [], 0
+        readers: list[tuple[int, asyncio.Task[list[tuple[int, Event]]]]] = []
+        done = 0
         for turn, size in enumerate(sizes):
             await log.append("s", events[done : done + size])
             done += size
@@ -287,20 +307,21 @@ def test_readers_from_anywhere_at_any_time_get_what_they_missed(sizes, positions
 # -- several workers -------------------------------------------------------------------------------
 
 
-async def test_a_stream_is_read_on_another_worker_as_in_its_own(two):
+async def test_a_stream_is_read_on_another_worker_as_in_its_own(two: Two) -> None:
     here, there = two
     await started(here)
     readers = [asyncio.create_task(read(log)) for log in (here, there, there)]
-    for event in [START, *words(50), END]:
+    said: list[Event] = [START, *words(50), END]
+    for event in said:
         await here.append("s", [event])
         await asyncio.sleep(0)
-    expected = list(enumerate([START, *words(50), END], 1))
+    expected = list(enumerate(said, 1))
     assert await asyncio.gather(*readers) == [expected] * 3
     assert await there.state("s") == await here.state("s")
 
 
 @pytest.mark.parametrize("seq", range(0, 2001, 199))
-async def test_another_worker_reads_exactly_the_rest(two, seq):
+async def test_another_worker_reads_exactly_the_rest(two: Two, seq: int) -> None:
     here, there = two
     await started(here)
     await here.append("s", [START, *words(1500)])
@@ -313,7 +334,9 @@ async def test_another_worker_reads_exactly_the_rest(two, seq):
     assert await reading == everything[min(seq, 1501) :]
 
 
-async def test_a_position_far_ahead_is_refused_on_another_worker_and_a_near_one_waits(two):
+async def test_a_position_far_ahead_is_refused_on_another_worker_and_a_near_one_waits(
+    two: Two,
+) -> None:
     here, there = two
     await started(here)
     await here.append("s", words(2))
@@ -325,7 +348,9 @@ async def test_a_position_far_ahead_is_refused_on_another_worker_and_a_near_one_
     assert [seq for seq, _ in await reading] == [5, 6, 7]
 
 
-async def test_what_a_producer_says_after_its_stream_was_ended_for_it_is_void(two):
+async def test_what_a_producer_says_after_its_stream_was_ended_for_it_is_void(
+    two: Two,
+) -> None:
     zombie, other = two
     await started(zombie)
     await zombie.append("s", [START, TextStart(), *words(3)])
@@ -342,7 +367,7 @@ async def test_what_a_producer_says_after_its_stream_was_ended_for_it_is_void(tw
     assert len(await remote) == 7
 
 
-async def test_workers_hear_each_other(two):
+async def test_workers_hear_each_other(two: Two) -> None:
     here, there = two
     await started(here)
     heard = here.signals()
@@ -358,7 +383,7 @@ async def test_workers_hear_each_other(two):
         assert (await anext(heard)).kind == "left"
 
 
-async def test_a_redis_that_was_emptied_gets_the_running_streams_again(two, redis):
+async def test_a_redis_that_was_emptied_gets_the_running_streams_again(two: Two, redis: Redis) -> None:
     here, there = two
     await started(here)
     await here.append("s", [START, *words(10)])
@@ -373,7 +398,7 @@ async def test_a_redis_that_was_emptied_gets_the_running_streams_again(two, redi
     assert len(await reading) == 13
 
 
-async def test_a_part_that_was_lost_is_found_out(two, redis):
+async def test_a_part_that_was_lost_is_found_out(two: Two, redis: Redis) -> None:
     here, there = two
     await started(here)
     await here.append("s", words(10))
@@ -385,7 +410,7 @@ async def test_a_part_that_was_lost_is_found_out(two, redis):
         await reading
 
 
-async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(two, redis):
+async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(two: Two, redis: Redis) -> None:
     here, there = two
     await started(here)
     await here.append("s", [START])
@@ -402,12 +427,13 @@ async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(two, 
     assert len(await reading) == 2002
 
 
-async def test_what_is_sent_to_redis_at_once_is_bounded(two, monkeypatch):
+async def test_what_is_sent_to_redis_at_once_is_bounded(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "BYTES_PER_FLUSH", 10_000)
     here, there = two
-    ask, sent = Connection.ask, []
+    ask = Connection.ask
+    sent: list[int] = []
 
-    async def noted(connection, commands):
+    async def noted(connection: Connection, commands: Sequence[Sequence[Any]]) -> list[Any]:
         sent.append(sum(len(word) for command in commands for word in command if isinstance(word, bytes)))
         return await ask(connection, commands)
 
@@ -424,19 +450,23 @@ async def test_what_is_sent_to_redis_at_once_is_bounded(two, monkeypatch):
     assert sum(sent) < 2_000_000  # nothing twice
 
 
-async def test_connections_that_redis_closed_are_made_again_without_a_word(two, redis, caplog):
+async def test_connections_that_redis_closed_are_made_again_without_a_word(
+    two: Two, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
     here, there = two
     await started(here)
     reading = asyncio.create_task(read(there))
     await here.append("s", [START])
     await until(lambda: "s" in there.replicas and here.outbox.copied("s") == 1)
-    await redis.execute_command("CLIENT", "KILL", "TYPE", "normal")
+    await redis.execute_command("CLIENT", "KILL", "TYPE", "normal")  # type: ignore[no-untyped-call]  # redis has no types for it
     await here.append("s", [*words(10), END])
     assert len(await reading) == 12
     assert not caplog.records
 
 
-async def test_a_stream_that_redis_lost_with_its_end_still_to_come_is_written_again(two, redis):
+async def test_a_stream_that_redis_lost_with_its_end_still_to_come_is_written_again(
+    two: Two, redis: Redis
+) -> None:
     here, there = two
     await started(here)
     await here.append("s", words(3))
@@ -447,7 +477,7 @@ async def test_a_stream_that_redis_lost_with_its_end_still_to_come_is_written_ag
     assert len(await read(there)) == 4
 
 
-async def test_a_replica_that_nobody_reads_leaves_nothing_behind(two):
+async def test_a_replica_that_nobody_reads_leaves_nothing_behind(two: Two) -> None:
     here, there = two
     await started(here)
     await here.append("s", [*words(50), END])
@@ -458,7 +488,7 @@ async def test_a_replica_that_nobody_reads_leaves_nothing_behind(two):
     assert there.replicas.is_empty()
 
 
-async def test_a_signal_of_another_version_is_passed_over(two, redis):
+async def test_a_signal_of_another_version_is_passed_over(two: Two, redis: Redis) -> None:
     here, there = two
     await redis.xadd("millstream:signals", {"signal": b'{"kind":"new"}'})
     heard = here.signals()
@@ -469,7 +499,7 @@ async def test_a_signal_of_another_version_is_passed_over(two, redis):
         assert (await first).kind == "cancel"
 
 
-async def test_without_redis_streams_go_on_and_are_there_again_when_it_is_back(tmp_path):
+async def test_without_redis_streams_go_on_and_are_there_again_when_it_is_back(tmp_path: Path) -> None:
     socket = tmp_path / "redis.sock"
     with redis_server(socket):
         here = await RedisLog(f"unix://{socket}").__aenter__()
@@ -491,8 +521,8 @@ async def test_without_redis_streams_go_on_and_are_there_again_when_it_is_back(t
             await here.__aexit__()
 
 
-async def test_a_redis_that_takes_connections_and_never_answers_is_away(tmp_path):
-    async def silent(reader, writer):
+async def test_a_redis_that_takes_connections_and_never_answers_is_away(tmp_path: Path) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
@@ -509,18 +539,18 @@ async def test_a_redis_that_takes_connections_and_never_answers_is_away(tmp_path
         assert len(await read(here)) == 2
 
 
-def test_connections_that_were_reset_are_made_again(redis_url, caplog):
+def test_connections_that_were_reset_are_made_again(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """On the loop that the server runs on, which has its own word for it."""
 
-    async def scenario():
-        ends = set()
+    async def scenario() -> None:
+        ends: set[asyncio.StreamWriter] = set()
 
-        async def carry(reader, writer):
+        async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             there = await asyncio.open_unix_connection(redis_url.removeprefix("unix://"))
             ends.add(writer)
             await asyncio.gather(pump(reader, there[1]), pump(there[0], writer))
 
-        async def pump(reader, writer):
+        async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with suppress(OSError):
                 while data := await reader.read(65_536):
                     writer.write(data)
@@ -537,6 +567,7 @@ def test_connections_that_were_reset_are_made_again(redis_url, caplog):
                     linger = struct.pack("ii", 1, 0)
                     end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     end.transport.abort()
+                assert kept is not None
                 await until(kept.is_closing)
                 with pytest.raises(StreamGone):
                     await here.state("other")
@@ -550,12 +581,12 @@ def test_connections_that_were_reset_are_made_again(redis_url, caplog):
 
 
 @pytest.mark.parametrize("option", ["protocol=3", "socket_timeout=1", "decode_responses=true"])
-def test_what_is_set_for_redis_cannot_be_set_by_its_url(option):
+def test_what_is_set_for_redis_cannot_be_set_by_its_url(option: str) -> None:
     with pytest.raises(ConfigurationError, match=option.partition("=")[0]):
         RedisLog(f"redis://127.0.0.1:1/0?{option}").check()
 
 
-async def test_a_redis_that_may_drop_streams_is_refused(tmp_path):
+async def test_a_redis_that_may_drop_streams_is_refused(tmp_path: Path) -> None:
     socket = tmp_path / "redis.sock"
     with redis_server(socket, "--maxmemory-policy", "allkeys-lru"):
         with pytest.raises(ConfigurationError, match="noeviction"):
@@ -564,13 +595,13 @@ async def test_a_redis_that_may_drop_streams_is_refused(tmp_path):
         await asyncio.to_thread(RedisLog(f"unix://{socket}").check)
 
 
-async def until(condition):
+async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0)
 
 
-async def test_nobody_sees_an_end_that_came_after_others_had_ended_the_stream(two):
+async def test_nobody_sees_an_end_that_came_after_others_had_ended_the_stream(two: Two) -> None:
     sleeper, other = two
     await started(sleeper)
     await sleeper.append("s", [START, TextStart(), *words(3)])
@@ -583,7 +614,9 @@ async def test_nobody_sees_an_end_that_came_after_others_had_ended_the_stream(tw
     assert (await sleeper.state("s")).closed
 
 
-async def test_the_end_of_a_stream_that_redis_lost_is_written_with_all_before_it(two, redis):
+async def test_the_end_of_a_stream_that_redis_lost_is_written_with_all_before_it(
+    two: Two, redis: Redis
+) -> None:
     here, there = two
     await started(here)
     await here.append("s", words(3))
@@ -593,7 +626,7 @@ async def test_the_end_of_a_stream_that_redis_lost_is_written_with_all_before_it
     assert len(await read(there)) == len(await read(here)) == 5
 
 
-async def test_an_end_does_not_wait_for_a_redis_that_is_away(tmp_path):
+async def test_an_end_does_not_wait_for_a_redis_that_is_away(tmp_path: Path) -> None:
     socket = tmp_path / "redis.sock"
     with redis_server(socket):
         here = await RedisLog(f"unix://{socket}").__aenter__()

@@ -1,30 +1,38 @@
 """The rules of ``Provider``, run against every implementation."""
 
 import asyncio
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import TypeAlias
 
 import pytest
 
 from millstream.errors import ProviderError, UpstreamError
 from millstream.events import TextDelta
 from millstream.messages import ChatRequest
-from millstream.providers import Finish
+from millstream.providers import Finish, Provider
 from millstream.providers.local import LocalProvider, weights
 from millstream.providers.openai import OpenAIProvider
-from millstream.providers.scripted import ScriptedProvider
+from millstream.providers.scripted import Script, ScriptedProvider
 from millstream.providers.upstream import Upstream
 from millstream.usage import Usage
-from oracle import oracle
+from oracle import Request, oracle
 
 REQUEST = ChatRequest.model_validate(
     {"messages": [{"role": "user", "content": "Count to three."}], "max_tokens": 12, "temperature": 0}
 )
 
 
+# The names of its models: one that answers, one that breaks and one that is slow. A model of ours cannot be
+# told to break.
+Models: TypeAlias = tuple[str, str | None, str]
+Case: TypeAlias = tuple[Provider, str, str | None, str]
+
+
 @asynccontextmanager
-async def scripted():
+async def scripted() -> AsyncGenerator[tuple[Provider, Models]]:
     usage = Usage(3, 3, "provider_final")
-    script = [TextDelta("one "), 0.001, TextDelta("two "), TextDelta("three"), Finish("stop", usage)]
+    script: Script = [TextDelta("one "), 0.001, TextDelta("two "), TextDelta("three"), Finish("stop", usage)]
     yield (
         ScriptedProvider({"m": script, "broken": [TextDelta("one"), UpstreamError("broke")], "slow": [60.0]}),
         ("m", "broken", "slow"),
@@ -32,8 +40,8 @@ async def scripted():
 
 
 @asynccontextmanager
-async def openai():
-    async def handler(request):
+async def openai() -> AsyncGenerator[tuple[Provider, Models]]:
+    async def handler(request: Request) -> None:
         model = request.json["model"]
         await request.head()
         if model == "slow":
@@ -50,35 +58,39 @@ async def openai():
 
 
 @asynccontextmanager
-async def local():
+async def local() -> AsyncGenerator[tuple[Provider, Models]]:
     yield LocalProvider(weights()), ("smollm2-135m", None, "smollm2-135m")
 
 
 @pytest.fixture(params=[scripted, openai, local], ids=lambda p: p.__name__)
-async def case(request):
-    async with request.param() as (provider, models):
+async def case(request: pytest.FixtureRequest) -> AsyncGenerator[Case]:
+    make: Callable[[], AbstractAsyncContextManager[tuple[Provider, Models]]] = request.param
+    async with make() as (provider, models):
         try:
             yield provider, *models
         finally:
             await provider.close()
 
 
-async def test_batches_end_with_one_finish(case):
+async def test_batches_end_with_one_finish(case: Case) -> None:
     provider, model, *_ = case
     batches = [batch async for batch in provider.stream(REQUEST, model)]
     assert all(len(batch) for batch in batches)
     items = [item for batch in batches for item in batch]
     assert [i for i, item in enumerate(items) if isinstance(item, Finish)] == [len(items) - 1]
-    assert items[-1].usage.source == "provider_final"
-    assert items[-1].usage.completion_tokens > 0
+    finish = items[-1]
+    assert isinstance(finish, Finish)
+    assert finish.usage is not None
+    assert finish.usage.source == "provider_final"
+    assert finish.usage.completion_tokens > 0
     assert "".join(item.text for item in items if isinstance(item, TextDelta)).strip()
 
 
-async def test_streams_do_not_mix(case):
+async def test_streams_do_not_mix(case: Case) -> None:
     provider, model, *_ = case
 
-    async def text():
-        pieces = []
+    async def text() -> str:
+        pieces: list[str] = []
         async for batch in provider.stream(REQUEST, model):
             pieces += [item.text for item in batch if isinstance(item, TextDelta)]
         return "".join(pieces)
@@ -87,18 +99,18 @@ async def test_streams_do_not_mix(case):
     assert answers[0] == answers[1]
 
 
-async def test_a_break_is_a_provider_error_after_what_came_before(case):
+async def test_a_break_is_a_provider_error_after_what_came_before(case: Case) -> None:
     provider, _, broken, _ = case
     if broken is None:
         return  # a model of ours cannot be told to break
-    pieces = []
+    pieces: list[str] = []
     with pytest.raises(ProviderError):
         async for batch in provider.stream(REQUEST, broken):
             pieces += [item.text for item in batch if isinstance(item, TextDelta)]
     assert "".join(pieces).startswith("one")
 
 
-async def test_closing_and_cancelling_end_at_once(case):
+async def test_closing_and_cancelling_end_at_once(case: Case) -> None:
     provider, model, _, slow = case
     async with asyncio.timeout(5), aclosing(provider.stream(REQUEST, model)) as batches:
         await anext(batches)
@@ -109,7 +121,7 @@ async def test_closing_and_cancelling_end_at_once(case):
         await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_models_are_named(case):
+async def test_models_are_named(case: Case) -> None:
     provider, model, *_ = case
     if isinstance(provider, OpenAIProvider):
         return  # asked of the server; tests/test_openai_provider.py

@@ -9,10 +9,13 @@ import asyncio
 import os
 import shutil
 import tempfile
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -21,11 +24,12 @@ from millstream.auth import Keys, Principal
 from millstream.catalog import LLMService, ProviderEntry
 from millstream.database import Database
 from millstream.errors import BadPosition, StreamGone
-from millstream.events import TERMINAL_TYPES, Position, StreamEnd, TextDelta
+from millstream.events import TERMINAL_TYPES, Event, Position, StreamEnd, Terminal, TextDelta
 from millstream.ledger import Ledger, leases
 from millstream.logs.memory import MemoryLog
+from millstream.logs.redis import RedisLog
 from millstream.messages import ChatRequest
-from millstream.providers import Finish
+from millstream.providers import Finish, Produced
 from millstream.streams import upkeep
 from millstream.streams.registry import Streams
 from millstream.usage import Usage
@@ -33,30 +37,34 @@ from millstream.usage import Usage
 EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # make faults runs more
 KEY = Principal("key_1", frozenset({"chat"}))
 
+Log: TypeAlias = MemoryLog | RedisLog
+Result = TypeVar("Result")
+
 
 class Provider:
     """Says what it is told to, stream by stream, and notes what it has said."""
 
-    def __init__(self):
-        self.words: dict[str, asyncio.Queue] = {}
+    def __init__(self) -> None:
+        self.words: dict[str, asyncio.Queue[str | None]] = {}
         self.said: dict[str, str] = {}
 
-    async def stream(self, request, model):
+    async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
         name = request.user
+        assert name is not None
         while (word := await self.words[name].get()) is not None:
             self.said[name] += word
             yield [TextDelta(word)]
         yield [Finish("stop", Usage(1, 1, "provider_final"))]
 
-    async def models(self):
+    async def models(self) -> list[str]:
         return ["m"]
 
-    async def close(self):
+    async def close(self) -> None:
         pass
 
 
 class Worker:
-    def __init__(self, db, log, provider):
+    def __init__(self, db: Database, log: Log, provider: Provider) -> None:
         self.db, self.log = db, log
         self.ledger = Ledger(db)
         self.streams = Streams(
@@ -64,12 +72,12 @@ class Worker:
         )
         self.alive = True
 
-    async def start(self, stack):
+    async def start(self, stack: AsyncExitStack) -> None:
         await stack.enter_async_context(self.log)
         await self.ledger.__aenter__()
         await self.streams.__aenter__()
 
-    async def kill(self):
+    async def kill(self) -> None:
         """As SIGKILL would: nothing is said, written or settled any more."""
         self.alive = False
         self.ledger.crash()
@@ -77,7 +85,7 @@ class Worker:
             await self.log.crash()
         await self.streams.crash()
 
-    async def stop(self):
+    async def stop(self) -> None:
         if self.alive:
             await self.streams.__aexit__()
             await self.ledger.__aexit__()
@@ -86,12 +94,14 @@ class Worker:
 class Client:
     """Knows what it has seen, and nothing else."""
 
-    def __init__(self, stream_id):
+    def __init__(self, stream_id: str) -> None:
         self.stream_id = stream_id
-        self.position, self.text, self.end = None, "", None
+        self.position: Position | None = None
+        self.text = ""
+        self.end: Terminal | None = None
         self.gone = False
 
-    async def read(self, worker, events=None, seconds=30.0):
+    async def read(self, worker: Worker, events: int | None = None, seconds: float = 30.0) -> None:
         """Reads ``events`` more, or up to the end. A time-out is a client that leaves."""
         try:
             async with asyncio.timeout(seconds):
@@ -108,7 +118,7 @@ class Client:
         except StreamGone:
             self.gone = True
 
-    def see(self, position, event):
+    def see(self, position: Position, event: Event) -> None:
         if self.position is not None:
             epoch, seq = self.position
             assert position in ((epoch, seq + 1), (epoch + 1, 1)), (self.position, position)
@@ -121,10 +131,11 @@ class Client:
 
 
 class Survival(RuleBasedStateMachine):
-    make_log = None
+    make_log: ClassVar[Callable[[], Log]]
     count = 1
+    workers: list[Worker]
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.folder = Path(tempfile.mkdtemp())
@@ -139,24 +150,24 @@ class Survival(RuleBasedStateMachine):
         self.expired: set[str] = set()
         self.stack = AsyncExitStack()
 
-        async def begin():
+        async def begin() -> None:
             self.workers = [Worker(self.db, type(self).make_log(), self.provider) for _ in range(self.count)]
             for worker in self.workers:
                 await worker.start(self.stack)
 
         self.run(begin())
 
-    def run(self, work):
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         return self.loop.run_until_complete(asyncio.wait_for(work, 60))
 
-    def living(self, number):
+    def living(self, number: int) -> Worker:
         living = [worker for worker in self.workers if worker.alive]
         return living[number % len(living)]
 
     @rule(worker=st.integers(0, 5), policy=st.sampled_from(["continue", {"grace_seconds": 60}]))
     @precondition(lambda self: len(self.streams) < 6)
-    def start(self, worker, policy):
-        async def go():
+    def start(self, worker: int, policy: object) -> None:
+        async def go() -> None:
             name = str(len(self.streams))
             self.provider.words[name], self.provider.said[name] = asyncio.Queue(), ""
             request = ChatRequest.model_validate(
@@ -180,7 +191,7 @@ class Survival(RuleBasedStateMachine):
 
     @rule(stream=st.integers(0, 5), words=st.integers(1, 40))
     @precondition(lambda self: self.streams)
-    def say(self, stream, words):
+    def say(self, stream: int, words: int) -> None:
         name = stream % len(self.streams)
         for i in range(words):
             self.provider.words[str(name)].put_nowait(f"{name}.{i} ")
@@ -188,31 +199,31 @@ class Survival(RuleBasedStateMachine):
 
     @rule(client=st.integers(0, 11), worker=st.integers(0, 5), events=st.integers(1, 30))
     @precondition(lambda self: self.clients)
-    def read(self, client, worker, events):
-        client = self.clients[client % len(self.clients)]
-        if client.end is None and not client.gone:
-            self.run(client.read(self.living(worker), events, 0.1))
+    def read(self, client: int, worker: int, events: int) -> None:
+        reader = self.clients[client % len(self.clients)]
+        if reader.end is None and not reader.gone:
+            self.run(reader.read(self.living(worker), events, 0.1))
 
     @rule(stream=st.integers(0, 5))
     @precondition(lambda self: self.open)
-    def finish(self, stream):
+    def finish(self, stream: int) -> None:
         stream_id = sorted(self.open)[stream % len(self.open)]
         self.open.discard(stream_id)
         self.provider.words[str(self.streams.index(stream_id))].put_nowait(None)
 
     @rule(stream=st.integers(0, 5), worker=st.integers(0, 5))
     @precondition(lambda self: self.streams)
-    def stop(self, stream, worker):
+    def stop(self, stream: int, worker: int) -> None:
         stream_id = self.streams[stream % len(self.streams)]
         self.stopped.add(stream_id)
         self.run(self.living(worker).streams.cancel(KEY, stream_id))
 
     @rule(stream=st.integers(0, 5))
     @precondition(lambda self: self.streams)
-    def expire(self, stream):
+    def expire(self, stream: int) -> None:
         """The window of a stream that has ended is over."""
 
-        async def go():
+        async def go() -> None:
             stream_id = self.streams[stream % len(self.streams)]
             if stream_id in [row.id for row in await self.rows() if row.status != "running"]:
                 self.expired.add(stream_id)
@@ -224,11 +235,11 @@ class Survival(RuleBasedStateMachine):
 
     @rule(worker=st.integers(0, 5))
     @precondition(lambda self: sum(worker.alive for worker in self.workers) > 1)
-    def kill(self, worker):
+    def kill(self, worker: int) -> None:
         self.run(self.living(worker).kill())
 
-    def teardown(self):
-        async def finish():
+    def teardown(self) -> None:
+        async def finish() -> None:
             for stream_id in self.open:
                 self.provider.words[str(self.streams.index(stream_id))].put_nowait(None)
             for i, client in enumerate(self.clients):
@@ -251,6 +262,7 @@ class Survival(RuleBasedStateMachine):
                 if client.gone:
                     assert client.stream_id in self.expired
                     continue
+                assert end is not None
                 if isinstance(end, StreamEnd):
                     assert row.finish_reason == end.finish_reason
                     if end.finish_reason == "stop":
@@ -268,7 +280,7 @@ class Survival(RuleBasedStateMachine):
                 self.run(finish())
         finally:
 
-            async def end():
+            async def end() -> None:
                 for worker in self.workers:
                     await worker.stop()
                 await self.stack.aclose()
@@ -279,9 +291,7 @@ class Survival(RuleBasedStateMachine):
             self.db.close()
             shutil.rmtree(self.folder)
 
-    async def rows(self):
-        import sqlalchemy as sa
-
+    async def rows(self) -> Sequence[sa.Row[Any]]:
         from millstream.database import streams
 
         return await self.db.read(lambda connection: connection.execute(sa.select(streams)).all())
@@ -289,22 +299,19 @@ class Survival(RuleBasedStateMachine):
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("log", ["memory", "redis"])
-def test_nothing_gets_lost(log, request, monkeypatch):
+def test_nothing_gets_lost(log: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.4)
     monkeypatch.setattr(upkeep, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(upkeep, "SWEEP_SECONDS", 0.05)
-    if log == "memory":
-
-        class Machine(Survival):
-            make_log = staticmethod(MemoryLog)
-    else:
-        from millstream.logs.redis import RedisLog
-
+    make: Callable[[], Log] = MemoryLog
+    workers = 1
+    if log == "redis":
         url = request.getfixturevalue("redis_url")
+        make, workers = lambda: RedisLog(url), 3
 
-        class Machine(Survival):
-            make_log = staticmethod(lambda: RedisLog(url))
-            count = 3
+    class Machine(Survival):
+        make_log = staticmethod(make)
+        count = workers
 
     run_state_machine_as_test(
         Machine,
