@@ -8,22 +8,26 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from live.test_page import Wire
+from live.browser import Wire
+from live.conftest import Serve, Server
 from live.test_workers import Provider
-from millstream.client import AsyncClient, Unreachable
+from millstream.client import AsyncClient, Frame, Unreachable
 from millstream.errors import MillstreamError
-from oracle import oracle
+from oracle import Handler, Oracle, Request, oracle
 
 WORDS = [f"wörd{i} " for i in range(60)]
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
 @asynccontextmanager
-async def serving(serve, provider):
+async def serving(serve: Serve, provider: Handler) -> AsyncGenerator[tuple[Oracle, Server, Wire]]:
     async with oracle(provider) as upstream:
         context = serve(openai=upstream.base_url)
         server = await asyncio.to_thread(context.__enter__)
@@ -36,19 +40,19 @@ async def serving(serve, provider):
             await asyncio.to_thread(context.__exit__, None, None, None)
 
 
-async def read(client, **options):
+async def read(client: AsyncClient, **options: Any) -> list[Frame]:
     async with asyncio.timeout(60), aclosing(client.stream(MESSAGES, **options)) as stream:
         return [frame async for frame in stream]
 
 
-def asked(upstream):
+def asked(upstream: Oracle) -> list[Request]:
     return [request for request in upstream.requests if request.path.endswith("completions")]
 
 
-async def test_answers_are_whole_over_a_wire_that_breaks(serve):
+async def test_answers_are_whole_over_a_wire_that_breaks(serve: Serve) -> None:
     async with serving(serve, Provider(WORDS, pace=0.03)) as (upstream, server, wire):
 
-        async def shake():
+        async def shake() -> None:
             while True:
                 await asyncio.sleep(random.uniform(0.1, 0.5))
                 wire.cut()
@@ -68,7 +72,7 @@ async def test_answers_are_whole_over_a_wire_that_breaks(serve):
         assert len(asked(upstream)) == 10
 
 
-async def test_errors_are_the_servers(serve):
+async def test_errors_are_the_servers(serve: Serve) -> None:
     async with serving(serve, Provider()) as (_, server, wire):
         async with AsyncClient(server.url, "ms_live_wrong") as client:
             with pytest.raises(MillstreamError) as caught:
@@ -88,10 +92,10 @@ async def test_errors_are_the_servers(serve):
                 await client.cancel("str_none")
 
 
-async def test_leaving_before_the_first_frame_stops_the_provider(serve):
+async def test_leaving_before_the_first_frame_stops_the_provider(serve: Serve) -> None:
     arrived = asyncio.Event()
 
-    async def silent(request):
+    async def silent(request: Request) -> None:
         if request.path.endswith("/models"):
             return await request.answer(200, {"data": [{"id": "m"}]})
         arrived.set()
@@ -106,31 +110,35 @@ async def test_leaving_before_the_first_frame_stops_the_provider(serve):
                 await asked(upstream)[0].gone.wait()
 
 
-def command(server, *arguments):
+def command(server: Server, *arguments: str) -> tuple[list[str], dict[str, str]]:
     environment = {**os.environ, "MILLSTREAM_URL": server.url, "MILLSTREAM_KEY": server.key}
     return [sys.executable, "-m", "millstream", "chat", *arguments], environment
 
 
-async def test_the_terminal_gets_the_text_in_a_pipe_and_stops_at_ctrl_c(serve):
-    async with serving(serve, Provider(WORDS, pace=0.01)) as (upstream, server, _):
+async def test_the_terminal_gets_the_text_in_a_pipe_and_stops_at_ctrl_c(serve: Serve) -> None:
+    provider = Provider(WORDS, pace=0.01)
+    async with serving(serve, provider) as (upstream, server, _):
         line, environment = command(server, "Why", "though?")
         run = await asyncio.create_subprocess_exec(
             *line, env=environment, stdin=subprocess.DEVNULL, stdout=-1, stderr=-1
         )
         out, err = await asyncio.wait_for(run.communicate(), 30)
         assert (run.returncode, out.decode()) == (0, "".join(WORDS) + "\n")
-        stream_id = re.search(rb"str_[\w-]+", err)[0].decode()
+        match = re.search(rb"str_[\w-]+", err)
+        assert match is not None
+        stream_id = match[0].decode()
         assert asked(upstream)[0].json["messages"][0]["content"] == "Why though?"
         line, environment = command(server, "--resume", stream_id)
         run = await asyncio.create_subprocess_exec(
             *line, env=environment, stdin=subprocess.DEVNULL, stdout=-1, stderr=-1
         )
         assert (await asyncio.wait_for(run.communicate(), 30))[0].decode() == "".join(WORDS) + "\n"
-        upstream.handler.pace = 0.2
+        provider.pace = 0.2
         line, environment = command(server, "Long")
         run = await asyncio.create_subprocess_exec(
             *line, env=environment, stdin=subprocess.DEVNULL, stdout=-1, stderr=-1
         )
+        assert run.stdout is not None
         await asyncio.wait_for(run.stdout.readuntil(b" "), 30)
         run.send_signal(signal.SIGINT)
         async with asyncio.timeout(10):
@@ -140,7 +148,7 @@ async def test_the_terminal_gets_the_text_in_a_pipe_and_stops_at_ctrl_c(serve):
         assert b"cancelled" in err
 
 
-async def test_a_conversation_on_a_terminal(serve):
+async def test_a_conversation_on_a_terminal(serve: Serve) -> None:
     async with serving(serve, Provider(["**bold** ", "word"])) as (upstream, server, _):
         line, environment = command(server)
         master, slave = pty.openpty()
@@ -167,8 +175,12 @@ async def test_a_conversation_on_a_terminal(serve):
         assert [m["role"] for m in asked(upstream)[1].json["messages"]] == ["user", "assistant", "user"]
 
 
-async def test_a_missing_key_or_server_is_one_line(tmp_path):
-    for more, said in (({}, "MILLSTREAM_KEY"), ({"MILLSTREAM_KEY": "x"}, "cannot be reached")):
+async def test_a_missing_key_or_server_is_one_line(tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, str], str]] = [
+        ({}, "MILLSTREAM_KEY"),
+        ({"MILLSTREAM_KEY": "x"}, "cannot be reached"),
+    ]
+    for more, said in cases:
         run = await asyncio.to_thread(
             subprocess.run,
             [sys.executable, "-m", "millstream", "chat", "--url", "http://127.0.0.1:9", "Hi"],

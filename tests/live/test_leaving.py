@@ -6,24 +6,28 @@ import random
 import re
 import sqlite3
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
+from live.conftest import Ask, Serve
 from millstream import tokens
-from oracle import oracle
+from oracle import Request, oracle
 
 CLIENTS = 200
 MOMENTS = ["before headers", "before the first token", "in the middle", "in silence", "stays"]
 PACE = 0.02
 
 
-async def test_two_hundred_clients_leave_at_random_moments(serve, ask, tmp_path):
+async def test_two_hundred_clients_leave_at_random_moments(serve: Serve, ask: Ask, tmp_path: Path) -> None:
     """spec/faults.md: I1, I2, I4, I5 and I6 for C1 and C2."""
     chance = random.Random(7)
     plans = {i: (chance.choice(MOMENTS), chance.random(), chance.random() < 0.3) for i in range(CLIENTS)}
-    left_at = {}
-    finished = set()  # whose provider had said everything
+    left_at: dict[int, float] = {}
+    finished: set[int] = set()  # whose provider had said everything
 
-    async def provider(request):
+    async def provider(request: Request) -> None:
         if request.path.endswith("/models"):
             return await request.answer(200, {"data": [{"id": "m"}]})
         client = int(request.json["user"])
@@ -41,7 +45,7 @@ async def test_two_hundred_clients_leave_at_random_moments(serve, ask, tmp_path)
         await request.finish(usage={"prompt_tokens": 7, "completion_tokens": 60})
         finished.add(client)
 
-    async def client(port, key, i):
+    async def client(port: int, key: str, i: int) -> bytes:
         moment, when, reset = plans[i]
         body = json.dumps(
             {"model": "m", "user": str(i), "messages": [{"role": "user", "content": "Hello"}]}
@@ -103,6 +107,7 @@ async def test_two_hundred_clients_leave_at_random_moments(serve, ask, tmp_path)
         if row["status"] == "completed":
             continue  # it left as the answer ended
         if i not in finished:
+            assert request.closed_at is not None
             delays.append(request.closed_at - left_at[i])
         # All that the client has seen is counted, and nothing that the provider has not sent. Between the
         # two lies what was on its way when the socket closed.
@@ -115,18 +120,18 @@ async def test_two_hundred_clients_leave_at_random_moments(serve, ask, tmp_path)
     assert delays[len(delays) * 99 // 100] < 1  # the figure itself is measured by make bench
 
 
-def unasked(rows, requests):
+def unasked(rows: Mapping[str, Mapping[str, Any]], requests: Mapping[int, Request]) -> int:
     """Streams whose client had left before their request reached the provider."""
     return sum(row["completion_tokens"] == 0 for user, row in rows.items() if int(user) not in requests)
 
 
-def descriptors(pid):
+def descriptors(pid: int) -> int:
     import os
 
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-async def settled(database):
+async def settled(database: Path) -> dict[str, dict[str, Any]]:
     """The rows by end user, once none is running."""
     async with asyncio.timeout(20):
         while True:

@@ -3,31 +3,37 @@
 import asyncio
 import json
 import urllib.request
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
 
+from application import Run
 from asgi import post
+from live.conftest import Serve
 from millstream.events import TextDelta
 from millstream.messages import ChatRequest
 from millstream.providers import Finish
 from millstream.providers.local import LocalProvider, weights
 from millstream.usage import Usage
 
-BODY = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+MODEL = "smollm2-135m"
+BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 
 
 @pytest.fixture
-async def model():
+async def model() -> AsyncGenerator[LocalProvider]:
     provider = LocalProvider(weights())
     yield provider
     await provider.close()
 
 
-async def test_every_running_count_is_exact_and_the_last_is_the_final_one(model):
+async def test_every_running_count_is_exact_and_the_last_is_the_final_one(model: LocalProvider) -> None:
     request = ChatRequest.model_validate({**BODY, "max_tokens": 24, "temperature": 0})
-    counts, pieces, finish = [], 0, None
-    async for batch in model.stream(request, BODY["model"]):
+    counts: list[int] = []
+    pieces = 0
+    finish: Finish | None = None
+    async for batch in model.stream(request, MODEL):
         for item in batch:
             if isinstance(item, Usage):
                 counts.append(item.completion_tokens)
@@ -35,18 +41,20 @@ async def test_every_running_count_is_exact_and_the_last_is_the_final_one(model)
                 pieces += 1
             elif isinstance(item, Finish):
                 finish = item
+    assert finish is not None
+    assert finish.usage is not None
     assert counts == sorted(counts)
     assert counts[-1] == finish.usage.completion_tokens == 24
     assert pieces <= 24
     assert (finish.reason, finish.usage.source) == ("length", "provider_final")
 
 
-async def test_a_cut_answer_is_settled_with_the_models_own_count(run, model):
+async def test_a_cut_answer_is_settled_with_the_models_own_count(run: Run, model: LocalProvider) -> None:
     async with run({"local": model}) as app:
         await app.millstream.llm_service.discover()
         # The same long answer every time: it must not end by itself before it is cut.
         story = [{"role": "user", "content": "Tell me a long story about a river."}]
-        body = {"model": BODY["model"], "messages": story, "temperature": 0, "seed": 1}
+        body = {"model": MODEL, "messages": story, "temperature": 0, "seed": 1}
         async with post(app.app, "/v1/chat/stream", body, app.key) as call:
             await call.until(lambda c: len(c.frames) > 8, seconds=60)
         (row,) = await app.receipts()
@@ -56,32 +64,35 @@ async def test_a_cut_answer_is_settled_with_the_models_own_count(run, model):
     assert words <= row["completion_tokens"] <= words + 3  # what came while it was being closed
 
 
-async def test_our_tokenizer_is_near_another_models_count(run, model):
+async def test_our_tokenizer_is_near_another_models_count(run: Run, model: LocalProvider) -> None:
     """What ``counted`` is worth for a model whose vocabulary we do not have."""
     request = ChatRequest.model_validate({**BODY, "max_tokens": 60, "temperature": 0})
-    text, finish = "", None
-    async with aclosing(model.stream(request, BODY["model"])) as batches:
+    text = ""
+    finish: Finish | None = None
+    async with aclosing(model.stream(request, MODEL)) as batches:
         async for batch in batches:
             text += "".join(item.text for item in batch if isinstance(item, TextDelta))
             finish = next((item for item in batch if isinstance(item, Finish)), finish)
     from millstream import tokens
 
     counted = (await tokens.load("o200k_base")).count(text)
+    assert finish is not None
+    assert finish.usage is not None
     assert abs(counted - finish.usage.completion_tokens) <= 0.2 * finish.usage.completion_tokens
 
 
-async def test_stopping_is_felt_by_the_model(model):
+async def test_stopping_is_felt_by_the_model(model: LocalProvider) -> None:
     """After a cut the model's one thread is free again: the next answer begins at once."""
     long = ChatRequest.model_validate({**BODY, "max_tokens": 2000})
     for _ in range(3):
-        async with aclosing(model.stream(long, BODY["model"])) as batches:
+        async with aclosing(model.stream(long, MODEL)) as batches:
             await anext(batches)
     short = ChatRequest.model_validate({**BODY, "max_tokens": 2})
     async with asyncio.timeout(10):
-        assert [item async for batch in model.stream(short, BODY["model"]) for item in batch]
+        assert [item async for batch in model.stream(short, MODEL) for item in batch]
 
 
-def test_without_any_key_the_local_model_serves(serve):
+def test_without_any_key_the_local_model_serves(serve: Serve) -> None:
     with serve() as server:
         assert "local: smollm2-135m" in server.printed
         request = urllib.request.Request(
@@ -95,10 +106,11 @@ def test_without_any_key_the_local_model_serves(serve):
         assert reply["usage"]["completion_tokens"] == 8
 
 
-async def test_a_model_process_that_died_is_started_again(model):
+async def test_a_model_process_that_died_is_started_again(model: LocalProvider) -> None:
     request = ChatRequest.model_validate({**BODY, "max_tokens": 2})
-    async for _ in model.stream(request, BODY["model"]):
+    async for _ in model.stream(request, MODEL):
         pass
+    assert model.process is not None
     model.process.kill()
     await model.process.wait()
-    assert [item async for batch in model.stream(request, BODY["model"]) for item in batch]
+    assert [item async for batch in model.stream(request, MODEL) for item in batch]

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import subprocess
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from live.conftest import answers
-from oracle import oracle
+from live.conftest import Ask, Serve, answers
+from oracle import Request, oracle
 from services import needed, wait_for
 
 CONFIGURATION = """
@@ -30,7 +32,7 @@ http {{
 
 
 @contextmanager
-def nginx(folder, *ports):
+def nginx(folder: Path, *ports: int) -> Generator["Proxy"]:
     """An nginx before the servers on ``ports``, which take turns."""
     import socket
 
@@ -53,27 +55,29 @@ def nginx(folder, *ports):
 
 
 class Proxy:
-    def __init__(self, command, port):
+    def __init__(self, command: Sequence[str], port: int) -> None:
         self.command, self.port = command, port
 
-    def start(self):
+    def start(self) -> None:
         self._process = subprocess.Popen(self.command)
         wait_for(lambda: answers(f"http://127.0.0.1:{self.port}/healthz"), self._process)
 
-    def stop(self):
+    def stop(self) -> None:
         self._process.terminate()
         self._process.wait(10)
 
-    def restart(self):
+    def restart(self) -> None:
         """Cuts every connection through it."""
         self.stop()
         self.start()
 
 
-async def test_frames_arrive_one_by_one_and_leaving_reaches_the_provider(serve, ask, tmp_path):
+async def test_frames_arrive_one_by_one_and_leaving_reaches_the_provider(
+    serve: Serve, ask: Ask, tmp_path: Path
+) -> None:
     gates = [asyncio.Event() for _ in range(5)]
 
-    async def provider(request):
+    async def provider(request: Request) -> None:
         if request.path.endswith("/models"):
             return await request.answer(200, {"data": [{"id": "m"}]})
         await request.head()

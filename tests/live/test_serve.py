@@ -10,22 +10,25 @@ import sqlite3
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from oracle import oracle
+from live.conftest import Ask, Serve
+from oracle import Request, oracle
 from services import wait_for
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "Hello"}]}).encode()
 
 
-def rows(tmp_path):
+def rows(tmp_path: Path) -> list[dict[str, Any]]:
     with sqlite3.connect(tmp_path / "server" / "millstream-data" / "millstream.db") as connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute("select * from streams order by created_at")]
 
 
-def command(*arguments, cwd, **environment):
+def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "millstream", *arguments],
         cwd=cwd,
@@ -36,7 +39,7 @@ def command(*arguments, cwd, **environment):
     )
 
 
-def test_the_first_start_shows_a_key_once(serve, tmp_path):
+def test_the_first_start_shows_a_key_once(serve: Serve, tmp_path: Path) -> None:
     with serve(MILLSTREAM_PROVIDERS='{"demo": {"type": "scripted"}}') as server:
         key = server.key
         assert f"{server.url}/#key={key}" in server.printed
@@ -53,8 +56,8 @@ def test_the_first_start_shows_a_key_once(serve, tmp_path):
         assert [bool(k["revoked_at"]) for k in listed] == [False, True]
 
 
-async def test_any_compatible_server_works_with_two_variables(serve):
-    async def handler(request):
+async def test_any_compatible_server_works_with_two_variables(serve: Serve) -> None:
+    async def handler(request: Request) -> None:
         if request.path.endswith("/models"):
             return await request.answer(200, {"data": [{"id": "their-model"}]})
         assert request.headers["authorization"] == "Bearer sk-test"
@@ -65,7 +68,7 @@ async def test_any_compatible_server_works_with_two_variables(serve):
 
     async with oracle(handler) as provider:
 
-        def talk():
+        def talk() -> Any:
             with serve(openai=provider.base_url) as server:
                 assert "openai: their-model" in server.printed
                 request = urllib.request.Request(
@@ -96,7 +99,9 @@ async def test_any_compatible_server_works_with_two_variables(serve):
         (["--nonsense"], {}, "nonsense"),
     ],
 )
-def test_what_cannot_work_is_one_clear_line_and_exit_code_2(tmp_path, arguments, environment, words):
+def test_what_cannot_work_is_one_clear_line_and_exit_code_2(
+    tmp_path: Path, arguments: list[str], environment: dict[str, str], words: str
+) -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
@@ -110,14 +115,14 @@ def test_what_cannot_work_is_one_clear_line_and_exit_code_2(tmp_path, arguments,
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_an_unknown_name_in_the_file_is_refused(tmp_path):
+def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "millstream.toml").write_text('prot = 80\n[providers.x]\nbase_url = "http://x"\n')
     result = command("serve", cwd=tmp_path)
     assert result.returncode == 2
     assert "setting prot" in result.stderr
 
 
-async def slow(request):
+async def slow(request: Request) -> None:
     if request.path.endswith("/models"):
         return await request.answer(200, {"data": [{"id": "m"}]})
     await request.head()
@@ -128,7 +133,9 @@ async def slow(request):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_streams_settles_them_and_exits_0(serve, ask, tmp_path, number):
+async def test_a_signal_ends_streams_settles_them_and_exits_0(
+    serve: Serve, ask: Ask, tmp_path: Path, number: signal.Signals
+) -> None:
     async with oracle(slow) as provider:
         context = serve(openai=provider.base_url, MILLSTREAM_DRAIN_SECONDS="0.2")
         server = await asyncio.to_thread(context.__enter__)
@@ -150,7 +157,9 @@ async def test_a_signal_ends_streams_settles_them_and_exits_0(serve, ask, tmp_pa
     assert row["completion_tokens"] > 0
 
 
-async def test_after_a_kill_the_row_is_settled_from_its_checkpoint(serve, ask, tmp_path):
+async def test_after_a_kill_the_row_is_settled_from_its_checkpoint(
+    serve: Serve, ask: Ask, tmp_path: Path
+) -> None:
     async with oracle(slow) as provider:
         context = serve(openai=provider.base_url)
         server = await asyncio.to_thread(context.__enter__)
@@ -173,7 +182,7 @@ async def test_after_a_kill_the_row_is_settled_from_its_checkpoint(serve, ask, t
     assert row["completion_tokens"] > 0
 
 
-def test_keys_and_usage_work_from_the_command_line(tmp_path):
+def test_keys_and_usage_work_from_the_command_line(tmp_path: Path) -> None:
     made = command("keys", "create", "--name", "n", "--scopes", "chat,usage", "--json", cwd=tmp_path)
     key = json.loads(made.stdout)
     assert key["scopes"] == ["chat", "usage"]
@@ -196,7 +205,7 @@ def test_keys_and_usage_work_from_the_command_line(tmp_path):
     assert command("--version", cwd=tmp_path).stdout.strip()
 
 
-async def test_raw_bad_input_gets_4xx_and_never_5xx(serve, ask):
+async def test_raw_bad_input_gets_4xx_and_never_5xx(serve: Serve, ask: Ask) -> None:
     with serve(MILLSTREAM_PROVIDERS='{"demo": {"type": "scripted"}}') as server:
         key = f"Bearer {server.key}"
         bodies = [
@@ -228,13 +237,15 @@ async def test_raw_bad_input_gets_4xx_and_never_5xx(serve, ask):
         writer.close()
         for path in ("/nowhere", "/v1/chat/stream", "/v1/streams/str_x", "/v1/streams/" + "x" * 5000):
             reader, writer = await ask(server.port, "GET", path, Authorization=key)
-            status = int((await asyncio.wait_for(reader.readline(), 10)).split()[1])
-            assert 400 <= status < 500
+            number = int((await asyncio.wait_for(reader.readline(), 10)).split()[1])
+            assert 400 <= number < 500
             writer.close()
         assert "Traceback" not in server.printed
 
 
-async def test_a_reader_that_takes_nothing_is_cut_off_and_comes_back_by_position(serve, ask):
+async def test_a_reader_that_takes_nothing_is_cut_off_and_comes_back_by_position(
+    serve: Serve, ask: Ask
+) -> None:
     """spec/faults.md: C6. The producer does not wait for it."""
     import psutil
 
@@ -253,8 +264,10 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_comes_back_by_position
         ).encode()
         reader, writer = await ask(server.port, "POST", "/v1/chat/stream", body, **credential)
         received = await reader.readuntil(b"id: 1-50\n")
-        stream_id = re.search(rb'"stream_id":"([^"]+)"', received)[1].decode()
-        path = f"/v1/streams/{stream_id}"
+        match = re.search(rb'"stream_id":"([^"]+)"', received)
+        assert match is not None
+        path = f"/v1/streams/{match[1].decode()}"
+        assert isinstance(writer.transport, asyncio.Transport)
         writer.transport.pause_reading()
         port = writer.get_extra_info("sockname")[1]
         async with asyncio.timeout(60):
@@ -262,7 +275,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_comes_back_by_position
                 await asyncio.sleep(0.2)
         writer.transport.abort()
         more = {"Last_Event_ID": "1-50", "Connection": "close"}
-        reader, writer = await ask(server.port, "GET", f"{path}/events", **credential, **more)
+        reader, writer = await ask(server.port, "GET", f"{path}/events", b"", **credential, **more)
         rest = await asyncio.wait_for(reader.read(), 60)
         ids = [int(seq) for seq in re.findall(rb"id: 1-(\d+)\n", rest)]
         assert ids == list(range(51, ids[-1] + 1))

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,7 +16,9 @@ PING_SECONDS = 15
 WORKERS = 2
 
 
-async def hold(tmp_path, redis_url, count, seconds, remains=None, **more):
+async def hold(
+    tmp_path: Path, redis_url: str, count: int, seconds: float, remains: float | None = None, **more: str
+) -> dict[str, float]:
     """Opens ``count`` silent streams on two workers for ``seconds``; what it cost, in KiB a stream.
 
     Of the memory they took no more than the share ``remains`` may stay, where it is given.
@@ -45,7 +48,7 @@ async def hold(tmp_path, redis_url, count, seconds, remains=None, **more):
         opened = 0
         stop = asyncio.Event()
 
-        async def client(number):
+        async def client(number: int) -> None:
             nonlocal opened
             async with opening:
                 # More than one address, so that ports do not run out.
@@ -53,7 +56,9 @@ async def hold(tmp_path, redis_url, count, seconds, remains=None, **more):
                 reader, writer = await asyncio.open_connection("127.0.0.1", server.port, local_addr=local)
                 writer.write(head + body)
                 said = await reader.readuntil(b'"delta":"stream')
-                streams.add(re.search(rb'"stream_id":"(\w[\w-]*)"', said)[1].decode())
+                match = re.search(rb'"stream_id":"(\w[\w-]*)"', said)
+                assert match is not None
+                streams.add(match[1].decode())
                 opened += 1
             heard_at = time.monotonic()
             ended = asyncio.create_task(stop.wait())
@@ -70,17 +75,17 @@ async def hold(tmp_path, redis_url, count, seconds, remains=None, **more):
             ended.cancel()
             writer.close()
 
-        def family():
+        def family() -> list[psutil.Process]:
             return [p for p in psutil.Process(server.pid).children() if "spawn_main" in " ".join(p.cmdline())]
 
-        def served(process):
+        def served(process: psutil.Process) -> int:
             return sum(c.status == psutil.CONN_ESTABLISHED for c in process.net_connections("tcp"))
 
-        def memory():
+        def memory() -> int:
             return sum(p.memory_info().rss for p in family())
 
         # What is loaded once is loaded before it is measured, in both.
-        warm: list[asyncio.Task] = []
+        warm: list[asyncio.Task[None]] = []
         async with asyncio.timeout(60):
             while len(family()) < 2 or min(served(p) for p in family()) < 20:
                 warm.append(asyncio.create_task(client(len(warm))))
@@ -128,13 +133,15 @@ async def hold(tmp_path, redis_url, count, seconds, remains=None, **more):
         await asyncio.to_thread(context.__exit__, None, None, None)
 
 
-async def test_silent_streams_are_pinged_on_time_and_given_back(tmp_path, redis_url):
+async def test_silent_streams_are_pinged_on_time_and_given_back(tmp_path: Path, redis_url: str) -> None:
     await hold(tmp_path, redis_url, 300, 18)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
-async def test_ten_thousand_silent_streams_for_ten_minutes(tmp_path, redis_url, capsys):
+async def test_ten_thousand_silent_streams_for_ten_minutes(
+    tmp_path: Path, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As the guide has it for many silent streams: with the C library's allocator, which can part with what
     is free between what is not."""
     figures = await hold(tmp_path, redis_url, 10_000, 600, remains=0.1, PYTHONMALLOC="malloc")
@@ -144,7 +151,9 @@ async def test_ten_thousand_silent_streams_for_ten_minutes(tmp_path, redis_url, 
 
 @pytest.mark.faults
 @pytest.mark.timeout(300)
-async def test_ten_thousand_silent_streams_with_the_allocator_of_python(tmp_path, redis_url, capsys):
+async def test_ten_thousand_silent_streams_with_the_allocator_of_python(
+    tmp_path: Path, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     figures = await hold(tmp_path, redis_url, 10_000, 18, remains=0.6)
     with capsys.disabled():
         print(figures)

@@ -6,27 +6,34 @@ import random
 import signal
 import sqlite3
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import aiohttp
 import pytest
 
 from client import Stream
-from live.conftest import running
-from live.test_nginx import nginx
-from oracle import oracle
+from live.conftest import Serve, Server, running
+from live.test_nginx import Proxy, nginx
+from oracle import Handler, Oracle, Request, oracle
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 WORDS = [f"wörd{i} " for i in range(12)]
+
+# Of the ledger, by stream.
+Rows: TypeAlias = dict[str, dict[str, Any]]
+Entered = TypeVar("Entered")
 
 
 class Provider:
     """Says its words, as fast as it is let."""
 
-    def __init__(self, words=WORDS, pace=0.0):
+    def __init__(self, words: Sequence[str] = WORDS, pace: float = 0.0) -> None:
         self.words, self.pace = words, pace
 
-    async def __call__(self, request):
+    async def __call__(self, request: Request) -> None:
         if request.path.endswith("/models"):
             return await request.answer(200, {"data": [{"id": "m"}]})
         await request.head()
@@ -38,7 +45,9 @@ class Provider:
 
 
 @asynccontextmanager
-async def fleet(tmp_path, provider, count, *, redis_url=None, **environment):
+async def fleet(
+    tmp_path: Path, provider: Handler, count: int, *, redis_url: str | None = None, **environment: str
+) -> AsyncGenerator["Fleet"]:
     """``count`` servers, a proxy before them that takes turns, and a client session."""
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(oracle(provider))
@@ -46,7 +55,7 @@ async def fleet(tmp_path, provider, count, *, redis_url=None, **environment):
         if redis_url:
             environment["MILLSTREAM_LOG_URL"] = redis_url
 
-        async def enter(context):
+        async def enter(context: AbstractContextManager[Entered]) -> Entered:
             entered = await asyncio.to_thread(context.__enter__)
             stack.push_async_callback(asyncio.to_thread, context.__exit__, None, None, None)
             return entered
@@ -60,22 +69,29 @@ async def fleet(tmp_path, provider, count, *, redis_url=None, **environment):
 
 
 class Fleet:
-    def __init__(self, upstream, servers, proxy, session, tmp_path):
+    def __init__(
+        self,
+        upstream: Oracle,
+        servers: Sequence[Server],
+        proxy: Proxy,
+        session: aiohttp.ClientSession,
+        tmp_path: Path,
+    ) -> None:
         self.upstream, self.servers, self.proxy, self.session = upstream, servers, proxy, session
         self.url = f"http://127.0.0.1:{proxy.port}"
         self.key = servers[0].key
         self._database = tmp_path / "server" / "millstream-data" / "millstream.db"
 
-    def stream(self, server=None):
+    def stream(self, server: Server | None = None) -> Stream:
         return Stream(self.session, server.url if server else self.url, self.key)
 
-    def body(self, grace=20):
+    def body(self, grace: float = 20) -> dict[str, object]:
         return {"model": "m", "messages": MESSAGES, "on_disconnect": {"grace_seconds": grace}}
 
-    def asked(self):
+    def asked(self) -> list[Request]:
         return [request for request in self.upstream.requests if request.path.endswith("completions")]
 
-    async def rows(self, seconds=40):
+    async def rows(self, seconds: float = 40) -> Rows:
         """The ledger, once nothing runs."""
         async with asyncio.timeout(seconds):
             while True:
@@ -88,7 +104,9 @@ class Fleet:
 
 
 @pytest.mark.parametrize("log", ["memory", "redis"])
-async def test_cut_anywhere_and_resumed_elsewhere_the_answer_is_whole(tmp_path, request, log):
+async def test_cut_anywhere_and_resumed_elsewhere_the_answer_is_whole(
+    tmp_path: Path, request: pytest.FixtureRequest, log: str
+) -> None:
     """spec/faults.md: R1 and R4."""
     redis_url = request.getfixturevalue("redis_url") if log == "redis" else None
     chance = random.Random(5)
@@ -98,7 +116,7 @@ async def test_cut_anywhere_and_resumed_elsewhere_the_answer_is_whole(tmp_path, 
         size = 1400
         # Live: each client is cut at another place, and again and again after that.
 
-        async def client(cut):
+        async def client(cut: int) -> Stream:
             stream = it.stream()
             await stream.start(it.body(), cut_after=cut)
             for _ in range(3):
@@ -110,7 +128,7 @@ async def test_cut_anywhere_and_resumed_elsewhere_the_answer_is_whole(tmp_path, 
         streams = [whole, *await asyncio.gather(*(client(cut) for cut in range(200, size, 20)))]
         # From the log: every cut of the finished answer.
 
-        async def replay(cut):
+        async def replay(cut: int) -> Stream:
             stream = it.stream()
             stream.stream_id = whole.stream_id
             await stream.follow(cut_after=cut)
@@ -124,17 +142,18 @@ async def test_cut_anywhere_and_resumed_elsewhere_the_answer_is_whole(tmp_path, 
         started = {stream.stream_id for stream in streams}
         for stream in streams:
             assert stream.text == "".join(WORDS)
+            assert stream.end is not None
             assert stream.end["finish_reason"] == "stop"
         assert len(it.asked()) == len(started) == len(rows)
         assert {row["status"] for row in rows.values()} == {"completed"}
 
 
-async def test_a_cancel_from_another_worker_reaches_the_provider(tmp_path, redis_url):
+async def test_a_cancel_from_another_worker_reaches_the_provider(tmp_path: Path, redis_url: str) -> None:
     async with fleet(tmp_path, Provider(["x "] * 1000, pace=0.02), 2, redis_url=redis_url) as it:
         here, there = it.servers
-        delays = []
+        delays: list[float] = []
 
-        async def one():
+        async def one() -> None:
             stream = it.stream(here)
             reading = asyncio.create_task(stream.start(it.body()))
             async with asyncio.timeout(20):
@@ -148,7 +167,9 @@ async def test_a_cancel_from_another_worker_reaches_the_provider(tmp_path, redis
             async with asyncio.timeout(20):
                 await reading
                 await request.gone.wait()
+            assert request.closed_at is not None
             delays.append(request.closed_at - asked_at)
+            assert stream.end is not None
             assert stream.end["finish_reason"] == "cancelled"
 
         for _ in range(20):
@@ -159,9 +180,12 @@ async def test_a_cancel_from_another_worker_reaches_the_provider(tmp_path, redis
         assert [row["status"] for row in rows.values()] == ["cancelled"] * 20
 
 
-async def test_the_streams_of_a_dead_and_of_a_sleeping_worker_are_ended_by_another(tmp_path, redis_url):
+async def test_the_streams_of_a_dead_and_of_a_sleeping_worker_are_ended_by_another(
+    tmp_path: Path, redis_url: str
+) -> None:
     """spec/faults.md: P1 and P6."""
-    async with fleet(tmp_path, Provider(["x "] * 2000, pace=0.02), 3, redis_url=redis_url) as it:
+    provider = Provider(["x "] * 2000, pace=0.02)
+    async with fleet(tmp_path, provider, 3, redis_url=redis_url) as it:
         dead, asleep, alive = it.servers
         streams = [it.stream(server) for server in (dead, asleep)]
         reading = [asyncio.create_task(stream.start(it.body())) for stream in streams]
@@ -184,9 +208,11 @@ async def test_the_streams_of_a_dead_and_of_a_sleeping_worker_are_ended_by_anoth
         finally:
             asleep.process.send_signal(signal.SIGCONT)
         for other in elsewhere:
+            assert other.end is not None
             assert other.end["error"]["code"] == "interrupted"
             assert other.positions[-1][0] == 2
             assert "x x x " in other.text
+            assert other.stream_id is not None
             row = rows[other.stream_id]
             assert (row["status"], row["usage_source"], row["error_code"]) == (
                 "interrupted",
@@ -200,20 +226,22 @@ async def test_the_streams_of_a_dead_and_of_a_sleeping_worker_are_ended_by_anoth
             if streams[1].end is None:
                 await streams[1].to_the_end()
             await asyncio.gather(*(request.gone.wait() for request in it.asked()))
+        assert streams[1].end is not None
         assert streams[1].end["error"]["code"] == "interrupted"
         assert await it.rows() == rows
         # And it serves again.
         again = it.stream(asleep)
-        it.upstream.handler.words = WORDS
+        provider.words = WORDS
         await again.start(it.body())
         assert again.text == "".join(WORDS)
         # Whoever was with the dead one is told as well, elsewhere.
         streams[0].url = alive.url
         await streams[0].to_the_end()
+        assert streams[0].end is not None
         assert streams[0].end["error"]["code"] == "interrupted"
 
 
-async def test_a_reader_elsewhere_counts_for_the_disconnect_policy(tmp_path, redis_url):
+async def test_a_reader_elsewhere_counts_for_the_disconnect_policy(tmp_path: Path, redis_url: str) -> None:
     async with fleet(tmp_path, Provider(["x "] * 500, pace=0.02), 2, redis_url=redis_url) as it:
         here, there = it.servers
         stream = it.stream(here)
@@ -225,19 +253,20 @@ async def test_a_reader_elsewhere_counts_for_the_disconnect_policy(tmp_path, red
         (request,) = it.asked()
         async with asyncio.timeout(10):
             await request.gone.wait()
+        assert request.closed_at is not None
         assert request.closed_at - left_at > 0.5
         (row,) = (await it.rows()).values()
         assert row["status"] == "cancelled"
 
 
-async def roll(tmp_path, redis_url, workers, clients):
+async def roll(tmp_path: Path, redis_url: str, workers: int, clients: int) -> None:
     """Replaces all workers while streams run whose clients come back."""
     provider = Provider([f"{i} " for i in range(150)], pace=0.05)
     environment = {"MILLSTREAM_DRAIN_SECONDS": "30", "MILLSTREAM_WORKERS": str(workers)}
     async with fleet(tmp_path, provider, 1, redis_url=redis_url, **environment) as it:
         (server,) = it.servers
 
-        async def client():
+        async def client() -> Stream:
             stream = it.stream()
             await asyncio.sleep(random.uniform(0, 2))
             headers = stream.headers | {"Idempotency-Key": f"k{random.getrandbits(64)}"}
@@ -258,6 +287,7 @@ async def roll(tmp_path, redis_url, workers, clients):
         expected = "".join(provider.words)
         for stream in streams:
             assert stream.text == expected
+            assert stream.end is not None
             assert stream.end["finish_reason"] == "stop"
         rows = await it.rows()
         assert len(rows) == len(it.asked()) == clients
@@ -270,25 +300,27 @@ async def roll(tmp_path, redis_url, workers, clients):
         assert await asyncio.to_thread(server.terminate, 40) == 0
 
 
-async def test_workers_are_replaced_under_running_streams(tmp_path, redis_url):
+async def test_workers_are_replaced_under_running_streams(tmp_path: Path, redis_url: str) -> None:
     """spec/faults.md: P5."""
     await roll(tmp_path, redis_url, 2, 30)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(400)
-async def test_three_workers_are_replaced_under_two_hundred_running_streams(tmp_path, redis_url):
+async def test_three_workers_are_replaced_under_two_hundred_running_streams(
+    tmp_path: Path, redis_url: str
+) -> None:
     await roll(tmp_path, redis_url, 3, 200)
 
 
-async def test_a_worker_that_dies_is_replaced(serve, redis_url):
+async def test_a_worker_that_dies_is_replaced(serve: Serve, redis_url: str) -> None:
     import psutil
 
     environment = {"MILLSTREAM_LOG_URL": redis_url, "MILLSTREAM_PROVIDERS": '{"d": {"type": "scripted"}}'}
     context = serve("--workers", "2", **environment)
     server = await asyncio.to_thread(context.__enter__)
 
-    def is_worker(process):
+    def is_worker(process: psutil.Process) -> bool:
         try:
             return "spawn_main" in " ".join(process.cmdline())
         except (psutil.ZombieProcess, psutil.NoSuchProcess):
@@ -296,7 +328,7 @@ async def test_a_worker_that_dies_is_replaced(serve, redis_url):
 
     try:
 
-        async def workers(count, but=()):
+        async def workers(count: int, but: Collection[int] = ()) -> set[int]:
             async with asyncio.timeout(40):
                 while True:
                     found = {c.pid for c in psutil.Process(server.pid).children() if is_worker(c)} - set(but)
@@ -321,7 +353,7 @@ async def test_a_worker_that_dies_is_replaced(serve, redis_url):
         await asyncio.to_thread(context.__exit__, None, None, None)
 
 
-def test_several_workers_without_a_shared_log_are_refused(tmp_path):
+def test_several_workers_without_a_shared_log_are_refused(tmp_path: Path) -> None:
     from live.test_serve import command
 
     refused = command("serve", "--workers", "2", cwd=tmp_path)
