@@ -1,9 +1,10 @@
 """Debian's Chromium, and what lies between it and a server."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 
-from playwright.async_api import async_playwright
+from playwright.async_api import Browser, Page, async_playwright
 
 from services import needed
 
@@ -19,49 +20,52 @@ FLAGS = [
 
 
 @asynccontextmanager
-async def chromium(**options):
+async def chromium(*, ignore_default_args: Sequence[str] = ()) -> AsyncGenerator[Browser]:
     async with async_playwright() as playwright:
         path = needed("chromium")
-        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS, **options)
+        browser = await playwright.chromium.launch(
+            executable_path=path, args=FLAGS, ignore_default_args=ignore_default_args or None
+        )
         try:
             yield browser
         finally:
             await browser.close()
 
 
-async def watched_page(browser):
-    """A page that notes in ``complaints`` what it throws, and what the browser refuses it."""
+async def watched_page(browser: Browser) -> tuple[Page, list[str]]:
+    """A page, and what it complains of: what it throws, and what the browser refuses it."""
     page = await browser.new_page()
-    page.complaints = []
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
-    return page
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    return page, complaints
 
 
 class Wire:
     """What lies between the browser and the server, and can be cut."""
 
-    def __init__(self, port):
-        self.port, self.whole, self.ends = port, True, set()
+    def __init__(self, port: int) -> None:
+        self.port, self.whole = port, True
+        self.ends: set[asyncio.StreamWriter] = set()
 
-    async def start(self):
+    async def start(self) -> str:
         self.server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
         return f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
-    async def stop(self):
+    async def stop(self) -> None:
         self.cut()
         self.server.close()
         await self.server.wait_closed()
 
-    def cut(self):
+    def cut(self) -> None:
         self.whole = False
         for end in list(self.ends):
             end.transport.abort()
 
-    def mend(self):
+    def mend(self) -> None:
         self.whole = True
 
-    async def _carry(self, reader, writer):
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self.whole:
             writer.transport.abort()
             return
@@ -69,7 +73,7 @@ class Wire:
         ends = {writer, there_writer}
         self.ends |= ends
 
-        async def carry(source, target):
+        async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
             with suppress(OSError):
                 while data := await source.read(65_536):
                     target.write(data)

@@ -4,14 +4,17 @@ import asyncio
 import json
 import random
 import sqlite3
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Page, Route, expect
 
 from live.browser import Wire, chromium
+from live.conftest import Serve
 from live.test_page import answer, ask
-from live.test_workers import Provider, fleet
+from live.test_workers import Fleet, Provider, Rows, fleet
 from oracle import oracle
 
 CLIENT = Path(__file__).parents[2] / "clients" / "ts" / "dist" / "millstream.js"
@@ -38,8 +41,8 @@ async ([key, from, to, atOnce]) => {
 """
 
 
-async def open_lab(page, url):
-    async def give(route):
+async def open_lab(page: Page, url: str) -> None:
+    async def give(route: Route) -> None:
         if route.request.url.endswith(".js"):
             await route.fulfill(path=CLIENT, content_type="text/javascript")
         else:
@@ -49,13 +52,13 @@ async def open_lab(page, url):
     await page.goto(f"{url}/lab/")
 
 
-def rows_of(folder):
+def rows_of(folder: Path) -> Rows:
     with sqlite3.connect(folder / "server" / "millstream-data" / "millstream.db") as connection:
         connection.row_factory = sqlite3.Row
         return {row["id"]: dict(row) for row in connection.execute("select * from streams")}
 
 
-async def break_wire(wire, chance):
+async def break_wire(wire: Wire, chance: random.Random) -> int:
     """One connection after the other goes away, at any byte. How many have, once it is told to stop."""
     broken = 0
     try:
@@ -70,7 +73,7 @@ async def break_wire(wire, chance):
 
 @pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.faults)])
 @pytest.mark.timeout(600)
-async def test_chats_are_whole_over_connections_that_break(serve, tmp_path, count):
+async def test_chats_are_whole_over_connections_that_break(serve: Serve, tmp_path: Path, count: int) -> None:
     """spec/faults.md: R1, C12, I3, with the real client in a real browser."""
     words = WORDS[:40]
     async with oracle(Provider(words, pace=0.02)) as upstream, chromium() as browser:
@@ -97,16 +100,16 @@ async def test_chats_are_whole_over_connections_that_break(serve, tmp_path, coun
         assert {row["status"] for row in rows.values()} == {"completed"}
 
 
-async def reload(page, it):
+async def reload(page: Page, it: Fleet) -> None:
     await page.reload()
 
 
-async def restart(page, it):
+async def restart(page: Page, it: Fleet) -> None:
     it.proxy.restart()  # every connection is cut
     await asyncio.to_thread(it.servers[1].terminate)
 
 
-async def away_and_back(page, it):
+async def away_and_back(page: Page, it: Fleet) -> None:
     await page.evaluate("window.kept = true")
     await page.goto("about:blank")
     await page.go_back(wait_until="commit")
@@ -114,7 +117,9 @@ async def away_and_back(page, it):
 
 
 @pytest.mark.parametrize("happens", [reload, restart, away_and_back])
-async def test_an_answer_is_completed_whatever_happens_to_its_page(tmp_path, redis_url, happens):
+async def test_an_answer_is_completed_whatever_happens_to_its_page(
+    tmp_path: Path, redis_url: str, happens: Callable[[Page, Fleet], Coroutine[Any, Any, None]]
+) -> None:
     # With the browser's cache of pages that were left, which the test tool switches off.
     options = {"ignore_default_args": ["--disable-back-forward-cache"]}
     provider = Provider(WORDS, pace=0.05)
@@ -132,7 +137,7 @@ async def test_an_answer_is_completed_whatever_happens_to_its_page(tmp_path, red
         assert row["status"] == "completed"
 
 
-async def test_a_second_tab_shows_the_same_answer(tmp_path, redis_url):
+async def test_a_second_tab_shows_the_same_answer(tmp_path: Path, redis_url: str) -> None:
     async with (
         fleet(tmp_path, Provider(WORDS, pace=0.05), 2, redis_url=redis_url) as it,
         chromium() as browser,
@@ -170,14 +175,14 @@ async ([key, streamId]) => {
 """
 
 
-async def test_tabs_share_a_connection_and_the_next_one_goes_on(tmp_path, redis_url):
+async def test_tabs_share_a_connection_and_the_next_one_goes_on(tmp_path: Path, redis_url: str) -> None:
     async with (
         fleet(tmp_path, Provider(WORDS, pace=0.05), 2, redis_url=redis_url) as it,
         chromium() as browser,
     ):
         context = await browser.new_context()
         tabs = [await context.new_page() for _ in range(3)]
-        asked = []
+        asked: list[str] = []
         for tab in tabs:
             tab.on("request", lambda r: asked.append(r.url) if "/v1/" in r.url else None)
             await open_lab(tab, it.url)
@@ -212,7 +217,9 @@ async ([key, onLeave]) => {
     ("on_leave", "status"),
     [("cancel", "cancelled"), ({"graceSeconds": 1}, "cancelled"), ("continue", "completed")],
 )
-async def test_closing_the_tab_means_what_the_application_chose(tmp_path, redis_url, on_leave, status):
+async def test_closing_the_tab_means_what_the_application_chose(
+    tmp_path: Path, redis_url: str, on_leave: object, status: str
+) -> None:
     async with (
         fleet(tmp_path, Provider(WORDS, pace=0.02), 2, redis_url=redis_url) as it,
         chromium() as browser,
@@ -228,7 +235,9 @@ async def test_closing_the_tab_means_what_the_application_chose(tmp_path, redis_
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.faults)])
-async def test_a_page_that_stood_still_in_the_background_goes_on(tmp_path, redis_url, seconds):
+async def test_a_page_that_stood_still_in_the_background_goes_on(
+    tmp_path: Path, redis_url: str, seconds: int
+) -> None:
     """As on a phone: neither timers nor connections survive, and the answer is longer than that."""
     words = [f"word{i} " for i in range(20 * seconds + 60)]
     async with (

@@ -5,23 +5,25 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
 from live.browser import chromium, watched_page
-from live.conftest import answers
+from live.conftest import Serve, Server, answers
 from live.test_page import Model
-from oracle import oracle
+from oracle import Oracle, oracle
 from services import wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @contextmanager
-def node(folder: Path, command, output: Path, **environment):
+def node(folder: Path, command: Sequence[str], output: Path, **environment: str) -> Generator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,8 +50,18 @@ COMMANDS = {
 }
 
 
+class Site(NamedTuple):
+    """A page of the example, its Millstream and the model behind it, and what the page complains of."""
+
+    server: Server
+    model: Model
+    upstream: Oracle
+    page: Page
+    complaints: list[str]
+
+
 @asynccontextmanager
-async def example(name, serve, tmp_path):
+async def example(name: str, serve: Serve, tmp_path: Path) -> AsyncGenerator[Site]:
     """A page of the example, with its Millstream and the model behind it."""
     model = Model()
     async with oracle(model) as upstream, chromium() as browser:
@@ -64,17 +76,19 @@ async def example(name, serve, tmp_path):
         )
         url = await asyncio.to_thread(pages.__enter__)
         try:
-            page = await watched_page(browser)
+            page, complaints = await watched_page(browser)
             await page.goto(url)
-            yield page, model, upstream, server
+            yield Site(server, model, upstream, page, complaints)
         finally:
             await asyncio.to_thread(pages.__exit__, None, None, None)
             await asyncio.to_thread(context.__exit__, None, None, None)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-async def test_an_example_asks_resumes_after_a_reload_and_stops(name, serve, tmp_path):
-    async with example(name, serve, tmp_path) as (page, model, upstream, server):
+async def test_an_example_asks_resumes_after_a_reload_and_stops(
+    name: str, serve: Serve, tmp_path: Path
+) -> None:
+    async with example(name, serve, tmp_path) as (server, model, upstream, page, complaints):
         ask, stop = page.get_by_role("button", name="Ask"), page.get_by_role("button", name="Stop")
         answer = page.locator('[data-role="assistant"]').last
         await page.get_by_label("Question").fill("First?")
@@ -95,7 +109,7 @@ async def test_an_example_asks_resumes_after_a_reload_and_stops(name, serve, tmp
         async with asyncio.timeout(2):
             await model.request.gone.wait()
         await expect(page.get_by_role("status").last).to_contain_text("idle")
-        assert page.complaints == []
+        assert complaints == []
         asked = [r for r in upstream.requests if r.path.endswith("completions")]
         assert [m["content"] for m in asked[1].json["messages"]] == ["First?", "One two", "Second?"]
         # No key is anywhere in the page, nor where it keeps things.

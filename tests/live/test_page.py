@@ -3,13 +3,16 @@
 import asyncio
 import os
 import re
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Locator, Page, expect
 
 from live.browser import Wire, chromium, watched_page
-from oracle import oracle
+from live.conftest import Serve, Server
+from oracle import Oracle, Request, oracle
 
 MARKUP = "<img src=x onerror=alert(1)> <b>bold</b> & more"
 
@@ -17,14 +20,24 @@ MARKUP = "<img src=x onerror=alert(1)> <b>bold</b> & more"
 class Model:
     """A provider that says a word (or any other delta) whenever the test lets it."""
 
-    def __init__(self):
-        self.words = asyncio.Queue()
-        self.request = None
+    def __init__(self) -> None:
+        self.words: asyncio.Queue[str | dict[str, str] | None] = asyncio.Queue()
+        self._request: Request | None = None
 
-    async def __call__(self, request):
+    @property
+    def asked(self) -> bool:
+        return self._request is not None
+
+    @property
+    def request(self) -> Request:
+        """The last one."""
+        assert self._request is not None
+        return self._request
+
+    async def __call__(self, request: Request) -> None:
         if request.path.endswith("/models"):
             return await request.answer(200, {"data": [{"id": "first"}, {"id": "second"}]})
-        self.request = request
+        self._request = request
         await request.head()
         while (word := await self.words.get()) is not None:
             if isinstance(word, dict):
@@ -34,140 +47,157 @@ class Model:
         await request.finish(usage={"prompt_tokens": 5, "completion_tokens": 3})
 
 
+class Site(NamedTuple):
+    """What is behind the page, and what the page complains of."""
+
+    server: Server
+    model: Model
+    upstream: Oracle
+    wire: Wire
+    page: Page
+    complaints: list[str]
+
+
 @pytest.fixture
-async def page(serve):
+async def site(serve: Serve) -> AsyncGenerator[Site]:
     model = Model()
     async with oracle(model) as upstream, chromium() as browser:
         context = serve(openai=upstream.base_url)
         server = await asyncio.to_thread(context.__enter__)
-        proxy = Wire(server.port)
-        server.url = await proxy.start()
+        wire = Wire(server.port)
+        server.url = await wire.start()
         try:
-            page = await watched_page(browser)
-            page.server, page.model, page.upstream, page.proxy = server, model, upstream, proxy
-            yield page
+            page, complaints = await watched_page(browser)
+            yield Site(server, model, upstream, wire, page, complaints)
         finally:
-            await proxy.stop()
+            await wire.stop()
             await asyncio.to_thread(context.__exit__, None, None, None)
 
 
-async def ask(page, text="Hello"):
+@pytest.fixture
+def page(site: Site) -> Page:
+    return site.page
+
+
+async def ask(page: Page, text: str = "Hello") -> None:
     await page.get_by_test_id("input").fill(text)
     await page.get_by_test_id("send").click()
 
 
-def answer(page):
+def answer(page: Page) -> Locator:
     return page.get_by_test_id("message").and_(page.locator('[data-role="assistant"]')).last
 
 
-async def test_text_arrives_in_pieces_as_text_with_its_usage(page):
-    await page.goto(f"{page.server.url}/#key={page.server.key}")
+async def test_text_arrives_in_pieces_as_text_with_its_usage(page: Page, site: Site) -> None:
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
     await expect(page.get_by_test_id("model")).to_have_value("first")
     assert "key" not in page.url
     await page.get_by_test_id("model").select_option("second")
     await ask(page)
     for i, word in enumerate(["One ", "two ", MARKUP]):
-        await page.model.words.put(word)
+        await site.model.words.put(word)
         await expect(answer(page)).to_contain_text(word.strip())
         await expect(answer(page)).to_have_attribute("data-status", "streaming")
         if i == 0:
             await expect(answer(page)).not_to_contain_text("two")
-    await page.model.words.put(None)
+    await site.model.words.put(None)
     await expect(answer(page)).to_have_attribute("data-status", "done")
     await expect(page.get_by_test_id("usage").last).to_contain_text("5")
-    assert page.model.request.json["model"] == "second"
+    assert site.model.request.json["model"] == "second"
     assert await page.locator("img").count() == 0
-    assert page.complaints == []
+    assert site.complaints == []
     # The conversation goes on.
     await ask(page, "And then?")
-    await page.model.words.put("Three")
-    await page.model.words.put(None)
+    await site.model.words.put("Three")
+    await site.model.words.put(None)
     await expect(answer(page)).to_have_attribute("data-status", "done")
-    assert [m["role"] for m in page.model.request.json["messages"]] == ["user", "assistant", "user"]
+    assert [m["role"] for m in site.model.request.json["messages"]] == ["user", "assistant", "user"]
 
 
-async def test_the_stop_button_reaches_the_provider_and_keeps_the_text(page):
-    await page.goto(f"{page.server.url}/#key={page.server.key}")
+async def test_the_stop_button_reaches_the_provider_and_keeps_the_text(page: Page, site: Site) -> None:
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
     await ask(page)
-    await page.model.words.put("One ")
+    await site.model.words.put("One ")
     await expect(answer(page)).to_contain_text("One")
     await page.get_by_test_id("stop").click()
     async with asyncio.timeout(2):
-        await page.model.request.gone.wait()
+        await site.model.request.gone.wait()
     await expect(answer(page)).to_have_attribute("data-status", "stopped")
     await expect(answer(page)).to_contain_text("One")
 
 
-async def test_stop_before_the_first_word_reaches_the_provider(page):
-    await page.goto(f"{page.server.url}/#key={page.server.key}")
+async def test_stop_before_the_first_word_reaches_the_provider(page: Page, site: Site) -> None:
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
     await ask(page)
     async with asyncio.timeout(5):
-        while page.model.request is None:
+        while not site.model.asked:
             await asyncio.sleep(0.01)
     await page.get_by_test_id("stop").click()
     async with asyncio.timeout(2):
-        await page.model.request.gone.wait()
+        await site.model.request.gone.wait()
 
 
-async def test_closing_the_tab_reaches_the_provider_after_the_time_for_a_reload(page):
-    await page.goto(f"{page.server.url}/#key={page.server.key}")
+async def test_closing_the_tab_reaches_the_provider_after_the_time_for_a_reload(
+    page: Page, site: Site
+) -> None:
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
     await ask(page)
-    await page.model.words.put("One ")
+    await site.model.words.put("One ")
     await expect(answer(page)).to_contain_text("One")
     await page.close()
     async with asyncio.timeout(10):
-        await page.model.request.gone.wait()
+        await site.model.request.gone.wait()
 
 
-async def test_a_reload_in_the_middle_loses_nothing_and_can_still_be_stopped(page):
-    await page.goto(f"{page.server.url}/#key={page.server.key}")
+async def test_a_reload_in_the_middle_loses_nothing_and_can_still_be_stopped(page: Page, site: Site) -> None:
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
     await ask(page, "First?")
     for word in ("One ", "two "):
-        await page.model.words.put(word)
+        await site.model.words.put(word)
     await expect(answer(page)).to_contain_text("One two")
     await page.reload()
     await expect(answer(page)).to_contain_text("One two")
     await expect(answer(page)).to_have_attribute("data-status", "streaming")
-    await page.model.words.put("three")
-    await page.model.words.put(None)
+    await site.model.words.put("three")
+    await site.model.words.put(None)
     await expect(answer(page)).to_have_attribute("data-status", "done")
     await expect(answer(page)).to_contain_text("One two three")
-    first = page.model.request
+    first = site.model.request
     await ask(page, "Second?")
-    await page.model.words.put("Four ")
+    await site.model.words.put("Four ")
     await expect(answer(page)).to_contain_text("Four")
     await page.reload()
     await expect(answer(page)).to_contain_text("Four")
     await page.get_by_test_id("stop").click()
     async with asyncio.timeout(2):
-        await page.model.request.gone.wait()
+        await site.model.request.gone.wait()
     await expect(answer(page)).to_have_attribute("data-status", "stopped")
-    assert page.model.request is not first
-    assert len([r for r in page.upstream.requests if r.path.endswith("completions")]) == 2
-    assert page.complaints == []
+    assert site.model.request is not first
+    assert len([r for r in site.upstream.requests if r.path.endswith("completions")]) == 2
+    assert site.complaints == []
 
 
-async def test_offline_and_back_the_answer_goes_on(page):
-    await page.goto(f"{page.server.url}/#key={page.server.key}")
+async def test_offline_and_back_the_answer_goes_on(page: Page, site: Site) -> None:
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
     await ask(page)
-    await page.model.words.put("One ")
+    await site.model.words.put("One ")
     await expect(answer(page)).to_contain_text("One")
-    page.proxy.cut()
+    site.wire.cut()
     await expect(page.get_by_test_id("connection")).to_have_attribute("data-status", "reconnecting")
-    await page.model.words.put("two ")
-    page.proxy.mend()
+    await site.model.words.put("two ")
+    site.wire.mend()
     await expect(answer(page)).to_contain_text("One two")
-    await page.model.words.put(None)
+    await site.model.words.put(None)
     await expect(answer(page)).to_have_attribute("data-status", "done")
-    assert len([r for r in page.upstream.requests if r.path.endswith("completions")]) == 1
+    assert len([r for r in site.upstream.requests if r.path.endswith("completions")]) == 1
 
 
-async def test_an_answer_is_asked_for_again_and_a_question_edited(page):
-    await page.goto(f"{page.server.url}/#key={page.server.key}")
+async def test_an_answer_is_asked_for_again_and_a_question_edited(page: Page, site: Site) -> None:
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
     for text in ("One", "Two"):
         await (ask(page) if text == "One" else page.get_by_test_id("retry").click())
-        await page.model.words.put(text)
-        await page.model.words.put(None)
+        await site.model.words.put(text)
+        await site.model.words.put(None)
         await expect(answer(page)).to_have_attribute("data-status", "done")
         await expect(answer(page)).to_contain_text(text)
     await expect(page.get_by_test_id("message")).to_have_count(2)
@@ -194,15 +224,15 @@ ATTACKS = [
 ]
 
 
-async def test_markdown_is_shown_and_does_nothing_else(page):
-    requests = []
+async def test_markdown_is_shown_and_does_nothing_else(page: Page, site: Site) -> None:
+    requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
-    await page.goto(f"{page.server.url}/#key={page.server.key}")
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
     await ask(page)
     text = MARKDOWN + "\n\n" + "\n\n".join(ATTACKS)
     for character in text:  # one by one: nothing half-written may slip through
-        await page.model.words.put(character)
-    await page.model.words.put(None)
+        await site.model.words.put(character)
+    await site.model.words.put(None)
     await expect(answer(page)).to_have_attribute("data-status", "done")
     shown = answer(page)
     await expect(shown.locator("h1")).to_have_text("Title")
@@ -216,32 +246,33 @@ async def test_markdown_is_shown_and_does_nothing_else(page):
     for link in await shown.locator("a").all():
         assert not (await link.get_attribute("href") or "").startswith("javascript")
     assert [url for url in requests if "evil" in url] == []
-    assert page.complaints == []
+    assert site.complaints == []
 
 
-async def test_a_failure_is_shown_with_its_code_and_the_text_stays(page):
-    await page.goto(f"{page.server.url}/#key={page.server.key}")
+async def test_a_failure_is_shown_with_its_code_and_the_text_stays(page: Page, site: Site) -> None:
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
     await ask(page)
-    await page.model.words.put("One ")
+    await site.model.words.put("One ")
     await expect(answer(page)).to_contain_text("One")
-    page.model.request.cut(reset=True)
+    site.model.request.cut(reset=True)
     await expect(page.get_by_test_id("error")).to_contain_text("upstream_error")
     await expect(answer(page)).to_have_attribute("data-status", "failed")
     await expect(answer(page)).to_contain_text("One")
 
 
-async def test_a_wrong_key_is_asked_for_again_and_a_reload_keeps_a_right_one(page):
-    await page.goto(f"{page.server.url}/#key=ms_live_wrong")
+async def test_a_wrong_key_is_asked_for_again_and_a_reload_keeps_a_right_one(page: Page, site: Site) -> None:
+    await page.goto(f"{site.server.url}/#key=ms_live_wrong")
     await expect(page.get_by_test_id("key-form")).to_be_visible()
-    await page.get_by_test_id("key-form").locator("input").fill(page.server.key)
+    await page.get_by_test_id("key-form").locator("input").fill(site.server.key)
     await page.get_by_test_id("key-form").locator("button").first.click()
     await expect(page.get_by_test_id("model")).to_have_value("first")
     await page.reload()
     await expect(page.get_by_test_id("input")).to_be_visible()
 
 
-async def test_the_page_may_load_nothing_from_elsewhere(page):
-    response = await page.goto(page.server.url)
+async def test_the_page_may_load_nothing_from_elsewhere(page: Page, site: Site) -> None:
+    response = await page.goto(site.server.url)
+    assert response is not None
     policy = response.headers["content-security-policy"]
     assert re.match(r"default-src 'none'; script-src 'self';", policy)
     assert "unsafe" not in policy
@@ -264,23 +295,31 @@ async with AsyncClient(url, key) as client:
     ("name", "scheme", "width", "height"),
     [("chat", "light", 960, 900), ("chat-phone-dark", "dark", 390, 844)],
 )
-async def test_the_pictures_in_the_docs_are_of_this_page(page, tmp_path, name, scheme, width, height):
+async def test_the_pictures_in_the_docs_are_of_this_page(
+    page: Page,
+    site: Site,
+    tmp_path: Path,
+    name: str,
+    scheme: Literal["light", "dark"],
+    width: int,
+    height: int,
+) -> None:
     """With ``make pictures`` they are written where the docs have them."""
     await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     await page.set_viewport_size({"width": width, "height": height})
-    await page.goto(f"{page.server.url}/#key={page.server.key}")
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
     await ask(page, "What is a stream?")
-    await page.model.words.put({"reasoning_content": "They want a definition, and an example."})
-    await page.model.words.put(PICTURED)
-    await page.model.words.put(None)
+    await site.model.words.put({"reasoning_content": "They want a definition, and an example."})
+    await site.model.words.put(PICTURED)
+    await site.model.words.put(None)
     await expect(answer(page)).to_have_attribute("data-status", "done")
     await ask(page, "And what if the network drops?")
-    await page.model.words.put("Then nothing is lost. The client comes back with")
+    await site.model.words.put("Then nothing is lost. The client comes back with")
     await expect(answer(page)).to_contain_text("comes back")
     await expect(page.get_by_test_id("connection")).to_have_text("Streaming")
     folder = Path(__file__).parents[2] / "docs" / "images" if os.environ.get("PICTURES") else tmp_path
     await page.screenshot(path=folder / f"{name}.png")
     assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.complaints == []
+    assert site.complaints == []
     await page.get_by_test_id("stop").click()
     await expect(answer(page)).to_have_attribute("data-status", "stopped")
