@@ -88,6 +88,7 @@ class Oracle:
         self.connections = 0
         self.open = 0
         self.writers: set[asyncio.StreamWriter] = set()
+        self.serving: set[asyncio.Task[None]] = set()
         self.arrived = asyncio.Event()
 
     @property
@@ -98,6 +99,10 @@ class Oracle:
         self.connections += 1
         self.open += 1
         self.writers.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving.add(task)
+        task.add_done_callback(self.serving.discard)
         request: Request | None = None
         work: asyncio.Task[None] | None = None
         try:
@@ -153,3 +158,6 @@ async def oracle(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncGe
         server.close()
         for writer in list(found.writers):
             writer.transport.abort()
+        if found.serving:
+            await asyncio.wait(found.serving, timeout=5)
+        await asyncio.sleep(0)  # the transports say that they are closed

@@ -96,7 +96,13 @@ def test_the_migrations_make_the_tables_that_the_code_uses(db: Database) -> None
 
 
 def test_migrating_again_changes_nothing(db: Database) -> None:
+    def tables(connection: sa.Connection) -> object:
+        inspector = sa.inspect(connection)
+        return {name: inspector.get_columns(name) for name in inspector.get_table_names()}
+
+    before = repr(db.run(tables))
     db.migrate()
+    assert repr(db.run(tables)) == before
 
 
 # -- keys ------------------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ from decimal import Decimal
 from typing import NoReturn
 
 import pytest
+import sqlalchemy as sa
 from starlette.types import Message
 
 from application import Run
 from asgi import Exchange, get, post
-from millstream.database import DatabaseAway
 from millstream.errors import ProviderError, UpstreamError, UpstreamRateLimited, UpstreamRefused
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
 from millstream.messages import ChatRequest
@@ -231,8 +231,8 @@ async def test_who_leaves_at_once_costs_nothing(run: Run) -> None:
     async with run(scripted()) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             call.leave()
-        rows = await app.receipts()
-        assert all(row["status"] in ("cancelled", "completed") for row in rows)
+        statuses = [row["status"] for row in await app.receipts()]
+        assert statuses in ([], ["cancelled"], ["completed"])
 
 
 @pytest.mark.parametrize(
@@ -399,15 +399,17 @@ async def test_a_database_that_is_away_is_503_in_our_shape(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with run(scripted()) as app:
+        run_work = app.millstream.database.run
 
-        def away(work: object) -> NoReturn:
-            raise DatabaseAway("it does not answer in time")
+        def broken(connection: object) -> NoReturn:
+            raise sa.exc.OperationalError("SELECT secret", {"key": "secret"}, Exception("secret"))
 
-        monkeypatch.setattr(app.millstream.database, "run", away)
+        monkeypatch.setattr(app.millstream.database, "run", lambda work: run_work(broken))
         for exchange in (get(app.app, "/v1/streams/str_x", app.key), get(app.app, "/readyz")):
             async with exchange as call:
                 await call.finished()
                 assert call.status == 503
+        assert "the database: Exception" in caplog.text
         assert "secret" not in caplog.text
         monkeypatch.undo()
         for path in ("/v1/streams/%00", "/v1/streams/" + "x" * 500):

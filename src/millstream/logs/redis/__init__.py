@@ -94,6 +94,9 @@ class RedisLog:
             async with asyncio.timeout(self._timeouts.leave):
                 await self.outbox.flush_all()
         await self._stop()
+        await self._close()
+
+    async def _close(self) -> None:
         for close in (self._out.close, self._in.close, self._client.aclose):
             with suppress(*UNREACHABLE):
                 await close()
@@ -103,6 +106,7 @@ class RedisLog:
         then."""
         self.outbox.forget_all()
         await self._stop()
+        await self._close()
 
     async def _stop(self) -> None:
         running = set(self._tasks)
