@@ -635,3 +635,64 @@ async def test_an_end_does_not_wait_for_a_redis_that_is_away(tmp_path: Path) -> 
         await here.append("s", [START, END])
         assert len(await read(here)) == 2
     await here.crash()
+
+
+async def test_signals_are_heard_again_after_redis_comes_back_with_an_earlier_clock(
+    shared_url: str, redis: Redis
+) -> None:
+    timeouts = Timeouts(answer=0.4)
+    async with (
+        RedisLog(shared_url, timeouts=timeouts) as here,
+        RedisLog(shared_url, timeouts=timeouts) as there,
+    ):
+        heard = here.signals()
+        hearing = asyncio.ensure_future(anext(heard))
+        await asyncio.sleep(0)
+        await there.request_cancel("first")
+        async with asyncio.timeout(5):
+            assert (await hearing).stream_ids == ("first",)
+            entries: Any = await redis.xrange("millstream:signals")
+            await redis.delete("millstream:signals")
+            again = entries[-1][1][b"signal"].replace(b"first", b"again")
+            await redis.xadd("millstream:signals", {"signal": again}, id="5-1")
+            assert (await anext(heard)).stream_ids == ("again",)
+
+
+async def test_what_slow_readers_hold_of_finished_streams_counts_and_is_bounded() -> None:
+    log = MemoryLog(max_bytes=100_000)
+    readers = []
+    for i in range(20):
+        await started(log, f"s{i}")
+        await log.append(f"s{i}", [TextDelta("x" * 20_000)])
+        reader = log.read(f"s{i}")
+        await anext(reader)
+        await log.append(f"s{i}", [END])
+        readers.append(reader)
+    outcomes: list[list[Event] | None] = []
+    for reader in readers:
+        try:
+            outcomes.append([event for batch in [b async for b in reader] for event in batch.events])
+        except StreamGone:
+            outcomes.append(None)
+    assert outcomes[0] is None  # the oldest had to leave
+    assert outcomes[-1] == [END]  # the newest goes on
+    assert sum(outcome is not None for outcome in outcomes) <= 5
+    for i in range(20):
+        await log.forget(f"s{i}")
+    assert log.is_empty()
+
+
+async def test_a_dropped_stream_counts_until_its_last_reader_leaves() -> None:
+    now = 1000.0
+    log = await started(MemoryLog(window_seconds=10, clock=lambda: now))
+    await log.append("s", [TextDelta("x" * 1000), END])
+    readers = [log.read("s") for _ in range(2)]
+    for reader in readers:
+        await anext(reader)
+    now += 11
+    log.expire()
+    assert "s" not in log
+    await readers[0].aclose()
+    assert not log.is_empty()
+    await readers[1].aclose()
+    assert log.is_empty()

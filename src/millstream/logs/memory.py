@@ -30,7 +30,7 @@ _EVENT_BYTES = 110  # an event, its text's header and its place in the list (sys
 class _Stream:
     """A stream's events: the first ``first_epoch_count`` are of epoch 1, the others of epoch 2."""
 
-    __slots__ = ("bytes", "closed_at", "events", "first_epoch_count", "gone", "info", "waiting")
+    __slots__ = ("bytes", "closed_at", "events", "first_epoch_count", "gone", "info", "readers", "waiting")
 
     def __init__(self, info: StreamInfo) -> None:
         self.info = info
@@ -39,6 +39,7 @@ class _Stream:
         self.first_epoch_count: int | None = None
         self.closed_at: float | None = None
         self.gone = False
+        self.readers = 0
         self.waiting: list[asyncio.Future[None]] = []
 
     def position(self, count: int) -> Position:
@@ -56,9 +57,9 @@ class _Stream:
 
 class MemoryLog:
     """``window_seconds`` is how long a finished stream can still be read. Over ``max_bytes`` the finished
-    streams go earlier, oldest first; a single stream is refused more than ``max_stream_bytes``. A reader may
-    ask for up to ``ahead`` events more than there are: then it waits for them. ``clock`` is
-    monotonic, in seconds.
+    streams go earlier, oldest first; what readers hold of them counts until they leave, and over the limit
+    they are made to. A single stream is refused more than ``max_stream_bytes``. A reader may ask for up to
+    ``ahead`` events more than there are: then it waits for them. ``clock`` is monotonic, in seconds.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class MemoryLog:
         self._clock = clock
         self._streams: dict[str, _Stream] = {}
         self._closed: dict[str, _Stream] = {}  # oldest first
+        self._held: dict[_Stream, None] = {}  # dropped ones that somebody still reads, oldest first
         self._bytes = 0
 
     async def __aenter__(self) -> "MemoryLog":
@@ -144,35 +146,38 @@ class MemoryLog:
         if beyond or seq < 0 or (epoch == 2 and seq == 0):
             raise BadPosition(f"the stream has no position {after}")
         count = seq + (stream.first_epoch_count or 0 if epoch == 2 else 0)
-        loop = asyncio.get_running_loop()
-        while True:
-            if stream.first_epoch_count is not None and epoch == 1 and count >= stream.first_epoch_count:
-                epoch, count = (
-                    2,
-                    stream.first_epoch_count,
-                )  # positions of epoch 1 end here; reading goes on at 2-1
-            if count < len(stream.events):
-                most = (
-                    stream.first_epoch_count
-                    if stream.first_epoch_count is not None and epoch == 1
-                    else len(stream.events)
-                )
-                events = stream.events[count : min(count + _EVENTS_PER_READ, most)]
-                batch = Batch(stream.position(count + 1), events)
-                count += len(events)
-                yield batch
-            elif stream.closed_at is not None:
-                return
-            elif stream.gone:
-                raise StreamGone(f"the stream '{stream_id}' was lost")
-            else:
-                appended = loop.create_future()
-                stream.waiting.append(appended)
-                try:
-                    await appended
-                finally:
-                    if not appended.done() or appended.cancelled():
-                        stream.waiting = [other for other in stream.waiting if other is not appended]
+        stream.readers += 1
+        try:
+            while not stream.gone:
+                events, first_epoch = stream.events, stream.first_epoch_count
+                if first_epoch is not None and epoch == 1 and count >= first_epoch:
+                    epoch, count = 2, first_epoch  # positions of epoch 1 end here; reading goes on at 2-1
+                if count < len(events):
+                    most = first_epoch if first_epoch is not None and epoch == 1 else len(events)
+                    batch = Batch(
+                        stream.position(count + 1), events[count : min(count + _EVENTS_PER_READ, most)]
+                    )
+                    count += len(batch.events)
+                    yield batch
+                elif stream.closed_at is not None:
+                    return
+                else:
+                    await self._appended(stream)
+        finally:
+            stream.readers -= 1
+            if not stream.readers and stream in self._held:
+                self._release(stream)
+        raise StreamGone(f"the stream '{stream_id}' is not kept any more")
+
+    async def _appended(self, stream: _Stream) -> None:
+        """Returns when something has happened to the stream."""
+        appended = asyncio.get_running_loop().create_future()
+        stream.waiting.append(appended)
+        try:
+            await appended
+        finally:
+            if not appended.done() or appended.cancelled():
+                stream.waiting = [other for other in stream.waiting if other is not appended]
 
     async def forget(self, stream_id: str) -> None:
         """Readers that wait for more of it get ``StreamGone``."""
@@ -189,7 +194,7 @@ class MemoryLog:
 
     def is_empty(self) -> bool:
         """Whether nothing is left of any stream."""
-        return not (self._streams or self._closed or self._bytes)
+        return not (self._streams or self._closed or self._held or self._bytes)
 
     async def request_cancel(self, stream_id: str) -> None:
         """Every stream here is produced by this worker, which cancels it itself."""
@@ -220,9 +225,19 @@ class MemoryLog:
             assert oldest.closed_at is not None
             if oldest.closed_at > past and self._bytes <= self._max_bytes:
                 return
-            del self._closed[stream_id]
-            del self._streams[stream_id]
-            self._bytes -= oldest.bytes
+            del self._closed[stream_id], self._streams[stream_id]
+            self._held[oldest] = None
+            if not oldest.readers:
+                self._release(oldest)
+        while self._bytes > self._max_bytes and self._held:
+            self._release(next(iter(self._held)))
+
+    def _release(self, stream: _Stream) -> None:
+        """Parts with the events of a stream that was dropped; who still reads it gets ``StreamGone``."""
+        del self._held[stream]
+        self._bytes -= stream.bytes
+        stream.bytes, stream.events, stream.gone = 0, [], True
+        stream.wake()
 
 
 def _size(event: Event) -> int:

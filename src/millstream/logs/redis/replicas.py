@@ -127,6 +127,8 @@ class Replicas:
                 (found,) = await self._connection.ask([(*self._blocking_read, *after, *after.values())])
                 if isinstance(found, RedisError):
                     raise found
+                if not found:
+                    await self._signals.find_again()
                 delay = RETRY_SECONDS[0]
             except Exception as error:  # it goes on when Redis is back
                 log.error("the log's Redis: %s", safe_traceback(error))

@@ -38,6 +38,15 @@ class Signals:
             found = await self._client.xrevrange(KEY, count=1)
             self.last_id = found[0][0] if found else b"0-0"
 
+    async def find_again(self) -> None:
+        """Starts over where Redis's ids have gone back behind ours: it was emptied, and its clock is an
+        earlier one. Otherwise nothing that others say from then on would ever be after what was read last.
+        """
+        found = await self._client.xrevrange(KEY, count=1)
+        newest = _order(found[0][0]) if found else (0, 0)
+        if self.last_id != b"$" and newest < _order(self.last_id):
+            self.last_id = b"0-0"
+
     async def stop(self) -> None:
         """Gives up what is still to be said."""
         for task in self._sending:
@@ -84,3 +93,8 @@ class Signals:
                 yield await queue.get()
         finally:
             self._listeners.discard(queue)
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    time, _, number = entry_id.partition(b"-")
+    return int(time), int(number)
