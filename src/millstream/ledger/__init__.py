@@ -19,7 +19,7 @@ from millstream.usage import Group, Usage
 
 log = logging.getLogger("millstream.ledger")
 
-LEAVE_SECONDS = 10.0
+LEAVE_SECONDS = 1.5
 
 
 class Claimed(Exception):
@@ -60,7 +60,7 @@ class Ledger:
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
                 await self._writer.flush()
-            await self.leases.leave()
+                await self.leases.leave()
         except (TimeoutError, DatabaseAway):
             log.error("the database is away; open rows will be settled from their checkpoints")
 

@@ -25,7 +25,7 @@ from millstream.streams.audience import ReadableStream, RemoteStream, SendAway
 from millstream.streams.producer import Producer
 from millstream.streams.upkeep import Upkeep
 
-_SETTLE_SECONDS = 10.0
+_SETTLE_SECONDS = 4.0  # what settling everything may take at the end, where the database is away
 _FULL_SECONDS = 0.5  # how long one refusal by the ledger stands for others of the same owner
 _MAX_FULL = 10_000
 _CANCEL_SECONDS = 1.0  # what a cancel waits for the receipt to be the last one
@@ -68,6 +68,7 @@ class Streams:
         self._full: dict[str, float] = {}  # owners who had all their streams open, and until when that counts
         self._upkeep = Upkeep(event_log, ledger, keys, self._running, self._remote_readers.values)
         self._exits = AsyncExitStack()
+        self._settle_by: float | None = None  # set with the end of the drain
 
     async def __aenter__(self) -> "Streams":
         await self._exits.enter_async_context(self._upkeep)
@@ -240,8 +241,9 @@ class Streams:
             await asyncio.wait(self._tasks.values(), timeout=seconds)
         for producer in list(self._running.values()):
             producer.cancel()
+        self._settle_by = self._settle_by or loop.time() + _SETTLE_SECONDS
         if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=_SETTLE_SECONDS)
+            await asyncio.wait(self._tasks.values(), timeout=max(0, self._settle_by - loop.time()))
 
     async def crash(self) -> None:
         """Stops everything in the middle, as if the worker had been killed. For tests of what others do

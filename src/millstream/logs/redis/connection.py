@@ -36,7 +36,7 @@ class Timeouts(Struct, frozen=True):
 
     connect: float = 3.0
     answer: float = 5.0
-    leave: float = 5.0
+    leave: float = 2.0
 
 
 def check(url: str) -> None:

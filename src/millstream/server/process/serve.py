@@ -2,10 +2,12 @@
 
 import asyncio
 import errno
+import logging
 import multiprocessing
 import os
 import socket
 import sys
+import threading
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -23,11 +25,15 @@ from millstream.server.process.supervisor import Supervisor
 from millstream.settings import Settings
 from millstream.version import __version__
 
+log = logging.getLogger("millstream.server")
+
 # How long a client that died without a word keeps its connection (spec/protocol.md §9: at most 10 s).
 _KEEPALIVE_IDLE_SECONDS = 4
 _KEEPALIVE_EVERY_SECONDS = 2
 _UNACKNOWLEDGED_MILLISECONDS = 8000
 
+_REVOKE_SECONDS = 0.5
+_LEAVE_SECONDS = 10.0  # from the end of the drain to the end of the process
 _BACKLOG = 4096
 _MODELS_SHOWN = 6
 _DEMOS = {
@@ -123,6 +129,22 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _exit_after(seconds: float) -> None:
+    """Ends the process then, whatever hangs in it. What is not settled by that time others settle, from its
+    last checkpoint.
+    """
+
+    def exit_now() -> None:
+        log.critical(
+            "the worker did not end in %g s and is stopped; open rows will be settled later", seconds
+        )
+        os._exit(1)
+
+    overdue = threading.Timer(seconds, exit_now)
+    overdue.daemon = True
+    overdue.start()
+
+
 class _Server(uvicorn.Server):
     """uvicorn with a beginning that says where it is and an end that loses nothing."""
 
@@ -176,11 +198,13 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Streams first (uvicorn would wait for them without end), then connections, then stores."""
+        drain_seconds = self._millstream.settings.drain_seconds
+        _exit_after(drain_seconds + _LEAVE_SECONDS)
         streams = self._millstream.streams
         if self._ready is not None:
             for server in self.servers:
                 server.close()  # the other workers take what comes from now on
-        drain = asyncio.create_task(streams.drain(self._millstream.settings.drain_seconds))
+        drain = asyncio.create_task(streams.drain(drain_seconds))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
@@ -190,8 +214,9 @@ class _Server(uvicorn.Server):
         if self._collecting is not None:
             self._collecting.cancel()
         if self._temporary_key_id is not None:
-            with suppress(DatabaseAway):
-                await self._millstream.keys.revoke(self._temporary_key_id)
+            with suppress(DatabaseAway, TimeoutError):
+                async with asyncio.timeout(_REVOKE_SECONDS):
+                    await self._millstream.keys.revoke(self._temporary_key_id)
         await super().shutdown(sockets)
 
     async def _announce(self) -> None:
