@@ -7,6 +7,7 @@ What FastAPI keeps around a response for as long as it streams is a quarter of a
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Handler, with_errors
 from millstream.server.routes import chat
 
@@ -31,8 +32,10 @@ class DirectRoutes:
 
 
 async def _stream(request: Request) -> Response:
+    get_runtime(request).streams.admit()  # before anything else: an overloaded worker says so cheaply
     return await chat.stream(request, await chat.authenticate(request))
 
 
 async def _answer(request: Request) -> Response:
+    get_runtime(request).streams.admit()
     return await chat.answer(request, await chat.authenticate(request))

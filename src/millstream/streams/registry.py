@@ -22,6 +22,7 @@ from millstream.ledger.rows import Claim, Opening, Receipt
 from millstream.logs import EventLog, Signal, StreamState
 from millstream.messages import ChatRequest
 from millstream.streams.audience import ReadableStream, RemoteStream, SendAway
+from millstream.streams.pressure import Pressure
 from millstream.streams.producer import Producer
 from millstream.streams.upkeep import Upkeep
 
@@ -68,12 +69,16 @@ class Streams:
         self._full: dict[str, float] = {}  # owners who had all their streams open, and until when that counts
         self._upkeep = Upkeep(event_log, ledger, keys, self._running, self._remote_readers.values)
         self._exits = AsyncExitStack()
+        self.pressure = Pressure()
         self._settle_by: float | None = None  # set with the end of the drain
 
     async def __aenter__(self) -> "Streams":
         await self._exits.enter_async_context(self._upkeep)
-        self._listening = asyncio.create_task(self._listen(), name="signals")
-        self._exits.push_async_callback(self._stop_listening)
+        self._background = [
+            asyncio.create_task(self._listen(), name="signals"),
+            asyncio.create_task(self.pressure.run(), name="pressure"),
+        ]
+        self._exits.push_async_callback(self._stop)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -223,10 +228,17 @@ class Streams:
             self._full.pop(owner_id, None)
 
     def _admit(self) -> None:
-        if self.draining:
-            raise Draining("the server is shutting down; try again")
+        self.admit()
         if len(self._running) >= self._limits.streams:
             raise Overloaded(f"{self._limits.streams} streams are running; try again")
+
+    def admit(self) -> None:
+        """Whether a start has a chance, to be asked before its body is read. Raises ``Draining`` or
+        ``Overloaded``.
+        """
+        if self.draining:
+            raise Draining("the server is shutting down; try again")
+        self.pressure.check()
 
     async def drain(self, seconds: float) -> None:
         """Refuses new streams and lets the running ones go on for ``seconds``; sends readers of other
@@ -256,9 +268,10 @@ class Streams:
 
     # -- what other workers say -------------------------------------------------------------
 
-    async def _stop_listening(self) -> None:
-        self._listening.cancel()
-        await asyncio.gather(self._listening, return_exceptions=True)
+    async def _stop(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
 
     async def _listen(self) -> None:
         async with aclosing(self._log.signals()) as signals:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from rich.console import Console
@@ -21,6 +22,7 @@ from millstream.database import DatabaseAway
 from millstream.errors import ConfigurationError
 from millstream.server.app import Millstream, create_app
 from millstream.server.process import collector
+from millstream.server.process.acceptor import Acceptor
 from millstream.server.process.supervisor import Supervisor
 from millstream.settings import Settings
 from millstream.version import __version__
@@ -168,8 +170,9 @@ class _Server(uvicorn.Server):
         self._collecting: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup(sockets=[])
         if self.started:
+            self.servers = [cast("asyncio.Server", Acceptor(self._listener, self._make_protocol))]
             if self._announces:
                 await self._announce()
             if self._ready is not None:
@@ -179,6 +182,13 @@ class _Server(uvicorn.Server):
             self._collecting = asyncio.create_task(
                 collector.collect_after_rushes(self._millstream), name="collector"
             )
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     def _follow_parent(self) -> None:
         """A worker whose supervisor was killed would serve on unseen."""

@@ -48,6 +48,7 @@ async def answer(request: Request, caller: Caller) -> Response:
 
 async def _start(request: Request, caller: Principal, runtime: Runtime) -> tuple[ClientWatch, ReadableStream]:
     """Raises ``ClientDisconnect`` where the client leaves first; the stream's policy then applies."""
+    runtime.streams.admit()
     body = await read_body(request, ChatRequest, runtime.settings.max_body_bytes)
     key = idempotency_key(request)
     client = ClientWatch(request.receive)
