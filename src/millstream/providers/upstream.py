@@ -28,7 +28,9 @@ from millstream.version import __version__
 
 log = logging.getLogger("millstream.providers")
 
-_SLICE_BYTES = 32 << 10  # that are decoded at a time, so that a fast provider does not hold up other streams
+# What is decoded at a time, and how long until other streams have their turn.
+_SLICE_BYTES = 32 << 10
+_SLICE_SECONDS = 0.004
 _MAX_EVENT_BYTES = 1 << 20
 _MAX_STREAM_BYTES = 64 << 20
 _MAX_ANSWER_BYTES = 4 << 20
@@ -104,7 +106,8 @@ class Upstream:
         Closing the generator closes the connection, unless the answer has been read to its end.
         """
         with self._translated():
-            due = asyncio.get_running_loop().time() + self._clocks.first_byte
+            loop = asyncio.get_running_loop()
+            due = loop.time() + self._clocks.first_byte
             response = await self._send("POST", url, body, accept="text/event-stream")
             clock: _Clock | None = None
             try:
@@ -119,16 +122,19 @@ class Upstream:
                         raise UpstreamError(
                             f"provider '{self._name}' sent over {_MAX_STREAM_BYTES >> 20} MiB"
                         )
+                    messages: list[Message] = []
+                    began = loop.time()
                     for start in range(0, len(chunk), _SLICE_BYTES):
-                        if start:
+                        messages += decoder.feed(chunk[start : start + _SLICE_BYTES])
+                        if loop.time() - began > _SLICE_SECONDS:
                             await asyncio.sleep(0)
-                        messages = decoder.feed(chunk[start : start + _SLICE_BYTES])
-                        if messages:
-                            clock.paused = True  # the provider is not to blame for how long this takes
-                            yield messages
-                            messages.clear()
-                            clock.paused = False
-                            clock.restart(self._clocks.idle)
+                            began = loop.time()
+                    if messages:
+                        clock.paused = True  # the provider is not to blame for how long this takes
+                        yield messages
+                        messages.clear()
+                        clock.paused = False
+                        clock.restart(self._clocks.idle)
                     chunk = b""
             except (aiohttp.ClientError, OSError) as error:
                 if clock is not None and clock.rang:
