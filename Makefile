@@ -85,7 +85,7 @@ fix: $(VENV)/dev web/node_modules/.installed clients/ts/node_modules/.installed 
 	cd clients/ts && npm run format
 
 faults: test-deps web $(CLIENT)  ## Long fault and load runs (about 30 minutes); make test has a short slice of each
-	EXAMPLES=150 $(BIN)/pytest -m "faults or not faults" tests/contracts/test_survival.py tests/live/test_workers.py tests/live/test_browser.py tests/live/test_silence.py $(ARGS)
+	EXAMPLES=150 $(BIN)/pytest -m "faults or not faults" tests/contracts/test_survival.py tests/contracts/test_orphans.py tests/live/test_workers.py tests/live/test_browser.py tests/live/test_silence.py $(ARGS)
 
 bench: $(VENV)/dev web  ## Measure beside nginx and the tutorial's code; writes benchmarks/RESULTS.md
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || ./tools/apt-install nginx
