@@ -106,7 +106,7 @@ ROOMS = (
     ("logs", ("logs",)),
     ("the ledger", ("ledger", "prices", "tokens")),
     ("who is asking", ("auth", "tickets")),
-    ("the database", ("database",)),
+    ("the database", ("database", "private_files")),
     ("for programs that call a server", ("client",)),
     ("words", ("answer", "events", "usage", "errors", "sse")),
 )

@@ -253,7 +253,7 @@ def _with_database(data_dir: Path | None, work: Callable[[Any], Coroutine[Any, A
     from millstream.settings import Settings
 
     settings = Settings.load(**({} if data_dir is None else {"data_dir": data_dir}))
-    db = Database(settings.resolved_database_url)
+    db = Database(settings.resolved_database_url, own_folder=settings.database_has_own_folder)
     db.migrate()
     try:
         return asyncio.run(work(db))

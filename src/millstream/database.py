@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
+from millstream import private_files
 from millstream.errors import ConfigurationError
 from millstream.usage import TOKEN_KINDS
 
@@ -169,14 +170,18 @@ class _Work:
 
 
 class Database:
-    """Opens ``url``, creating the folder of an SQLite file. Raises ``ConfigurationError``.
+    """Opens ``url``, creating an SQLite file and its folder, private to this user (SECURITY.md). Raises
+    ``ConfigurationError``. ``own_folder`` says that the folder is meant for this database and nothing else.
 
     Every wait for it has a bound: who waits longer than ``answer_seconds`` gets ``DatabaseAway``, and a
     connection on which the database has been silent for as long is cut off, so that its thread comes back.
     """
 
-    def __init__(self, url: str, *, answer_seconds: float = _ANSWER_SECONDS) -> None:
+    def __init__(
+        self, url: str, *, own_folder: bool = False, answer_seconds: float = _ANSWER_SECONDS
+    ) -> None:
         self._engine = _engine(url)
+        self._own_folder = own_folder
         self._answer_seconds = answer_seconds
         # Writers wait for each other in any case; in one thread they do so without holding a connection.
         self._writer = ThreadPoolExecutor(1, "millstream-write")
@@ -187,18 +192,22 @@ class Database:
         sa.event.listen(self._engine, "close", lambda connection, _: self._connections.discard(connection))
 
     def migrate(self) -> None:
-        """Brings the tables up to date. Blocking: call it before the event loop runs."""
+        """Brings the tables up to date, and files of SQLite that other users may read. Blocking: call it
+        before the event loop runs.
+        """
+        found = None
         try:
             with self._engine.connect() as connection:
                 tables = sa.inspect(connection).get_table_names()
                 if "alembic_version" in tables:
                     found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-                    if found == _REVISION:
-                        return
         except sa.exc.DBAPIError as error:
             raise ConfigurationError(
                 f"cannot open the database {self._engine.url.render_as_string()}: {_in_words(error)}"
             ) from error
+        self._mend_modes()  # only now: what is no database is not ours to touch
+        if found == _REVISION:
+            return
         # Imported here: it takes a third of a second and is needed only when there is something to do.
         from alembic import command
         from alembic.config import Config
@@ -213,6 +222,23 @@ class Database:
             raise ConfigurationError(
                 "the database was made by a newer version of Millstream; use that one"
             ) from error
+
+    def _mend_modes(self) -> None:
+        if self._engine.dialect.name != "sqlite":
+            return
+        file = Path(str(self._engine.url.database))
+        files = [file.with_name(file.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
+        mended, left = private_files.mend(files, file.parent, own_folder=self._own_folder)
+        if mended:
+            log.warning(
+                "open to other users of this machine until now, and mended: %s", ", ".join(map(str, mended))
+            )
+        if left:
+            log.warning(
+                "open to other users of this machine, and not Millstream's to mend: %s; whoever reads or "
+                "replaces the database can sign browser tokens",
+                ", ".join(map(str, left)),
+            )
 
     async def write(self, work: Callable[[Connection], Result]) -> Result:
         """Runs ``work`` in a transaction; returns when it is committed. Raises ``DatabaseAway``."""
@@ -355,8 +381,8 @@ def _engine(url: str) -> Engine:
         parsed = parsed.set(drivername="postgresql+psycopg")
     elif parsed.get_backend_name() != "sqlite":
         raise ConfigurationError(f"databases are SQLite or PostgreSQL, not '{parsed.get_backend_name()}'")
-    elif parsed.database and parsed.database != ":memory:":
-        _make_folder(Path(parsed.database).parent)
+    elif parsed.database and parsed.database != ":memory:" and "uri" not in parsed.query:
+        parsed = parsed.set(database=str(_make_file(Path(parsed.database))))
     else:
         raise ConfigurationError("an SQLite database needs a file: sqlite:///path/to/file.db")
     try:
@@ -375,11 +401,15 @@ def _engine(url: str) -> Engine:
     return engine
 
 
-def _make_folder(folder: Path) -> None:
+def _make_file(path: Path) -> Path:
+    """Where the file really is: SQLite, too, puts the others beside it and not beside a link."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"the folder {folder} cannot be made: {error.strerror}") from error
+        path = path.resolve()
+        private_files.make(path)
+    except (OSError, RuntimeError) as error:  # links that lead in a circle are a RuntimeError
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"the file {path} cannot be made: {reason}") from error
+    return path
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

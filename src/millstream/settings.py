@@ -153,6 +153,10 @@ class Settings(BaseSettings):
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'millstream.db'}"
 
+    @property
+    def database_has_own_folder(self) -> bool:
+        return self.database_url is None
+
 
 def _from_environment(
     environ: "os._Environ[str]",

@@ -34,7 +34,9 @@ class Runtime:
         providers: Mapping[str, Provider] | None = None,
     ) -> None:
         self.settings = settings or Settings.load()
-        self.database = Database(self.settings.resolved_database_url)
+        self.database = Database(
+            self.settings.resolved_database_url, own_folder=self.settings.database_has_own_folder
+        )
         self.database.migrate()
         self.bodies = BodyValidator()
         self.keys = Keys(self.database)
