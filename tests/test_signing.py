@@ -1,16 +1,24 @@
 """Nobody else of the machine reads the signing secret; what happens when it is replaced."""
 
+import asyncio
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from typer.testing import CliRunner
 
+from millstream import database
 from millstream.cli import app
 from millstream.database import Database
-from millstream.errors import ConfigurationError
+from millstream.errors import ConfigurationError, Unauthorized
+from millstream.signing import SigningSecrets
+from millstream.tickets import Signer
 
 FILE = "millstream.db"
 FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm")
@@ -87,6 +95,7 @@ def test_what_an_older_version_left_open_is_mended_with_one_warning(
     assert record.levelname == "WARNING"
     for path in (folder, *(folder / name for name in FILES)):
         assert str(path) in record.getMessage()
+    assert "millstream secret rotate --now" in record.getMessage()
     caplog.clear()
     opened(folder / FILE, own_folder=True).close()
     assert caplog.records == []
@@ -172,3 +181,55 @@ def test_the_command_line_keeps_files_private_too(
     assert done.exit_code == 0
     assert mode(folder) == (0o755 if by_url else 0o700)
     assert set(modes(folder).values()) == {0o600}
+
+
+# -- the secret in the database --------------------------------------------------------------------
+
+
+def signed(signer: Signer) -> str:
+    return signer.token("k", user=None, models=(), max_streams=1, max_tokens=None, seconds=600)[0]
+
+
+def test_the_command_line_replaces_the_secret(tmp_path: Path) -> None:
+    def rotate(*options: str) -> str:
+        done = CliRunner().invoke(app, ["secret", "rotate", "--data-dir", str(tmp_path / "data"), *options])
+        assert done.exit_code == 0
+        return done.stdout
+
+    db = opened(tmp_path / "data" / FILE)
+    text = signed(asyncio.run(SigningSecrets(db).signer()))
+    assert re.search(r"until \d{4}-\d\d-\d\d \d\d:\d\d UTC", rotate())
+    assert asyncio.run(SigningSecrets(db).signer()).check_token(text)
+    assert "refused" in rotate("--now")
+    with pytest.raises(Unauthorized):
+        asyncio.run(SigningSecrets(db).signer()).check_token(text)
+    db.close()
+
+
+def test_the_secret_of_an_older_version_goes_on_to_sign(tmp_path: Path) -> None:
+    file, secret = tmp_path / FILE, os.urandom(32)
+    engine = sa.create_engine(f"sqlite:///{file}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    config.attributes["engine"] = engine
+    command.upgrade(config, "0003")
+    with engine.begin() as connection:
+        statement = sa.text("INSERT INTO secrets (name, value) VALUES ('signing', :value)")
+        connection.execute(statement, {"value": secret})
+    engine.dispose()
+    db = opened(file)
+    assert asyncio.run(SigningSecrets(db).signer()).check_token(signed(Signer([secret])))
+    assert Signer([secret]).check_token(signed(asyncio.run(SigningSecrets(db).signer())))
+    db.close()
+
+
+def test_a_signer_signs_with_the_first_of_its_secrets_and_believes_all() -> None:
+    new, old, other = (os.urandom(32) for _ in range(3))
+    signer = Signer([new, old])
+    assert Signer([new]).check_token(signed(signer))
+    for secret in (new, old):
+        assert signer.check_token(signed(Signer([secret])))
+        assert signer.check_ticket(Signer([secret]).ticket("s", "k", "cancel", 60), "s", "cancel") == "k"
+    for text in (signed(Signer([other])), signed(signer)[:-4] + "AAAA", "eyJ", "eyJ.x.y"):
+        with pytest.raises(Unauthorized):
+            signer.check_token(text)

@@ -34,6 +34,8 @@ def command_line() -> str:
         ["keys", "create"],
         ["keys", "list"],
         ["keys", "revoke"],
+        ["secret"],
+        ["secret", "rotate"],
         ["usage"],
     ]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
@@ -105,7 +107,7 @@ ROOMS = (
     ("wire formats", ("dialects", "messages", "bodies")),
     ("logs", ("logs",)),
     ("the ledger", ("ledger", "prices", "tokens")),
-    ("who is asking", ("auth", "tickets")),
+    ("who is asking", ("auth", "signing", "tickets")),
     ("the database", ("database", "private_files")),
     ("for programs that call a server", ("client",)),
     ("words", ("answer", "events", "usage", "errors", "sse")),

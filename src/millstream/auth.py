@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection, RowMapping
 from millstream import database
 from millstream.database import Database
 from millstream.errors import InvalidRequest, NotFound, Unauthorized
+from millstream.signing import SigningSecrets
 from millstream.tickets import BrowserToken, Signer
 
 Scope: TypeAlias = Literal["chat", "usage", "admin"]
@@ -33,7 +34,6 @@ _MAX_NAME = 128
 CACHE_SECONDS = 2.0
 _CACHE_KEYS = 10_000
 _IDS_PER_QUERY = 500
-_SIGNING = "signing"  # the secret's name
 
 
 class ApiKey(Struct, frozen=True):
@@ -98,13 +98,11 @@ class Keys:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._verified: OrderedDict[bytes | str, tuple[float, Principal]] = OrderedDict()
-        self._signer: Signer | None = None
+        self._signing = SigningSecrets(db)
 
     async def signer(self) -> Signer:
-        """Signs for this installation. Its secret is made once, by whoever needs it first."""
-        if self._signer is None:
-            self._signer = Signer(await self._db.write(_ensure_secret))
-        return self._signer
+        """Signs for this installation, to be used at once."""
+        return await self._signing.signer()
 
     async def verify(self, secret: str) -> Principal:
         """Raises ``Unauthorized``, which is the same for every cause."""
@@ -220,18 +218,6 @@ def _key(row: RowMapping) -> ApiKey:
 def _one(connection: Connection, condition: sa.ColumnElement[bool]) -> ApiKey | None:
     row = connection.execute(sa.select(database.keys).where(condition)).mappings().first()
     return None if row is None else _key(row)
-
-
-def _ensure_secret(connection: Connection) -> bytes:
-    table = database.secrets
-    query = sa.select(table.c.value).where(table.c.name == _SIGNING)
-    try:
-        with connection.begin_nested():
-            connection.execute(sa.insert(table).values(name=_SIGNING, value=secrets.token_bytes(32)))
-    except sa.exc.IntegrityError:
-        pass  # it is there
-    value: bytes = connection.scalars(query).one()
-    return value
 
 
 def _all(connection: Connection) -> list[ApiKey]:

@@ -1,4 +1,4 @@
-"""The command line: serve · chat · keys · usage."""
+"""The command line: serve · chat · keys · secret · usage."""
 
 import asyncio
 import json
@@ -35,6 +35,11 @@ keys_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(keys_app, name="keys")
+secret_app = typer.Typer(
+    help="The secret that signs browser tokens and tickets. Works on the database, as keys do.",
+    no_args_is_help=True,
+)
+app.add_typer(secret_app, name="secret")
 
 DataDir = Annotated[
     Path | None,
@@ -207,6 +212,32 @@ def keys_revoke(
         _print_json(msgspec.to_builtins(key))
     else:
         print(f"revoked {key.id} ({key.name})")
+
+
+@secret_app.callback()
+def _secret() -> None:
+    """It has one command so far; without this Typer would leave its name out."""
+
+
+@secret_app.command("rotate")
+def secret_rotate(
+    now: Annotated[
+        bool, typer.Option("--now", help="Refuse at once what was signed so far: the secret has leaked.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a new secret, which signs from 10 seconds on.
+
+    What was signed before it is believed for a day more: no browser token lives longer. A running
+    server learns of the new one within seconds.
+    """
+    from millstream.signing import SigningSecrets
+
+    believed_until = _with_database(data_dir, lambda db: SigningSecrets(db).rotate(at_once=now))
+    if now:
+        print("a new secret signs; what was signed before it is refused within 5 seconds")
+    else:
+        print(f"a new secret signs; what was signed before it is believed until {_date(believed_until)} UTC")
 
 
 @app.command()

@@ -51,12 +51,15 @@ workers = sa.Table(
     sa.Column("beat", sa.BigInteger, nullable=False),
 )
 
-# What all workers of one installation sign with.
+# What all workers of one installation sign with. The newest one whose time has come signs; every one is
+# believed until it expires.
 secrets = sa.Table(
     "secrets",
     metadata,
-    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(32), primary_key=True),  # "signing", and of those that came later "signing-…"
     sa.Column("value", sa.LargeBinary(64), nullable=False),
+    sa.Column("signs_from", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float),  # null until another one replaces it
 )
 
 # One row a stream: what it is, what it used, where each number comes from.
@@ -102,7 +105,7 @@ streams = sa.Table(
     ),
 )
 
-_REVISION = "0003"  # the newest migration
+_REVISION = "0004"  # the newest migration
 
 # The row's own fault; every other error of a driver says that the database cannot be had now.
 REFUSED = (sa.exc.IntegrityError, sa.exc.DataError)
@@ -231,7 +234,9 @@ class Database:
         mended, left = private_files.mend(files, file.parent, own_folder=self._own_folder)
         if mended:
             log.warning(
-                "open to other users of this machine until now, and mended: %s", ", ".join(map(str, mended))
+                "open to other users of this machine until now, and mended: %s; who has read the database "
+                "can sign browser tokens until you run: millstream secret rotate --now",
+                ", ".join(map(str, mended)),
             )
         if left:
             log.warning(

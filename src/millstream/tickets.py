@@ -6,6 +6,7 @@ stored: what one may do is written into it.
 
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import jwt
@@ -35,10 +36,12 @@ class BrowserToken(Struct, frozen=True):
 
 
 class Signer:
-    """Signs and checks. Every refusal is ``Unauthorized``, which says nothing about its cause."""
+    """Signs with the first of ``secrets``; believes what any of them has signed. Every refusal is
+    ``Unauthorized``, which says nothing about its cause.
+    """
 
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+    def __init__(self, secrets: Sequence[bytes]) -> None:
+        self._secrets = secrets
 
     def token(
         self,
@@ -97,20 +100,24 @@ class Signer:
         return owner_id
 
     def _sign(self, claims: dict[str, Any]) -> str:
-        return jwt.encode(claims, self._secret, _ALGORITHM)
+        return jwt.encode(claims, self._secrets[0], _ALGORITHM)
 
     def _claims(self, text: str, audience: str) -> dict[str, Any]:
-        try:
-            return jwt.decode(
-                text,
-                self._secret,
-                [_ALGORITHM],
-                audience=audience,
-                leeway=_LEEWAY_SECONDS,
-                options={"require": ["exp", "aud", "iss"]},
-            )
-        except jwt.InvalidTokenError as error:
-            raise Unauthorized from error
+        for secret in self._secrets:
+            try:
+                return jwt.decode(
+                    text,
+                    secret,
+                    [_ALGORITHM],
+                    audience=audience,
+                    leeway=_LEEWAY_SECONDS,
+                    options={"require": ["exp", "aud", "iss"]},
+                )
+            except jwt.InvalidSignatureError:
+                continue  # another one may have signed it
+            except jwt.InvalidTokenError as error:
+                raise Unauthorized from error
+        raise Unauthorized
 
 
 def is_signed(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +26,8 @@ from millstream.errors import (
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Orphan, Settlement
 from millstream.meter import Meter
+from millstream.signing import SigningSecrets
+from millstream.tickets import Signer
 from millstream.usage import Bill, Group, Usage
 from services import postgres_server
 
@@ -398,3 +400,168 @@ async def test_a_database_at_rest_holds_no_connections_and_goes_on_when_asked(db
     await db.close_idle_connections()
     assert descriptors() < open_before
     assert await Keys(db).create("n", ["chat"])
+
+
+# -- the signing secret ----------------------------------------------------------------------------
+
+
+def token(signer: Signer) -> str:
+    return signer.token("k", user=None, models=(), max_streams=1, max_tokens=None, seconds=86_400)[0]
+
+
+async def test_all_workers_sign_with_the_secret_that_the_first_of_them_made(db: Database) -> None:
+    here, there = await asyncio.gather(*(SigningSecrets(db).signer() for _ in range(2)))
+    assert here.check_token(token(there)).key_id == "k"
+    assert there.check_token(token(here)).key_id == "k"
+
+
+async def test_what_was_signed_before_a_rotation_is_believed_for_as_long_as_it_may_live(
+    db: Database,
+) -> None:
+    secrets = SigningSecrets(db)
+    signer = await secrets.signer()
+    text, ticket = token(signer), signer.ticket("s", "k", "follow", 900)
+    assert await secrets.rotate() > time.time() + 86_400
+    await secrets.rotate()
+    for some in (secrets, SigningSecrets(db)):
+        signer = await some.signer()
+        assert signer.check_token(text).key_id == "k"
+        assert signer.check_ticket(ticket, "s", "follow") == "k"
+
+
+async def test_a_secret_that_was_replaced_is_refused_when_its_time_is_over(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.signing.KEPT_SECONDS", -1)
+    monkeypatch.setattr("millstream.signing.LEARN_SECONDS", 0)
+    secrets = SigningSecrets(db)
+    signer = await secrets.signer()
+    text, ticket = token(signer), signer.ticket("s", "k", "follow", 900)
+    await secrets.rotate()
+    signer = await secrets.signer()
+    assert signer.check_token(token(signer)).key_id == "k"
+    with pytest.raises(Unauthorized):
+        signer.check_token(text)
+    with pytest.raises(Unauthorized):
+        signer.check_ticket(ticket, "s", "follow")
+    for _ in range(3):
+        await secrets.rotate()
+    assert await db.read(lambda c: c.scalar(sa.select(sa.func.count()).select_from(database.secrets))) == 2
+
+
+async def test_a_new_secret_is_known_to_every_worker_before_it_signs(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.signing.LOOK_SECONDS", 1e9)
+    here, elsewhere = SigningSecrets(db), SigningSecrets(db)
+    await elsewhere.signer()
+    await here.rotate()
+    assert (await elsewhere.signer()).check_token(token(await here.signer()))
+    with monkeypatch.context() as patch:
+        patch.setattr("millstream.signing.LEARN_SECONDS", 0)
+        await here.rotate()
+    text = token(await here.signer())
+    with pytest.raises(Unauthorized):
+        (await elsewhere.signer()).check_token(text)
+    monkeypatch.setattr("millstream.signing.LOOK_SECONDS", 0)
+    assert (await elsewhere.signer()).check_token(text)
+
+
+async def test_a_rotation_at_once_ends_all_that_was_signed_before_it(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.signing.LOOK_SECONDS", 0)
+    here, elsewhere = SigningSecrets(db), SigningSecrets(db)
+    texts = [token(await here.signer())]
+    await here.rotate()
+    texts.append(token(await elsewhere.signer()))
+    assert await here.rotate(at_once=True) <= time.time()
+    for some in (here, elsewhere, SigningSecrets(db)):
+        signer = await some.signer()
+        for text in texts:
+            with pytest.raises(Unauthorized):
+                signer.check_token(text)
+        assert (await elsewhere.signer()).check_token(token(signer))
+
+
+async def test_rotations_that_race_each_other_lose_nothing(db: Database) -> None:
+    several = [SigningSecrets(db) for _ in range(5)]
+    text = token(await several[0].signer())
+    await asyncio.gather(*(some.rotate() for some in several))
+    texts = [text, *[token(await some.signer()) for some in several]]
+    for some in (*several, SigningSecrets(db)):
+        signer = await some.signer()
+        assert {signer.check_token(text).key_id for text in texts} == {"k"}
+
+
+async def test_while_the_database_is_away_the_secrets_hold_that_are_known(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.signing.LOOK_SECONDS", 0)
+    secrets = SigningSecrets(db)
+    text = token(await secrets.signer())
+
+    def away(work: object) -> NoReturn:
+        raise DatabaseAway("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(db, "run", away)
+        for _ in range(2):
+            signer = await secrets.signer()
+            assert signer.check_token(text)
+            assert signer.check_token(token(signer))
+        with pytest.raises(DatabaseAway):
+            await SigningSecrets(db).signer()
+    await SigningSecrets(db).rotate(at_once=True)
+    with pytest.raises(Unauthorized):
+        (await secrets.signer()).check_token(text)
+
+
+async def test_nobody_else_waits_for_whoever_looks_for_a_new_secret(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.signing.LOOK_SECONDS", 0)
+    secrets, asked = SigningSecrets(db), asyncio.Event()
+    text = token(await secrets.signer())
+
+    async def read(work: object) -> NoReturn:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(db, "read", read)
+        looking = asyncio.create_task(secrets.signer())
+        async with asyncio.timeout(5):
+            await asked.wait()
+            assert (await secrets.signer()).check_token(text)
+        assert not looking.done()
+        looking.cancel()  # as the client leaves whose request it was
+        await asyncio.gather(looking, return_exceptions=True)
+    await SigningSecrets(db).rotate(at_once=True)
+    with pytest.raises(Unauthorized):
+        (await secrets.signer()).check_token(text)
+
+
+async def test_whoever_has_not_looked_for_long_waits_to_hear_of_a_new_secret(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets, asked, known = SigningSecrets(db), asyncio.Event(), asyncio.Event()
+    await secrets.signer()
+    monkeypatch.setattr("millstream.signing.LEARN_SECONDS", 0)
+    await SigningSecrets(db).rotate()
+    text = token(await SigningSecrets(db).signer())
+    real = db.read
+
+    async def read(work: Callable[[sa.Connection], object]) -> object:
+        asked.set()
+        await known.wait()
+        return await real(work)
+
+    monkeypatch.setattr(db, "read", read)
+    first, second = (asyncio.create_task(secrets.signer()) for _ in range(2))
+    async with asyncio.timeout(5):
+        await asked.wait()
+        known.set()
+        for signer in await asyncio.gather(first, second):
+            assert signer.check_token(text)
