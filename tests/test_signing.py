@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,16 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
+from application import Run
+from asgi import get, post
 from millstream import database
 from millstream.cli import app
 from millstream.database import Database
 from millstream.errors import ConfigurationError, Unauthorized
+from millstream.settings import Settings
 from millstream.signing import SigningSecrets
 from millstream.tickets import Signer
 
@@ -186,8 +191,8 @@ def test_the_command_line_keeps_files_private_too(
 # -- the secret in the database --------------------------------------------------------------------
 
 
-def signed(signer: Signer) -> str:
-    return signer.token("k", user=None, models=(), max_streams=1, max_tokens=None, seconds=600)[0]
+def signed(signer: Signer, key_id: str = "k") -> str:
+    return signer.token(key_id, user=None, models=(), max_streams=1, max_tokens=None, seconds=600)[0]
 
 
 def test_the_command_line_replaces_the_secret(tmp_path: Path) -> None:
@@ -233,3 +238,58 @@ def test_a_signer_signs_with_the_first_of_its_secrets_and_believes_all() -> None
     for text in (signed(Signer([other])), signed(signer)[:-4] + "AAAA", "eyJ", "eyJ.x.y"):
         with pytest.raises(Unauthorized):
             signer.check_token(text)
+
+
+# -- the secret in the settings --------------------------------------------------------------------
+
+
+async def test_secrets_of_the_settings_take_the_place_of_the_one_in_the_database(run: Run) -> None:
+    new, old, stored = (secrets.token_hex(32) for _ in range(3))
+    async with run(signing_secret=f"{new}, {old}\n") as running:
+        async with post(running.app, "/v1/tokens", {}, running.key) as call:
+            text = (await call.finished()).json["token"]
+        assert Signer([new.encode()]).check_token(text).key_id == running.key_id
+        for secret, status in ((new, 200), (old, 200), (stored, 401)):
+            signer = Signer([secret.encode()])
+            text = signed(signer, running.key_id)
+            async with get(running.app, "/v1/models", text) as call:
+                assert (await call.finished()).status == status
+        rows = await running.millstream.database.read(lambda c: c.execute(sa.select(database.secrets)).all())
+        assert rows == []
+
+
+@pytest.mark.parametrize("value", ["", "x" * 31, "é" * 15, "{good},", "{good},short", ",{good}"])
+def test_a_secret_that_can_be_guessed_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    good = secrets.token_hex(16)
+    value = value.format(good=good)
+    monkeypatch.setenv("MILLSTREAM_SIGNING_SECRET", value)
+    with pytest.raises(ConfigurationError) as refused:
+        Settings.load()
+    assert "setting signing_secret" in str(refused.value)
+    assert "at least 32 bytes" in str(refused.value)
+    monkeypatch.delenv("MILLSTREAM_SIGNING_SECRET")
+    with pytest.raises(ValueError, match="at least 32 bytes") as shown:
+        Settings(signing_secret=SecretStr(value))
+    for part in filter(None, value.split(",")):
+        assert part not in str(refused.value)
+        assert part not in str(shown.value)
+
+
+def test_settings_do_not_show_their_secrets() -> None:
+    secret = secrets.token_hex(32)
+    settings = Settings(signing_secret=SecretStr(secret))
+    assert settings.signing_secrets == (secret.encode(),)
+    assert secret not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+
+
+def test_the_command_line_does_not_replace_a_secret_that_does_not_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = secrets.token_hex(32)
+    monkeypatch.setenv("MILLSTREAM_SIGNING_SECRET", secret)
+    done = CliRunner().invoke(app, ["secret", "rotate"])
+    assert isinstance(done.exception, ConfigurationError)
+    assert "MILLSTREAM_SIGNING_SECRET" in str(done.exception)
+    assert secret not in str(done.exception)

@@ -93,12 +93,14 @@ class Keys:
 
     Digests are looked up by index. That leaks nothing through timing that helps: whoever could
     use it would have to find a SHA-256 preimage of what they learned.
+
+    ``signing_secrets`` sign instead of those in the database: the first of them signs, all are believed.
     """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, signing_secrets: Sequence[bytes] = ()) -> None:
         self._db = db
         self._verified: OrderedDict[bytes | str, tuple[float, Principal]] = OrderedDict()
-        self._signing = SigningSecrets(db)
+        self._signing = SigningSecrets(db, signing_secrets)
 
     async def signer(self) -> Signer:
         """Signs for this installation, to be used at once."""

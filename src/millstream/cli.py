@@ -229,11 +229,13 @@ def secret_rotate(
     """Make a new secret, which signs from 10 seconds on.
 
     What was signed before it is believed for a day more: no browser token lives longer. A running
-    server learns of the new one within seconds.
+    server learns of the new one within seconds. Not for MILLSTREAM_SIGNING_SECRET.
     """
+    from millstream.settings import Settings
     from millstream.signing import SigningSecrets
 
-    believed_until = _with_database(data_dir, lambda db: SigningSecrets(db).rotate(at_once=now))
+    given = Settings.load().signing_secrets
+    believed_until = _with_database(data_dir, lambda db: SigningSecrets(db, given).rotate(at_once=now))
     if now:
         print("a new secret signs; what was signed before it is refused within 5 seconds")
     else:

@@ -235,7 +235,7 @@ class Database:
         if mended:
             log.warning(
                 "open to other users of this machine until now, and mended: %s; who has read the database "
-                "can sign browser tokens until you run: millstream secret rotate --now",
+                "can sign with the secret in it until you run: millstream secret rotate --now",
                 ", ".join(map(str, mended)),
             )
         if left:

@@ -9,7 +9,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -70,6 +78,8 @@ class PriceSettings(_Section):
     cached_input: Annotated[Decimal, Field(ge=0)] | None = None
 
 
+_SIGNING_SECRET_BYTES = 32  # RFC 7518 §3.2: as many as the hash has
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -82,6 +92,7 @@ class Settings(BaseSettings):
         toml_file=TOML_FILE,
         extra="forbid",
         frozen=True,
+        hide_input_in_errors=True,  # secrets may be among it
     )
 
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -90,6 +101,11 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None,
         description="`sqlite:///file` or `postgresql://…`; else a file in the data folder",
+    )
+    signing_secret: SecretStr | None = Field(
+        None,
+        description="signs browser tokens and tickets instead of the secret in the database; at least 32 "
+        "bytes. Several are separated by commas: the first signs, all are believed",
     )
     log_url: str = Field(
         "memory:",
@@ -112,6 +128,14 @@ class Settings(BaseSettings):
     providers: dict[str, ProviderSettings] = Field({}, description="more providers, by name")
     prices: dict[str, PriceSettings] = Field({}, description="prices, by model")
     unready_providers: dict[str, str] = Field({}, exclude=True, repr=False)
+
+    @field_validator("signing_secret")
+    @classmethod
+    def _cannot_be_guessed(cls, given: SecretStr | None) -> SecretStr | None:
+        if any(len(secret) < _SIGNING_SECRET_BYTES for secret in _separated(given)):
+            least = f"a signing secret has at least {_SIGNING_SECRET_BYTES} bytes"
+            raise ValueError(f"{least}; make one with: openssl rand -hex 32")
+        return given
 
     @classmethod
     def settings_customise_sources(
@@ -154,8 +178,18 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data_dir / 'millstream.db'}"
 
     @property
+    def signing_secrets(self) -> tuple[bytes, ...]:
+        return _separated(self.signing_secret)
+
+    @property
     def database_has_own_folder(self) -> bool:
-        return self.database_url is None
+        return self.database_url is None  # the data folder is there for the database
+
+
+def _separated(given: SecretStr | None) -> tuple[bytes, ...]:
+    if given is None:
+        return ()
+    return tuple(secret.strip().encode() for secret in given.get_secret_value().split(","))
 
 
 def _from_environment(

@@ -1,8 +1,8 @@
 """The signing secrets: what browser tokens and tickets are signed with, and how one replaces another.
 
-All workers read them from the database. A new one is believed by every worker that has seen it, and signs
-``LEARN_SECONDS`` later, when all have: so what one worker signs no other refuses. The one that it replaces is
-believed for ``KEPT_SECONDS`` after that.
+The settings give them, or all workers read them from the database. There a new one is believed by every
+worker that has seen it, and signs ``LEARN_SECONDS`` later, when all have: so what one worker signs no other
+refuses. The one that it replaces is believed for ``KEPT_SECONDS`` after that.
 """
 
 import secrets
@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from millstream import database
 from millstream.database import Database, DatabaseAway
+from millstream.errors import ConfigurationError
 from millstream.tickets import Signer
 
 _NAME = "signing"  # the first secret's, and how those of the others begin
@@ -32,10 +33,13 @@ class _Secret(Struct, frozen=True):
 
 
 class SigningSecrets:
-    """The signing secrets of one database, whoever else replaces them: what was read is believed for 2 s."""
+    """Those that are ``given``, of which the first signs; without, those of the database, whoever else
+    replaces them: what was read is believed for 2 s.
+    """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, given: Sequence[bytes] = ()) -> None:
         self._db = db
+        self._given = Signer(given) if given else None
         self._known: list[_Secret] = []
         self._known_at = 0.0
         self._is_looking = False
@@ -44,30 +48,40 @@ class SigningSecrets:
         """Signs for this installation, to be used at once. Whoever needs a secret first makes it. While the
         database is away those that are known hold; raises ``DatabaseAway`` where none is.
         """
-        age = time.monotonic() - self._known_at
+        if self._given is not None:
+            return self._given
+        now = time.monotonic()
+        age = now - self._known_at
         if not self._known:
-            self._take(await self._db.write(_ensure))
+            self._know(await self._db.write(_ensure), now)
         elif age >= LEARN_SECONDS or (age >= LOOK_SECONDS and not self._is_looking):
             # One request looks and the others go on, unless what they know is so old that a secret may sign
             # of which they have not heard.
             self._is_looking = True
             try:
-                self._take(await self._db.read(_all))
+                self._know(await self._db.read(_all), now)
             except DatabaseAway:
-                self._take(self._known)
+                self._know(self._known, time.monotonic())
             finally:
                 self._is_looking = False
         return Signer(_believed(self._known, time.time()))
 
-    def _take(self, found: list[_Secret]) -> None:
-        self._known, self._known_at = found, time.monotonic()
+    def _know(self, found: list[_Secret], at: float) -> None:
+        self._known, self._known_at = found, at
 
     async def rotate(self, *, at_once: bool = False) -> float:
-        """Makes a new secret. Until when the others are believed: for a day, or ``at_once`` for no longer
-        than the workers take to look. Raises ``DatabaseAway``.
+        """Makes a new secret in the database. Until when the others are believed: for a day, or ``at_once``
+        for no longer than the workers take to look; until all have, one may refuse what another one signs.
+        Raises ``DatabaseAway``, and ``ConfigurationError`` where the secrets are given.
         """
+        if self._given is not None:
+            raise ConfigurationError(
+                "MILLSTREAM_SIGNING_SECRET signs, and no secret in the database: put a new one before it, "
+                "with a comma between them"
+            )
+        now = time.monotonic()
         found, believed_until = await self._db.write(lambda connection: _rotate(connection, at_once))
-        self._take(found)
+        self._know(found, now)
         return believed_until
 
 

@@ -39,7 +39,7 @@ class Runtime:
         )
         self.database.migrate()
         self.bodies = BodyValidator()
-        self.keys = Keys(self.database)
+        self.keys = Keys(self.database, self.settings.signing_secrets)
         self.ledger = Ledger(self.database)
         self.meter = Meter(self.ledger)
         self.event_log: EventLog = event_log(self.settings)
