@@ -25,6 +25,10 @@ from live.conftest import Server, running  # the path is set above
 SECONDS = 10.0
 BODY = json.dumps({"model": "scripted/100x10", "messages": [{"role": "user", "content": "x"}]}).encode()
 PATIENCE_SECONDS = 30.0
+SETTINGS = {
+    "MILLSTREAM_PROVIDERS": '{"scripted": {"type": "scripted"}}',
+    "MILLSTREAM_MAX_LAG_SECONDS": "0.1",  # the default
+}
 
 
 async def ask(port: int, key: str, found: list[tuple[int, float, bool]]) -> None:
@@ -111,7 +115,7 @@ def main() -> None:
     rates = [float(rate) for rate in sys.argv[1:]] or [20.0, 40.0, 80.0, 160.0, 320.0]
     with (
         tempfile.TemporaryDirectory() as folder,
-        running(Path(folder) / "server", MILLSTREAM_PROVIDERS='{"scripted": {"type": "scripted"}}') as server,
+        running(Path(folder) / "server", **SETTINGS) as server,
     ):
         for rate in rates:
             measure(server, rate)

@@ -17,7 +17,7 @@ def refuses(pressure: Pressure) -> int | None:
 
 @pytest.mark.parametrize("seconds", [0.2, 20.0, 3600.0])
 def test_a_single_pause_is_no_pressure(seconds: float) -> None:
-    pressure = Pressure()
+    pressure = Pressure(0.1)
     for _ in range(100):
         pressure.note(0.002)
     pressure.note(seconds)
@@ -25,7 +25,7 @@ def test_a_single_pause_is_no_pressure(seconds: float) -> None:
 
 
 def test_being_late_for_a_second_is_and_passes() -> None:
-    pressure = Pressure()
+    pressure = Pressure(0.1)
     for _ in range(6):
         pressure.note(0.3)
     assert refuses(pressure) == 3
@@ -35,7 +35,7 @@ def test_being_late_for_a_second_is_and_passes() -> None:
 
 
 def test_a_busy_worker_is_not_late() -> None:
-    pressure = Pressure()
+    pressure = Pressure(0.1)
     for i in range(1000):
         pressure.note(0.25 if i % 20 == 0 else 0.03)
         assert refuses(pressure) is None

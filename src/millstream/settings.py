@@ -116,6 +116,9 @@ class Settings(BaseSettings):
     default_model: str | None = Field(None, description="for requests that name none")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="longest request body")
     max_streams: int = Field(10_000, ge=1, description="most streams that run at a time")
+    max_lag_seconds: Seconds = Field(
+        0.1, description="how late the event loop may be, on average over a second, until starts are refused"
+    )
     stream_seconds: Seconds = Field(900, description="longest time a stream may take")
     connect_seconds: Seconds = Field(10, description="to get a connection to a provider")
     first_byte_seconds: Seconds = Field(120, description="from a request to a provider's first byte")

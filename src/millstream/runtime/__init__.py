@@ -49,7 +49,7 @@ class Runtime:
             self.event_log,
             self.ledger,
             self.keys,
-            Limits(self.settings.stream_seconds, self.settings.max_streams),
+            Limits(self.settings.stream_seconds, self.settings.max_streams, self.settings.max_lag_seconds),
         )
         self._exits = AsyncExitStack()
 

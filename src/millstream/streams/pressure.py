@@ -7,14 +7,16 @@ from millstream.errors import Overloaded
 
 _TICK_SECONDS = 0.05
 _WEIGHT = 0.2  # of the last tick: a single pause is no pressure, a second of them is
-_MOST_SECONDS = 0.1  # a start passes some ten turns of the loop before its first byte
 _PAUSE_SECONDS = 0.4  # what a single tick counts for at the most: a machine that slept is not under pressure
 
 
 class Pressure:
-    """``run`` is its task."""
+    """``run`` is its task. Over ``most_seconds`` of being late on average nothing more is taken: a start passes
+    some ten turns of the event loop before its first byte.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, most_seconds: float) -> None:
+        self._most_seconds = most_seconds
         self._late = 0.0
 
     @property
@@ -39,8 +41,8 @@ class Pressure:
         What is running goes on, so the pressure goes down as soon as some of it ends; ``Retry-After`` is the
         longer the later the loop is.
         """
-        if self._late > _MOST_SECONDS:
-            seconds = max(1, math.ceil(self._late / _MOST_SECONDS))
+        if self._late > self._most_seconds:
+            seconds = max(1, math.ceil(self._late / self._most_seconds))
             raise Overloaded(
                 "this worker has as much to do as it can; try again", retry_after_seconds=min(seconds, 30)
             )

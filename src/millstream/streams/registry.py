@@ -33,10 +33,13 @@ _CANCEL_SECONDS = 1.0  # what a cancel waits for the receipt to be the last one
 
 
 class Limits(Struct, frozen=True):
-    """``seconds`` is the longest a stream may take; ``streams`` how many may run on this worker."""
+    """``seconds`` is the longest a stream may take, ``streams`` how many may run on this worker, and
+    ``lag_seconds`` how late its event loop may be until starts are refused.
+    """
 
     seconds: float = 900
     streams: int = 10_000
+    lag_seconds: float = 0.1
 
 
 class FoundStream(Struct, frozen=True):
@@ -69,7 +72,7 @@ class Streams:
         self._full: dict[str, float] = {}  # owners who had all their streams open, and until when that counts
         self._upkeep = Upkeep(event_log, ledger, keys, self._running, self._remote_readers.values)
         self._exits = AsyncExitStack()
-        self.pressure = Pressure()
+        self.pressure = Pressure(self._limits.lag_seconds)
         self._settle_by: float | None = None  # set with the end of the drain
 
     async def __aenter__(self) -> "Streams":
