@@ -11,8 +11,8 @@ _PAUSE_SECONDS = 0.4  # what a single tick counts for at the most: a machine tha
 
 
 class Pressure:
-    """``run`` is its task. Over ``most_seconds`` of being late on average nothing more is taken: a start passes
-    some ten turns of the event loop before its first byte.
+    """``run`` is its task. Where the loop is over ``most_seconds`` late on average, nothing more is taken: a
+    start passes some ten turns of it before its first byte.
     """
 
     def __init__(self, most_seconds: float) -> None:
