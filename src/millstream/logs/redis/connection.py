@@ -20,6 +20,7 @@ from millstream.events import Position
 STREAM_PREFIX = "millstream:stream:"
 
 RETRY_SECONDS = (0.05, 2.0)  # between two tries, doubling
+MAX_CONNECTIONS = 16  # of a worker's client; the library keeps each that was ever made
 
 # uvloop raises RuntimeError for a write to a connection that was reset.
 _CUT = (RedisConnectionError, RuntimeError)
@@ -60,19 +61,43 @@ def check(url: str) -> None:
         )
 
 
+class _Client(Redis):
+    """The library's client, whose commands wait for one of ``MAX_CONNECTIONS`` turns, for as long as for an
+    answer; then ``TimeoutError`` is raised, one of ``UNREACHABLE``.
+
+    The library's own bounded pool can lose a connection for ever to a command that is cancelled twice. A turn
+    is given back without waiting for anything.
+    """
+
+    def __init__(self, pool: Any, patience_seconds: float) -> None:
+        super().__init__(connection_pool=pool)
+        self.auto_close_connection_pool = True
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._patience_seconds = patience_seconds
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        async with asyncio.timeout(self._patience_seconds):
+            await self._turns.acquire()
+        try:
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        finally:
+            self._turns.release()
+
+
 def client(url: str, timeouts: Timeouts) -> Any:
     """The library's client, for what is rare. Untyped: its own types are unions of all that any server could
     answer.
     """
     # Once, for a connection that was closed while it lay idle; our own loops do the waiting.
     retry = Retry(NoBackoff(), 1, supported_errors=cast("Any", _CUT))
-    return Redis.from_url(
+    pool: Any = ConnectionPool.from_url(
         url,
         socket_connect_timeout=timeouts.connect,
         socket_timeout=timeouts.answer,
         protocol=2,
         retry=retry,
     )
+    return _Client(pool, timeouts.answer)
 
 
 def unreachable() -> Overloaded:
