@@ -63,6 +63,7 @@ def create_app(millstream: Millstream) -> FastAPI:
         version=__version__,
         lifespan=millstream.lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the caller's Host
     )
     app.add_middleware(DirectRoutes)  # the innermost: those that are added later are around it
     if origins := millstream.settings.cors_origins:

@@ -13,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from millstream.bodies import invalid
 from millstream.database import DatabaseAway
@@ -34,6 +36,7 @@ log = logging.getLogger("millstream.server")
 Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_MAX_SHOWN_PATH = 200
 
 
 class Refused(FastAPIHTTPException):
@@ -100,10 +103,33 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
 
 
 class Route(APIRoute):
-    """A route whose errors have our shape, whatever application it is mounted in."""
+    """A route whose errors have our shape, whatever application it is mounted in.
+
+    A path with a slash behind it is nothing, where nobody else's route has it. An application's router would
+    redirect it, over http, to whatever ``Host`` the caller has named.
+    """
 
     def get_route_handler(self) -> Handler:
         return with_errors(super().get_route_handler())
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child_scope = super().matches(scope)
+        if match is Match.NONE and scope["type"] == "http" and scope["path"].endswith("/"):
+            match, child_scope = super().matches({**scope, "path": scope["path"].rstrip("/")})
+            if match is not Match.NONE:
+                match = Match.PARTIAL  # the router goes on looking for a whole match
+        return match, child_scope
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].endswith("/"):
+            response = error_response(_nothing_at(scope["path"]), Request(scope))
+            await response(scope, receive, send)
+        else:
+            await super().handle(scope, receive, send)
+
+
+def _nothing_at(path: str) -> NotFound:
+    return NotFound(f"there is nothing at {path[:_MAX_SHOWN_PATH]}")
 
 
 async def http_error(request: Request, error: Exception) -> Response:
@@ -111,7 +137,7 @@ async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     ours: MillstreamError
     if error.status_code == 404:
-        ours = NotFound(f"there is nothing at {request.url.path[:200]}")
+        ours = _nothing_at(request.url.path)
     else:
         ours = ReportedError(InvalidRequest.code, str(error.detail), status=error.status_code)
     response = error_response(ours, request)
