@@ -4,6 +4,8 @@ Both are JWTs (RFC 7519) signed with a secret that all workers of an installatio
 stored: what one may do is written into it.
 """
 
+import base64
+import hmac
 import secrets
 import time
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ Purpose: TypeAlias = Literal["follow", "cancel"]
 FIRST_USE_SECONDS = 60
 _ALGORITHM = "HS256"
 _LEEWAY_SECONDS = 5  # between the clocks of workers
+_PROOF_BYTES = 9  # 12 characters in each frame; who guesses has to ask the server each time
 
 
 class BrowserToken(Struct, frozen=True):
@@ -83,21 +86,34 @@ class Signer:
 
     def ticket(self, stream_id: str, owner_id: str, purpose: Purpose, seconds: float) -> str:
         """For ``seconds``. A ticket to follow has to be used within ``FIRST_USE_SECONDS``; after that it only
-        resumes, as the browser's EventSource does with the URL that it was given.
+        resumes, as the browser's EventSource does with the URL that it was given: with a ``proof``.
         """
         now = int(time.time())
         return self._sign(
             {"aud": purpose, "sub": stream_id, "iss": owner_id, "iat": now, "exp": now + int(seconds)}
         )
 
-    def check_ticket(self, text: str, stream_id: str, purpose: Purpose, *, resumes: bool = False) -> str:
-        """The owner of the stream, for whom the ticket stands."""
+    def check_ticket(self, text: str, stream_id: str, purpose: Purpose, *, proof: str = "") -> str:
+        """The owner of the stream, for whom the ticket stands. ``proof`` is what its bearer has to show of
+        what it was sent, if the ticket is late.
+        """
         claims = self._claims(text, purpose)
+        if claims["sub"] != stream_id:
+            raise Unauthorized
         late = time.time() - claims["iat"] > FIRST_USE_SECONDS + _LEEWAY_SECONDS
-        if claims["sub"] != stream_id or (purpose == "follow" and late and not resumes):
+        proven = hmac.compare_digest(proof.encode(), self.proof(text).encode())
+        if purpose == "follow" and late and not proven:
             raise Unauthorized
         owner_id: str = claims["iss"]
         return owner_id
+
+    def proof(self, ticket: str) -> str:
+        """What stands in the ids of the frames that the bearer of ``ticket`` is sent. Who has no more than
+        the ticket cannot know it, though they can guess a position.
+        """
+        # No JWT begins with these words, so that neither is ever taken for the other.
+        mac = hmac.digest(self._secret, b"resumes " + ticket.encode(), "sha256")
+        return base64.urlsafe_b64encode(mac[:_PROOF_BYTES]).decode()
 
     def _sign(self, claims: dict[str, Any]) -> str:
         return jwt.encode(claims, self._secrets[0], _ALGORITHM)

@@ -91,7 +91,9 @@ async def test_it_survives_drops_and_a_worker_restart_and_stops_at_the_end(
         await asyncio.to_thread(there.terminate)  # wherever it was, there is one worker left
         found = await tab.seen(lambda s: s["end"])
         assert found["text"] == "".join(WORDS)
-        assert found["ids"] == [f"1-{i + 1}" for i in range(len(found["ids"]))]
+        positions, proofs = zip(*(sent_id.split(".") for sent_id in found["ids"]), strict=True)
+        assert list(positions) == [f"1-{i + 1}" for i in range(len(positions))]
+        assert len(set(proofs)) == 1
         assert found["end"]["finish_reason"] == "stop"
         # It asks once more after the end, is told that nothing is left, and gives up.
         await tab.seen(lambda s: s["closed"], 10)

@@ -338,11 +338,14 @@ async def test_a_ticket_that_was_not_used_in_time_only_resumes(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
-        made = await start(app)
+        made = await start(app, GRACE)
+        async with get(app.app, made["events_url"]) as call:
+            await call.until(said)
+            first_id = call.received.decode().partition("id: ")[2].partition("\n")[0]
         monkeypatch.setattr("millstream.tickets.FIRST_USE_SECONDS", -10)
         async with get(app.app, made["events_url"]) as call:
             assert (await call.finished()).status == 401
-        async with get(app.app, made["events_url"], last_event_id="1-1") as call:
+        async with get(app.app, made["events_url"], last_event_id=first_id) as call:
             await call.until(said)
             assert call.status == 200
         await cancel(app, made["stream_id"])

@@ -26,6 +26,7 @@ from millstream.tickets import FIRST_USE_SECONDS, Purpose
 router = APIRouter(route_class=Route)
 
 _STREAM_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
+_POSITION = re.compile(r"(?P<position>[^.]+)(?:\.(?P<proof>[\w-]{12}))?", re.ASCII)
 _GRACE = Grace(grace_seconds=30)
 
 StreamId = Annotated[str, Path(description="as in `X-Stream-Id` and the first frame")]
@@ -68,8 +69,9 @@ async def follow(
 ) -> Response:
     """What follows a position, then live; 204 where nothing is left."""
     runtime = get_runtime(request)
-    caller = await _caller(request, stream_id, ticket, "follow")
-    position = _position(request.headers.get("last-event-id") or after)
+    last_id = request.headers.get("last-event-id") or after
+    caller = await _caller(request, stream_id, ticket, "follow", proof=last_id.partition(".")[2])
+    position = _position(last_id)
     if runtime.streams.draining and stream_id not in runtime.streams:
         return reconnect_response(NATIVE)
     try:
@@ -81,9 +83,10 @@ async def follow(
             raise BadPosition(f"the stream ends at {found.state.last}")
         return Response(status_code=204)
 
+    proof = "" if ticket is None else (await runtime.keys.signer()).proof(ticket)
     client = ClientWatch(request.receive)
     return EventStreamResponse(
-        request, client, found.source, runtime.event_log, NATIVE, followed=True, after=position
+        request, client, found.source, runtime.event_log, NATIVE, followed=True, after=position, proof=proof
     )
 
 
@@ -101,24 +104,27 @@ async def cancel(request: Request, stream_id: StreamId, ticket: Ticket = None) -
     return _shown(await get_runtime(request).streams.cancel(caller, stream_id))
 
 
-async def _caller(request: Request, stream_id: str, ticket: str | None, purpose: Purpose) -> Principal:
+async def _caller(
+    request: Request, stream_id: str, ticket: str | None, purpose: Purpose, *, proof: str = ""
+) -> Principal:
     """Whoever asks about a stream: the bearer of a ticket for it, or somebody with a key or a token."""
     if not _STREAM_ID.fullmatch(stream_id):
         raise NotFound(f"there is no stream '{stream_id[:64]}'")
     if ticket is None:
         return await get_principal(request)
     keys = get_runtime(request).keys
-    resumes = bool(request.headers.get("last-event-id"))
-    owner_id = (await keys.signer()).check_ticket(ticket, stream_id, purpose, resumes=resumes)
+    owner_id = (await keys.signer()).check_ticket(ticket, stream_id, purpose, proof=proof)
     await keys.check(owner_id.partition("/")[0])
     return Principal(owner_id, frozenset())
 
 
-def _position(text: str) -> Position | None:
-    if not text:
+def _position(last_id: str) -> Position | None:
+    """The position in the id of a frame, with a proof behind it or not."""
+    if not last_id:
         return None
+    match = _POSITION.fullmatch(last_id)
     try:
-        return Position.parse(text)
+        return Position.parse(match["position"] if match else "")
     except ValueError:
         raise BadPosition("a position is <epoch>-<seq>, such as 1-42") from None
 

@@ -24,6 +24,7 @@ because a browser's EventSource does not reconnect after a 503.
 import asyncio
 import logging
 import random
+import re
 from contextlib import aclosing
 from enum import Enum
 from urllib.parse import quote
@@ -47,6 +48,7 @@ PING_SECONDS = 15.0  # the longest silence on a connection
 LOOK_SECONDS = 1.0  # the timer fires this often at most: holds and pings may be so late
 
 _RECONNECT_MILLISECONDS = (200, 2000)
+_ID = re.compile(rb"^id: [\d-]+$", re.MULTILINE)
 
 _HEADERS = {
     # no-transform keeps proxies from compressing, X-Accel-Buffering nginx from buffering.
@@ -64,7 +66,9 @@ class State(Enum):
 
 
 class EventStreamResponse(Response):
-    """Sends ``source`` from the position ``after`` on; ``followed`` where it was started before."""
+    """Sends ``source`` from the position ``after`` on; ``followed`` where it was started before. A ``proof``
+    goes into the id of each frame, behind its position.
+    """
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class EventStreamResponse(Response):
         *,
         followed: bool = False,
         after: Position | None = None,
+        proof: str = "",
     ) -> None:
         # Not calling super().__init__(): nothing of the response is known before its stream is read.
         self.background = None
@@ -86,6 +91,7 @@ class EventStreamResponse(Response):
         self._dialect = dialect
         self._followed = followed
         self._after = after
+        self._proof = proof.encode()
         self._hold = FOLLOW_SECONDS if followed else HOLD_SECONDS
         self._state = State.HELD
         self._held_frames = b""
@@ -133,17 +139,21 @@ class EventStreamResponse(Response):
 
     async def _send_batch(self, batch: Batch) -> None:
         if self._state is State.COMMITTED:
-            await self._body(self._dialect.encode(self._source.info, batch))
+            await self._body(self._encode(batch))
             return
         first = next((event for event in batch.events if type(event) is not StreamStart), None)
         if isinstance(first, StreamFailed) and not self._followed:
             self._failure = first
             return
-        frames = self._dialect.encode(self._source.info, batch)
+        frames = self._encode(batch)
         if first is None and not self._followed:
             self._held_frames += frames
         else:
             await self._commit(frames)
+
+    def _encode(self, batch: Batch) -> bytes:
+        frames = self._dialect.encode(self._source.info, batch)
+        return _ID.sub(rb"\g<0>." + self._proof, frames) if self._proof else frames
 
     async def _fail(self, error: MillstreamError, *, reconnect: bool = False) -> None:
         """Ends the response for another reason than the stream's end. With ``reconnect`` a client that reads
