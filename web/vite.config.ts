@@ -1,10 +1,26 @@
+import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 import react from "@vitejs/plugin-react";
+import type { Plugin } from "vite";
 import { defineConfig } from "vitest/config";
 
+// Swagger UI is copied, not bundled, so its notices are not among those that `build.license` collects. Its
+// script says that they are in a file of this name.
+const swaggerNotices: Plugin = {
+  name: "swagger-notices",
+  apply: "build",
+  generateBundle() {
+    const files = ["NOTICE", "LICENSE", "swagger-ui-bundle.js.LICENSE.txt"];
+    const source = files
+      .map((file) => readFileSync(`node_modules/swagger-ui-dist/${file}`, "utf8"))
+      .join("\n\n");
+    this.emitFile({ type: "asset", fileName: "assets/swagger-ui-bundle.js.LICENSE.txt", source });
+  },
+};
+
 export default defineConfig({
-  plugins: [react()],
+  plugins: [react(), swaggerNotices],
   resolve: {
     // The client from its source, with the packages of this page.
     alias: { "millstream/react": fileURLToPath(new URL("../clients/ts/src/react.ts", import.meta.url)) },
@@ -13,6 +29,7 @@ export default defineConfig({
   build: {
     outDir: "../src/millstream/server/pages",
     emptyOutDir: true,
+    rolldownOptions: { input: ["index.html", "docs.html"] },
     // Every file stands on its own: the page's policy lets nothing inline run.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
@@ -20,7 +37,7 @@ export default defineConfig({
     license: { fileName: "assets/licenses.md" },
   },
   server: {
-    proxy: { "/v1": "http://127.0.0.1:8000" },
+    proxy: { "/v1": "http://127.0.0.1:8000", "/openapi.json": "http://127.0.0.1:8000" },
   },
   test: {
     environment: "node",

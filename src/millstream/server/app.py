@@ -62,6 +62,7 @@ def create_app(millstream: Millstream) -> FastAPI:
         title="Millstream",
         version=__version__,
         lifespan=millstream.lifespan,
+        docs_url=None,  # FastAPI's page loads its script from elsewhere; routes/pages.py has ours
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name the caller's Host
     )

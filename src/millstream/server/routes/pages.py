@@ -1,4 +1,4 @@
-"""The chat page: files that ``web/`` was built into."""
+"""The pages: files that ``web/`` was built into."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-_BUILT = Path(__file__).parents[1] / "pages"
+BUILT = Path(__file__).parents[1] / "pages"
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -23,12 +23,22 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def chat_page() -> Response:
-    index = _BUILT / "index.html"
-    if not index.is_file():
-        return PlainTextResponse("The chat page is not built: make web\n", 404)
-    return FileResponse(index, headers={**_HEADERS, "Cache-Control": "no-cache"})
+    return _page("index.html", "The chat page")
+
+
+@router.get("/docs")
+async def docs_page() -> Response:
+    """The OpenAPI document, shown by Swagger UI."""
+    return _page("docs.html", "The page that shows /openapi.json")
+
+
+def _page(name: str, words: str) -> Response:
+    path = BUILT / name
+    if not path.is_file():
+        return PlainTextResponse(f"{words} is not built: make web\n", 404)
+    return FileResponse(path, headers={**_HEADERS, "Cache-Control": "no-cache"})
 
 
 def assets() -> Mount:
     """Scripts and styles, whose names change with their content."""
-    return Mount("/assets", StaticFiles(directory=_BUILT / "assets", check_dir=False))
+    return Mount("/assets", StaticFiles(directory=BUILT / "assets", check_dir=False))
