@@ -77,11 +77,16 @@ def error_response(error: MillstreamError, request: Request) -> Response:
 
 
 def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
-    """``handle``, whose errors become responses."""
+    """``handle``, whose errors become responses. No cache may keep any response of ours: each is about one
+    caller, and some carry a secret.
+    """
 
     async def handler(request: Request) -> Response:
         try:
-            return await handle(request)
+            response = await handle(request)
+            if hasattr(response, "raw_headers"):  # a response that reads a stream says it itself
+                response.headers.setdefault("Cache-Control", "no-store")
+            return response
         except MillstreamError as error:
             return error_response(error, request)
         except Refused as refused:
