@@ -95,11 +95,18 @@ def serve(
         ),
     ] = None,
     data_dir: DataDir = None,
+    show_key: Annotated[
+        bool,
+        typer.Option(
+            "--show-key",
+            help="Make and print the first key where there is none, though stdout is no terminal.",
+        ),
+    ] = False,
     temporary_key: Annotated[
         bool,
         typer.Option(
             "--temporary-key",
-            help="Print a key that is revoked when the server stops, where there are keys already.",
+            help="Print a key that is revoked when the server stops, where no first key is printed.",
         ),
     ] = False,
 ) -> None:
@@ -117,7 +124,7 @@ def serve(
 
     given = {"host": host, "port": port, "workers": workers, "data_dir": data_dir}
     settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
-    run(settings, temporary_key=temporary_key)
+    run(settings, show_key=show_key or sys.stdout.isatty(), temporary_key=temporary_key)
 
 
 @app.command()

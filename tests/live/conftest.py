@@ -44,9 +44,14 @@ class Server:
         return self.process.wait(seconds)
 
 
+def running(folder: Path, *arguments: str, **environment: str) -> AbstractContextManager[Server]:
+    """Like ``started``, and it shows its first key, as it would on a terminal."""
+    return started(folder, "--show-key", *arguments, **environment)
+
+
 @contextmanager
-def running(folder: Path, *arguments: str, **environment: str) -> Generator[Server]:
-    """Starts a server as its user would and waits until it is ready."""
+def started(folder: Path, *arguments: str, **environment: str) -> Generator[Server]:
+    """Starts a server as its user would, with its output in a file, and waits until it is ready."""
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"output-{time.monotonic_ns()}"
     command = [sys.executable, "-m", "millstream", "serve", "--port", "0", *arguments]

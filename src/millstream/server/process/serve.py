@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, cast
 
 import uvicorn
+from msgspec import Struct
 from rich.console import Console
 from rich.markup import escape
 
@@ -44,8 +45,10 @@ _DEMOS = {
 }
 
 
-def serve(settings: Settings, *, temporary_key: bool = False) -> None:
-    """Serves until a signal; a second signal hurries. Raises ``ConfigurationError``."""
+def serve(settings: Settings, *, show_key: bool = False, temporary_key: bool = False) -> None:
+    """Serves until a signal; a second signal hurries. With ``show_key`` the first key is made and printed,
+    where there is none. Raises ``ConfigurationError``.
+    """
     if settings.workers > 1 and settings.log_url.startswith("memory:"):
         raise ConfigurationError(
             f"{settings.workers} workers need a log that they share: set MILLSTREAM_LOG_URL to a Redis, "
@@ -55,19 +58,25 @@ def serve(settings: Settings, *, temporary_key: bool = False) -> None:
         raise ConfigurationError("--temporary-key is for one worker; make a key with: millstream keys create")
     with _listen(settings.host, settings.port) as listener:
         if settings.workers == 1:
-            _work(None, settings, listener, announce=True, temporary_key=temporary_key)
+            _work(None, settings, listener, _Banner(show_key, temporary_key))
         else:
             work = partial(_work, settings=settings, listener=listener)
-            Supervisor(work, partial(work, announce=True), settings.workers, listener.close).run()
+            first = partial(work, banner=_Banner(show_key))
+            Supervisor(work, first, settings.workers, listener.close).run()
+
+
+class _Banner(Struct, frozen=True):
+    """What the worker that prints the banner shows in it: the first key, or else a temporary one."""
+
+    show_key: bool
+    temporary_key: bool = False
 
 
 def _work(
     ready: Connection | None,
     settings: Settings,
     listener: socket.socket,
-    *,
-    announce: bool = False,
-    temporary_key: bool = False,
+    banner: _Banner | None = None,
 ) -> None:
     """One worker. Reports to ``ready`` where it is one of several: then the signals of the terminal are for
     the process that started it."""
@@ -96,7 +105,7 @@ def _work(
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
     )
-    server = _Server(config, millstream, listener, announce, temporary_key, ready)
+    server = _Server(config, millstream, listener, banner, ready)
     server.run(sockets=[listener])
     if not server.started:
         raise ConfigurationError("the server did not start; its log says why")
@@ -155,16 +164,14 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         millstream: Millstream,
         listener: socket.socket,
-        announce: bool,
-        temporary_key: bool,
+        banner: _Banner | None,
         ready: Connection | None,
     ) -> None:
         super().__init__(config)
-        self._announces = announce
+        self._banner = banner
         self._ready = ready
         self._millstream = millstream
         self._listener = listener
-        self._temporary_key = temporary_key
         self._temporary_key_id: str | None = None
         self._hurry = asyncio.Event()
         self._collecting: asyncio.Task[None] | None = None
@@ -173,8 +180,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=[])
         if self.started:
             self.servers = [cast("asyncio.Server", Acceptor(self._listener, self._make_protocol))]
-            if self._announces:
-                await self._announce()
+            if self._banner is not None:
+                await self._announce(self._banner)
             if self._ready is not None:
                 self._ready.send("ready")
                 self._follow_parent()
@@ -229,13 +236,15 @@ class _Server(uvicorn.Server):
                     await self._millstream.keys.revoke(self._temporary_key_id)
         await super().shutdown(sockets)
 
-    async def _announce(self) -> None:
+    async def _announce(self, banner: _Banner) -> None:
         """The banner: where, with which key, which models, and why not others."""
         host, port = self._listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         keys = self._millstream.keys
-        secret, note = await keys.ensure_first(), "shown this once; it may do everything"
-        if secret is None and self._temporary_key:
+        # What is printed into a file or a pipe may be kept, by a journal say, and read by many.
+        secret = await keys.ensure_first() if banner.show_key else None
+        note = "shown this once; it may do everything"
+        if secret is None and banner.temporary_key:
             key, secret = await keys.create("temporary", ["chat", "usage"])
             self._temporary_key_id, note = key.id, "until the server stops"
         console = Console(highlight=False, soft_wrap=True)
@@ -243,8 +252,13 @@ class _Server(uvicorn.Server):
         if secret is not None:
             console.print(f"  key     [bold]{secret}[/bold]  ({note})")
             console.print(f"  chat    {url}/#key={secret}")
-        else:
+        elif await keys.all():
             console.print("  key     make one with: millstream keys create --name me")
+        else:
+            console.print(
+                "  key     there is none; make one with: millstream keys create --name me, or start with "
+                "--show-key"
+            )
         service = self._millstream.llm_service
         by_provider: dict[str, list[str]] = {}
         for model, provider in service.models.items():
