@@ -33,6 +33,7 @@ The list of codes is closed (spec/protocol.md §8). A message says what happened
 what to do. It never carries a provider's text, a key, a URL or a prompt: it is shown to callers.
 """
 
+import logging
 import traceback
 
 
@@ -135,10 +136,12 @@ class Draining(Overloaded):
 
 
 class Internal(MillstreamError):
-    """A fault of ours. The cause is in the server's log under the request's id, never in here."""
+    """A fault of ours. Its cause is in the server's log under ``identity``, the id of a request or a stream,
+    and never in here. ``fault`` makes it, and writes the line.
+    """
 
-    def __init__(self) -> None:
-        super().__init__("internal error; the server's log has the details")
+    def __init__(self, identity: str) -> None:
+        super().__init__(f"internal error; the server's log has the details under {identity}")
 
 
 class Interrupted(MillstreamError):
@@ -251,6 +254,12 @@ def _statuses(kind: type[MillstreamError]) -> dict[str, int]:
     for child in kind.__subclasses__():
         found = _statuses(child) | found
     return found | {kind.code: kind.status}
+
+
+def fault(log: logging.Logger, identity: str, error: BaseException, *, where: str = "") -> Internal:
+    """Logs an unexpected exception under the id that the caller is told. To be raised, sent or recorded."""
+    log.error("%s: %s%s", identity, where and f"{where}: ", safe_traceback(error))
+    return Internal(identity)
 
 
 def safe_traceback(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from millstream.errors import (
     ReportedError,
     TooLarge,
     Unauthorized,
-    safe_traceback,
+    fault,
 )
 
 log = logging.getLogger("millstream.server")
@@ -37,6 +37,7 @@ Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _MAX_SHOWN_PATH = 200
+_SCOPE_KEY = "millstream.request_id"
 
 
 class Refused(FastAPIHTTPException):
@@ -49,17 +50,29 @@ class Refused(FastAPIHTTPException):
 
 
 def request_id(request: Request) -> str:
-    """The caller's ``X-Request-Id`` where it is a plain one, else a new one."""
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_urlsafe(12)}"
+    """The caller's ``X-Request-Id`` where it is a plain one, else one of ours; it stays the same."""
+    known: str | None = request.scope.get(_SCOPE_KEY)
+    if known is None:
+        given = request.headers.get("x-request-id", "")
+        known = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_urlsafe(12)}"
+        request.scope[_SCOPE_KEY] = known
+    return known
 
 
-def error_headers(error: MillstreamError, request_id: str) -> dict[str, str]:
+def fault_of(request: Request, error: Exception, *, stream_id: str = "") -> Internal:
+    """An unexpected exception -> what the caller is told, and a line in the log under the same id."""
+    where = f"{request.method} {request.url.path}" + (f" (stream {stream_id})" if stream_id else "")
+    return fault(log, request_id(request), error, where=where)
+
+
+def error_headers(error: MillstreamError, request_id: str, stream_id: str = "") -> dict[str, str]:
     headers = {
         "Content-Type": "application/json",
         "Cache-Control": "no-store",
         "X-Request-Id": request_id,
     }
+    if stream_id:
+        headers["X-Stream-Id"] = stream_id
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if error.code == Unauthorized.code:
@@ -88,7 +101,9 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
                 response.headers.setdefault("Cache-Control", "no-store")
             return response
         except MillstreamError as error:
-            return error_response(error, request)
+            # A code of "internal" that no `Internal` has is a fault as well: nobody meant it for a caller.
+            unexpected = error.code == Internal.code and not isinstance(error, Internal)
+            return error_response(fault_of(request, error) if unexpected else error, request)
         except Refused as refused:
             return error_response(refused.error, request)
         except RequestValidationError as error:
@@ -96,13 +111,12 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
         except DatabaseAway as error:
-            log.error("%s: the database: %s", request.url.path, error)
+            log.error("%s: %s: the database: %s", request_id(request), request.url.path, error)
             return error_response(Overloaded("the database does not answer; try again"), request)
         except Exception as error:
             if isinstance(error, HTTPException):
                 raise
-            log.error("%s: %s", request.url.path, safe_traceback(error))
-            return error_response(Internal(), request)
+            return error_response(fault_of(request, error), request)
 
     return handler
 

@@ -45,7 +45,7 @@ from millstream.errors import (
     TooManyStreams,
     UpstreamError,
     UpstreamTimeout,
-    safe_traceback,
+    fault,
 )
 from millstream.events import FinishReason, StreamEnd, StreamFailed, StreamInfo
 from millstream.ledger import Claimed, Ledger
@@ -131,10 +131,10 @@ class Producer:
             if await self._open():
                 await self._relay()
         except Exception as error:  # whatever breaks, the stream ends and its row is settled
-            log.error("stream %s: %s", self.info.stream_id, safe_traceback(error))
-            await self._abandon()
+            internal = fault(log, self.info.stream_id, error)
+            await self._abandon(internal)
             if not self.opened.done():
-                self._not_opened(Internal())
+                self._not_opened(internal)
         self.audience.dismiss()
         if self._settlement is not None:
             # First: should this worker die in between, its row is an orphan's and the log looked after.
@@ -206,8 +206,7 @@ class Producer:
             if _is_cancelled():
                 raise
             if not scope.expired():
-                log.error("stream %s: %s", self.info.stream_id, safe_traceback(error))
-                await self._fail(Internal())
+                await self._fail(fault(log, self.info.stream_id, error))
             elif self._stop is None:
                 await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"))
         if self._stop is not None:
@@ -251,9 +250,8 @@ class Producer:
         failed = StreamFailed.of(error, bill)
         await self._log.append(self.info.stream_id, [*self._assembler.close(), failed])
 
-    async def _abandon(self) -> None:
+    async def _abandon(self, error: Internal) -> None:
         """The end of a stream whose proper end failed, with what needs no more work to be known."""
-        error = Internal()
         if self._settlement is None:
             self._decide("failed", self._tally.last_known(), error_code=error.code, priced=False)
         assert self._settlement is not None

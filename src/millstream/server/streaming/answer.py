@@ -1,6 +1,5 @@
 """A stream's whole answer as one JSON object: 200 with the answer, or the HTTP status of what ended it."""
 
-import logging
 from contextlib import aclosing
 
 from fastapi import Request, Response
@@ -8,14 +7,12 @@ from starlette.types import Receive, Scope, Send
 
 from millstream.answer import Answer
 from millstream.dialects import Dialect
-from millstream.errors import Draining, Internal, MillstreamError, safe_traceback
+from millstream.errors import Draining, MillstreamError
 from millstream.events import StreamFailed
 from millstream.logs import EventLog
-from millstream.server.errors import error_headers, request_id
+from millstream.server.errors import error_headers, fault_of, request_id
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.streams.audience import ReadableStream
-
-log = logging.getLogger("millstream.server")
 
 
 class AnswerResponse(Response):
@@ -45,8 +42,8 @@ class AnswerResponse(Response):
                 except MillstreamError as error:
                     response = self._error_response(error)
                 except Exception as error:
-                    log.error("%s: %s", self._request.url.path, safe_traceback(error))
-                    response = self._error_response(Internal())
+                    stream_id = self._source.info.stream_id
+                    response = self._error_response(fault_of(self._request, error, stream_id=stream_id))
                 client.served()
                 await response(scope, receive, send)
             if client.sent_away:
@@ -72,4 +69,5 @@ class AnswerResponse(Response):
 
     def _error_response(self, error: MillstreamError) -> Response:
         identity = request_id(self._request)
-        return Response(self._dialect.error(error, identity), error.status, error_headers(error, identity))
+        headers = error_headers(error, identity, self._source.info.stream_id)
+        return Response(self._dialect.error(error, identity), error.status, headers)

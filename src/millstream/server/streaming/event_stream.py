@@ -22,7 +22,6 @@ because a browser's EventSource does not reconnect after a 503.
 """
 
 import asyncio
-import logging
 import random
 import re
 from contextlib import aclosing
@@ -33,14 +32,12 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from millstream.dialects import Dialect
-from millstream.errors import Draining, Internal, MillstreamError, Overloaded, safe_traceback
+from millstream.errors import Draining, MillstreamError, Overloaded
 from millstream.events import Batch, Position, StreamFailed, StreamStart
 from millstream.logs import EventLog
-from millstream.server.errors import error_headers, request_id
+from millstream.server.errors import error_headers, fault_of, request_id
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.streams.audience import ReadableStream
-
-log = logging.getLogger("millstream.server")
 
 HOLD_SECONDS = 10.0  # how long the status line waits for a provider's first event
 FOLLOW_SECONDS = 0.2  # and for the log's, where a stream is followed that was started before
@@ -112,8 +109,8 @@ class EventStreamResponse(Response):
                 except MillstreamError as error:
                     await self._fail(error)
                 except Exception as error:
-                    log.error("%s: %s", self._request.url.path, safe_traceback(error))
-                    await self._fail(Internal())
+                    stream_id = self._source.info.stream_id
+                    await self._fail(fault_of(self._request, error, stream_id=stream_id))
             if self._client.sent_away:
                 await self._fail(Draining("the server is shutting down; try again"), reconnect=True)
         finally:
@@ -220,7 +217,8 @@ class EventStreamResponse(Response):
         self._mark_complete()
         identity = request_id(self._request)
         body = self._dialect.error(error, identity)
-        response = Response(body, error.status, error_headers(error, identity))
+        headers = error_headers(error, identity, self._source.info.stream_id)
+        response = Response(body, error.status, headers)
         await response(self._request.scope, self._request.receive, self._send)
 
     def _mark_complete(self) -> None:
