@@ -101,7 +101,8 @@ class Signer:
         if claims["sub"] != stream_id:
             raise Unauthorized
         late = time.time() - claims["iat"] > FIRST_USE_SECONDS + _LEEWAY_SECONDS
-        proven = hmac.compare_digest(proof.encode(), self.proof(text).encode())
+        proofs = [_proof(secret, text) for secret in self._secrets]
+        proven = any(hmac.compare_digest(proof.encode(), right.encode()) for right in proofs)
         if purpose == "follow" and late and not proven:
             raise Unauthorized
         owner_id: str = claims["iss"]
@@ -111,9 +112,7 @@ class Signer:
         """What stands in the ids of the frames that the bearer of ``ticket`` is sent. Who has no more than
         the ticket cannot know it, though they can guess a position.
         """
-        # No JWT begins with these words, so that neither is ever taken for the other.
-        mac = hmac.digest(self._secret, b"resumes " + ticket.encode(), "sha256")
-        return base64.urlsafe_b64encode(mac[:_PROOF_BYTES]).decode()
+        return _proof(self._secrets[0], ticket)
 
     def _sign(self, claims: dict[str, Any]) -> str:
         return jwt.encode(claims, self._secrets[0], _ALGORITHM)
@@ -134,6 +133,12 @@ class Signer:
             except jwt.InvalidTokenError as error:
                 raise Unauthorized from error
         raise Unauthorized
+
+
+def _proof(secret: bytes, ticket: str) -> str:
+    # No JWT begins with these words, so that neither is ever taken for the other.
+    mac = hmac.digest(secret, b"resumes " + ticket.encode(), "sha256")
+    return base64.urlsafe_b64encode(mac[:_PROOF_BYTES]).decode()
 
 
 def is_signed(text: str) -> bool:
