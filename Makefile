@@ -11,7 +11,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check lint types imports generated web-lint fast live web-test fix faults bench docs pictures web clean test-deps
+.PHONY: help run test test-all check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench docs pictures web clean test-deps
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,8 +84,18 @@ fix: $(VENV)/dev web/node_modules/.installed clients/ts/node_modules/.installed 
 	cd web && npm run format
 	cd clients/ts && npm run format
 
-faults: test-deps web $(CLIENT)  ## Long fault and load runs (about 30 minutes); make test has a short slice of each
+faults: nemesis web $(CLIENT)  ## Long fault and load runs (about 90 minutes); make test has a short slice of each
 	EXAMPLES=150 $(BIN)/pytest -m "faults or not faults" tests/contracts/test_survival.py tests/contracts/test_orphans.py tests/live/test_workers.py tests/live/test_browser.py tests/live/test_silence.py $(ARGS)
+
+# Streams and faults of each of the two set-ups; SEED=7 runs one again.
+STREAMS := 10000
+FAULTS := 100
+SEED := 0
+nemesis: test-deps  ## Random streams, clients and faults, and the checker (docs/guides/nemesis.md)
+	PYTHONPATH=src:tests $(BIN)/python -m nemesis.run --streams $(STREAMS) --faults $(FAULTS) --seed $(SEED) $(NEMESIS)
+
+mutants: test-deps  ## Whether the nemesis finds what it is for (about 15 minutes)
+	PYTHONPATH=src:tests $(BIN)/python -m nemesis.mutants $(ARGS)
 
 bench: $(VENV)/dev web  ## Measure beside nginx and the tutorial's code; writes benchmarks/RESULTS.md
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || ./tools/apt-install nginx

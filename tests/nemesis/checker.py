@@ -488,7 +488,9 @@ def resources_held(evidence: Evidence) -> list[str]:
     threads = max(sample.threads for sample in evidence.before)
     for sample in evidence.after:
         if sample.descriptors > descriptors + DESCRIPTORS:
-            held.append(f"worker {sample.worker}: {sample.descriptors} descriptors, {descriptors} before")
+            held.append(
+                f"worker {sample.worker}: {sample.descriptors} descriptors, {descriptors} before: {sample.kinds}"
+            )
         if sample.threads > threads + THREADS:
             held.append(f"worker {sample.worker}: {sample.threads} threads, {threads} before")
     if evidence.left_open:
@@ -637,8 +639,9 @@ def _i12(case: Case) -> Iterator[Violation]:
     for exit_ in evidence.exits:
         if not _may_end(case, exit_):
             yield Violation("I12", "", f"worker {exit_.worker} ended with {exit_.code} {exit_.what}")
+    never_served = {exit_.run for exit_ in evidence.exits if exit_.what == "before it served"}
     for name, text in evidence.logs.items():
-        if (place := text.find("Traceback (most recent call last)")) >= 0:
+        if name not in never_served and (place := text.find("Traceback (most recent call last)")) >= 0:
             last = text[place:].split("\n\n")[0].strip().splitlines()[-1]
             yield Violation("I12", "", f"an exception that nobody handled, in {name}: {last[:160]}")
 

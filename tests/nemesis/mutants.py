@@ -120,7 +120,7 @@ def call_the_provider_twice() -> None:
     OpenAIProvider.stream = again  # type: ignore[method-assign]
 
 
-@mutant("I1", faults=1, only=("kill",), seconds=14, streams=60)
+@mutant("I1", faults=2, only=("kill",), seconds=20, streams=140)
 def leave_orphans() -> None:
     from millstream.ledger.leases import Leases
 

@@ -134,6 +134,7 @@ class Sample:
     rss: int
     descriptors: int
     threads: int
+    kinds: str = ""  # of its descriptors, where they are looked at
 
 
 @dataclass
@@ -145,6 +146,7 @@ class Exit:
     code: int
     expected: bool
     what: str = ""
+    run: str = ""  # the name of its log
 
 
 @dataclass

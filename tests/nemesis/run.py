@@ -230,7 +230,11 @@ class Run:
         while True:
             after = [_sample(worker) for worker in self.cluster.workers]
             self.evidence.after, self.evidence.left_open = after, self.provider.open
-            if time.monotonic() > limit or not checker.resources_held(self.evidence):
+            if not checker.resources_held(self.evidence):
+                return
+            if time.monotonic() > limit:
+                for worker, sample in zip(self.cluster.workers, after, strict=True):
+                    sample.kinds = _descriptors(worker)
                 return
             await asyncio.sleep(0.5)
 
@@ -243,7 +247,8 @@ class Run:
         evidence.rows, evidence.changes = found.rows(), found.changes()
         evidence.faults = self.nemesis.faults
         evidence.exits = found.exits
-        evidence.logs = {f"worker {worker.number}": worker.printed("err") for worker in found.workers}
+        for worker in found.workers:
+            evidence.logs |= worker.printed("err")
         if found.redis is not None:
             evidence.redis_keys = found.redis.lifetimes()
         if self.nemesis.failed:
@@ -314,6 +319,15 @@ def _sample(worker: Worker) -> Sample:
         process.num_fds(),
         process.num_threads(),
     )
+
+
+def _descriptors(worker: Worker) -> str:
+    """What its descriptors are of."""
+    process = psutil.Process(worker.pid)
+    found = Counter(f"tcp {c.status} {c.laddr[1:]}-{c.raddr[1:]}" for c in process.net_connections("tcp"))
+    found.update(f"unix {c.raddr or c.laddr}" for c in process.net_connections("unix"))
+    found.update(file.path for file in process.open_files())
+    return ", ".join(f"{count} x {what}" for what, count in found.most_common(20))
 
 
 async def run(options: Options) -> Outcome:

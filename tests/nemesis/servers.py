@@ -89,10 +89,10 @@ class Worker:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def printed(self, kind: str) -> str:
-        """What all its processes have printed: ``out``, or ``err`` with its log."""
+    def printed(self, kind: str) -> dict[str, str]:
+        """What each of its processes has printed: ``out``, or ``err`` with its log."""
         files = sorted(self.folder.glob(f"worker-{self.number}-*.{kind}"))
-        return "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+        return {file.stem: file.read_text(encoding="utf-8", errors="replace") for file in files}
 
     def start(self) -> None:
         self._runs += 1
@@ -136,7 +136,8 @@ class Worker:
                 noted = self.process
                 young = "" if self.has_served() else "before it served"
                 code = noted.returncode
-                self._exits.append(Exit(self.number, time.monotonic(), code, self._expected, young))
+                name = f"worker-{self.number}-{self._runs:04}"
+                self._exits.append(Exit(self.number, time.monotonic(), code, self._expected, young, name))
             if not (self.alive or self.held or self.stopping):
                 if noted is not None and not self._expected:
                     await asyncio.sleep(0.5)
@@ -419,7 +420,7 @@ def _mount(folder: Path) -> bool:
 
 def key_of(worker: Worker) -> str:
     """The first key, which the first worker has printed."""
-    found = re.search(r"ms_live_\w+", worker.printed("out"))
+    found = re.search(r"ms_live_\w+", "".join(worker.printed("out").values()))
     assert found, "no key was printed"
     return found[0]
 
