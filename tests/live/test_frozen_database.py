@@ -27,13 +27,13 @@ def status(url: str, key: str = "") -> tuple[int, float]:
 
 @pytest.mark.timeout(120)
 async def test_a_frozen_database_stops_nobody_from_asking_or_from_stopping_the_server(
-    serve: Serve, tmp_path_factory: pytest.TempPathFactory
+    serve: Serve,
 ) -> None:
     environment = {
         "MILLSTREAM_PROVIDERS": '{"scripted": {"type": "scripted"}}',
         "MILLSTREAM_DRAIN_SECONDS": str(DRAIN_SECONDS),
     }
-    with postgres_server(tmp_path_factory.mktemp("frozen")) as postgres:
+    with postgres_server() as postgres:
         with serve(MILLSTREAM_DATABASE_URL=postgres.url, **environment) as server:
             body = json.dumps(
                 {"model": "scripted/500x20", "messages": [{"role": "user", "content": "x"}]}
