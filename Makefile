@@ -49,7 +49,8 @@ web-lint: web $(CLIENT)
 
 # The tests inside this process. Their branch coverage may only rise: raise fail_under in pyproject.toml with it.
 fast: $(VENV)/dev test-deps
-	$(BIN)/pytest tests --ignore tests/live -n 2 --dist loadfile --cov --cov-report= $(ARGS)
+	$(BIN)/pytest tests --ignore tests/live -m cost $(ARGS)
+	$(BIN)/pytest tests --ignore tests/live -m "not faults and not cost" -n 2 --dist loadfile --cov --cov-report= $(ARGS)
 	@$(BIN)/coverage report --format=total | sed 's/^/branch coverage in percent: /'
 
 # The tests of servers, browsers and proxies.

@@ -105,7 +105,7 @@ def hostile(size: int) -> Iterator[tuple[str, bytes]]:
     yield "white space", b" " * size
 
 
-@pytest.mark.no_cover  # which multiplies the cost
+@pytest.mark.cost
 @pytest.mark.parametrize("size", [2000, 15_000, 60_000, 4 * MIB - 200], ids=["2kB", "15kB", "60kB", "4MiB"])
 async def test_refusing_a_body_costs_the_loop_a_few_milliseconds_at_the_most(run: Any, size: int) -> None:
     async with run() as app:

@@ -79,7 +79,7 @@ def test_what_is_too_long_is_refused_with_bounded_memory(data: bytes) -> None:
     assert decoder.pending_bytes <= 1100
 
 
-@pytest.mark.no_cover  # which multiplies the cost
+@pytest.mark.cost
 @pytest.mark.parametrize(
     "line",
     [
