@@ -36,6 +36,8 @@ what to do. It never carries a provider's text, a key, a URL or a prompt: it is 
 import logging
 import traceback
 
+_MAX_LOGGED = 200  # characters of a text that somebody else has chosen
+
 
 class ConfigurationError(Exception):
     """A setting, an extra or a port that cannot work. The message is one line for the operator."""
@@ -258,8 +260,16 @@ def _statuses(kind: type[MillstreamError]) -> dict[str, int]:
 
 def fault(log: logging.Logger, identity: str, error: BaseException, *, where: str = "") -> Internal:
     """Logs an unexpected exception under the id that the caller is told. To be raised, sent or recorded."""
-    log.error("%s: %s%s", identity, where and f"{where}: ", safe_traceback(error))
+    log.error("%s: %s%s", identity, where and f"{printable(where)}: ", safe_traceback(error))
     return Internal(identity)
+
+
+def printable(text: str) -> str:
+    """What somebody else has chosen, for the log: one line, not long, without a character that a terminal
+    obeys or that changes how the rest of the line is read.
+    """
+    shown = text[:_MAX_LOGGED] + ("…" if len(text) > _MAX_LOGGED else "")
+    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in shown)
 
 
 def safe_traceback(error: BaseException) -> str:

@@ -29,6 +29,7 @@ from millstream.errors import (
     TooLarge,
     Unauthorized,
     fault,
+    printable,
 )
 
 log = logging.getLogger("millstream.server")
@@ -61,8 +62,10 @@ def request_id(request: Request) -> str:
 
 def fault_of(request: Request, error: Exception, *, stream_id: str = "") -> Internal:
     """An unexpected exception -> what the caller is told, and a line in the log under the same id."""
-    where = f"{request.method} {request.url.path}" + (f" (stream {stream_id})" if stream_id else "")
-    return fault(log, request_id(request), error, where=where)
+    where = f"{request.method} {request.scope['path']}"
+    return fault(
+        log, request_id(request), error, where=f"stream {stream_id}, {where}" if stream_id else where
+    )
 
 
 def error_headers(error: MillstreamError, request_id: str, stream_id: str = "") -> dict[str, str]:
@@ -111,7 +114,8 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
         except DatabaseAway as error:
-            log.error("%s: %s: the database: %s", request_id(request), request.url.path, error)
+            where = printable(f"{request.method} {request.scope['path']}")
+            log.error("%s: %s: the database: %s", request_id(request), where, error)
             return error_response(Overloaded("the database does not answer; try again"), request)
         except Exception as error:
             if isinstance(error, HTTPException):
@@ -156,7 +160,7 @@ async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     ours: MillstreamError
     if error.status_code == 404:
-        ours = _nothing_at(request.url.path)
+        ours = _nothing_at(request.scope["path"])
     else:
         ours = ReportedError(InvalidRequest.code, str(error.detail), status=error.status_code)
     response = error_response(ours, request)
