@@ -25,6 +25,7 @@ from millstream.server.app import Millstream, create_app
 from millstream.server.process import collector
 from millstream.server.process.acceptor import Acceptor
 from millstream.server.process.supervisor import Supervisor
+from millstream.server.routes import pages
 from millstream.settings import Settings
 from millstream.version import __version__
 
@@ -251,7 +252,8 @@ class _Server(uvicorn.Server):
         console.print(f"[bold]Millstream[/bold] {__version__}  [bold cyan]{url}[/bold cyan]")
         if secret is not None:
             console.print(f"  key     [bold]{secret}[/bold]  ({note})")
-            console.print(f"  chat    {url}/#key={secret}")
+            if pages.is_built():
+                console.print(f"  chat    {url}/#key={secret}")
         elif await keys.all():
             console.print("  key     make one with: millstream keys create --name me")
         else:
@@ -259,6 +261,8 @@ class _Server(uvicorn.Server):
                 "  key     there is none; make one with: millstream keys create --name me, or start with "
                 "--show-key"
             )
+        if not pages.is_built():
+            console.print("  chat    the chat page is not built: make web")
         service = self._millstream.llm_service
         by_provider: dict[str, list[str]] = {}
         for model, provider in service.models.items():

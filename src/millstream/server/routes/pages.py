@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
@@ -32,13 +32,23 @@ async def docs_page() -> Response:
     return _page("docs.html", "The page that shows /openapi.json")
 
 
+def is_built() -> bool:
+    return (BUILT / "index.html").is_file()
+
+
 def _page(name: str, words: str) -> Response:
-    path = BUILT / name
-    if not path.is_file():
+    try:
+        html = (BUILT / name).read_bytes()  # of a few hundred bytes
+    except OSError:
         return PlainTextResponse(f"{words} is not built: make web\n", 404)
-    return FileResponse(path, headers={**_HEADERS, "Cache-Control": "no-cache"})
+    return HTMLResponse(html, headers={**_HEADERS, "Cache-Control": "no-cache"})
+
+
+class _Assets(StaticFiles):
+    async def check_config(self) -> None:
+        """A folder that was never built is none to fail for: nothing is found in it."""
 
 
 def assets() -> Mount:
     """Scripts and styles, whose names change with their content."""
-    return Mount("/assets", StaticFiles(directory=BUILT / "assets", check_dir=False))
+    return Mount("/assets", _Assets(directory=BUILT / "assets", check_dir=False))
