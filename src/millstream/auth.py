@@ -6,6 +6,7 @@ refuses typing errors and junk without a look-up.
 """
 
 import hashlib
+import math
 import re
 import secrets
 import time
@@ -20,8 +21,8 @@ from msgspec import Struct
 from sqlalchemy.engine import Connection, RowMapping
 
 from millstream import database
-from millstream.database import Database
-from millstream.errors import InvalidRequest, NotFound, Unauthorized
+from millstream.database import Database, DatabaseAway
+from millstream.errors import InvalidRequest, NotFound, Overloaded, Unauthorized
 from millstream.signing import SigningSecrets
 from millstream.tickets import BrowserToken, Signer
 
@@ -33,6 +34,11 @@ _FORMAT = re.compile(r"(ms_(?:live|test)_)([0-9A-Za-z]{30})([0-9A-Za-z]{6})")
 _MAX_NAME = 128
 CACHE_SECONDS = 2.0
 _CACHE_KEYS = 10_000
+
+# What look-ups of keys that are not there may cost a worker: so many at once, then so many a second.
+UNKNOWN_AT_ONCE = 200
+UNKNOWN_PER_SECOND = 50
+_MAX_UNKNOWN = 1_000  # of which it is remembered for ``CACHE_SECONDS`` that they are not there
 _IDS_PER_QUERY = 500
 
 
@@ -88,11 +94,35 @@ def is_wellformed(secret: str) -> bool:
     return match is not None and _checksum(match[1] + match[2]) == match[3]
 
 
+class _Budget:
+    """Of look-ups that find nothing: ``UNKNOWN_AT_ONCE``, renewed by ``UNKNOWN_PER_SECOND``."""
+
+    def __init__(self) -> None:
+        self._left = float(UNKNOWN_AT_ONCE)
+        self._counted_at = time.monotonic()
+
+    def take(self) -> bool:
+        """Whether there is one left, which is taken then."""
+        now = time.monotonic()
+        renewed = (now - self._counted_at) * UNKNOWN_PER_SECOND
+        self._left, self._counted_at = min(self._left + renewed, UNKNOWN_AT_ONCE), now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+    def give_back(self) -> None:
+        self._left += 1
+
+
 class Keys:
     """The keys of one database, whoever else changes them: what was verified is believed for 2 s.
 
     Digests are looked up by index. That leaks nothing through timing that helps: whoever could
     use it would have to find a SHA-256 preimage of what they learned.
+
+    Anybody can make up keys that have to be looked up. Those who do share a budget, with keys that come for
+    the first time; a key that was verified once has no part in it, however long ago that was.
 
     ``signing_secrets`` sign instead of those in the database: the first of them signs, all are believed.
     """
@@ -100,6 +130,8 @@ class Keys:
     def __init__(self, db: Database, signing_secrets: Sequence[bytes] = ()) -> None:
         self._db = db
         self._verified: OrderedDict[bytes | str, tuple[float, Principal]] = OrderedDict()
+        self._unknown: OrderedDict[bytes, float] = OrderedDict()
+        self._budget = _Budget()
         self._signing = SigningSecrets(db, signing_secrets)
 
     async def signer(self) -> Signer:
@@ -107,11 +139,30 @@ class Keys:
         return await self._signing.signer()
 
     async def verify(self, secret: str) -> Principal:
-        """Raises ``Unauthorized``, which is the same for every cause."""
+        """Raises ``Unauthorized``, which is the same for every cause, or ``Overloaded`` where too many keys
+        come that were never seen.
+        """
         if not is_wellformed(secret):
             raise Unauthorized
         digest = hashlib.sha256(secret.encode()).digest()
-        return await self._find(digest, database.keys.c.digest)
+        if digest in self._verified:
+            return await self._find(digest, database.keys.c.digest)
+        if time.monotonic() - self._unknown.get(digest, -math.inf) < CACHE_SECONDS:
+            raise Unauthorized
+        if not self._budget.take():
+            raise Overloaded("many unknown keys are being tried; try again")
+        try:
+            principal = await self._find(digest, database.keys.c.digest)
+        except Unauthorized:
+            self._unknown[digest] = time.monotonic()
+            if len(self._unknown) > _MAX_UNKNOWN:
+                self._unknown.popitem(last=False)
+            raise
+        except DatabaseAway:
+            self._budget.give_back()
+            raise
+        self._budget.give_back()
+        return principal
 
     async def verify_token(self, text: str) -> Principal:
         """Whoever has the browser token, as long as the key that it was made with is not revoked."""
@@ -153,7 +204,8 @@ class Keys:
         key = await self._db.write(lambda connection: _revoke(connection, key_id))
         if key is None:
             raise NotFound(f"no key has the id '{key_id}'")
-        self._verified.clear()
+        for name in [name for name, (_, principal) in self._verified.items() if principal.id == key.id]:
+            del self._verified[name]
         return key
 
     async def ensure_first(self) -> str | None:

@@ -14,6 +14,7 @@ from millstream.logs import EventLog
 from millstream.meter import Meter
 from millstream.providers import Provider
 from millstream.runtime.providers import llm_service
+from millstream.runtime.readiness import Readiness
 from millstream.runtime.stores import event_log
 from millstream.settings import Settings
 from millstream.streams.registry import Limits, Streams
@@ -51,6 +52,7 @@ class Runtime:
             self.keys,
             Limits(self.settings.stream_seconds, self.settings.max_streams, self.settings.max_lag_seconds),
         )
+        self.readiness = Readiness(self.database, self.event_log)
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> "Runtime":

@@ -9,7 +9,7 @@ from fastapi import Request
 
 from millstream.auth import Principal, Scope
 from millstream.catalog import LLMService
-from millstream.errors import Forbidden, Unauthorized
+from millstream.errors import Forbidden, Overloaded, Unauthorized
 from millstream.meter import Meter
 from millstream.runtime import Runtime
 from millstream.server.errors import Refused
@@ -41,10 +41,12 @@ def _credential(request: Request) -> str:
 
 
 async def get_api_key(request: Request) -> Principal:
-    """Whoever sent a valid key, in ``Authorization: Bearer`` or ``X-API-Key``. Otherwise 401."""
+    """Whoever sent a valid key, in ``Authorization: Bearer`` or ``X-API-Key``. Otherwise 401, or 503 where
+    too many unknown keys are being tried.
+    """
     try:
         return await get_runtime(request).keys.verify(_credential(request))
-    except Unauthorized as error:
+    except (Unauthorized, Overloaded) as error:
         raise Refused(error) from None
 
 

@@ -45,8 +45,12 @@ class Refused(FastAPIHTTPException):
     """A refusal as FastAPI knows it, so that your own error handlers apply on your own routes."""
 
     def __init__(self, error: MillstreamError) -> None:
-        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
-        super().__init__(error.status, error.message, headers)
+        headers = {}
+        if isinstance(error, Unauthorized):
+            headers["WWW-Authenticate"] = "Bearer"
+        if error.retry_after_seconds is not None:
+            headers["Retry-After"] = str(error.retry_after_seconds)
+        super().__init__(error.status, error.message, headers or None)
         self.error = error
 
 

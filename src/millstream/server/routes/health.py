@@ -2,8 +2,6 @@
 
 from fastapi import APIRouter, Request, Response
 
-from millstream.database import DatabaseAway
-from millstream.errors import Overloaded
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Route
 
@@ -23,17 +21,9 @@ async def readyz(request: Request, response: Response) -> dict[str, str]:
     if runtime.streams.draining:
         response.status_code = 503
         return {"status": "draining"}
-    try:
-        await runtime.database.ping()
-    except DatabaseAway:
+    problem = await runtime.readiness.problem()
+    if problem is None and runtime.ledger.is_away:
+        problem = "the ledger cannot be written"
+    if problem is not None:
         response.status_code = 503
-        return {"status": "the database does not answer"}
-    if runtime.ledger.is_away:
-        response.status_code = 503
-        return {"status": "the ledger cannot be written"}
-    try:
-        await runtime.event_log.ping()
-    except Overloaded:
-        response.status_code = 503
-        return {"status": "the log does not answer"}
-    return {"status": "ok"}
+    return {"status": problem or "ok"}
