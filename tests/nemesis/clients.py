@@ -17,7 +17,7 @@ from nemesis.servers import Worker
 
 PATIENCE_SECONDS = 110.0  # after which a client that still has no end gives up
 START_TRIES = 12
-_POSITION = re.compile(r"(\d+)-(\d+)")
+_POSITION = re.compile(r"(\d+)-(\d+)(\.[\w-]+)?")
 _MAX_FRAMES = 5000
 
 
@@ -81,7 +81,7 @@ class Crowd:
         if client.key and body is not None:
             headers["Idempotency-Key"] = client.key
         if after is not None:
-            headers["Last-Event-ID"] = f"{after[0]}-{after[1]}"
+            headers["Last-Event-ID"] = client.frames[-1].id
         if body is not None:
             call = self.session.post(f"{worker.url}/v1/chat/stream", json=body, headers=headers)
         elif url is not None:
@@ -166,7 +166,9 @@ class Crowd:
         ends = "error" in data or bool(data.get("finish_reason"))
         position = (int(found[1]), int(found[2]))
         if len(client.frames) < _MAX_FRAMES:
-            client.frames.append(Frame(position, now, data.get("delta", ""), data if ends else None))
+            client.frames.append(
+                Frame(position, now, data.get("delta", ""), data if ends else None, found[0])
+            )
         if "error" in data:
             self.bodies.append(json.dumps(data))
         client.stream_id = data.get("stream_id", client.stream_id)

@@ -46,6 +46,7 @@ class Frame:
     at: float
     text: str = ""
     end: Mapping[str, Any] | None = None  # of a terminal frame, all of it
+    id: str = ""  # as it was sent: behind the position a ticket's reader gets a proof that it was there
 
 
 @dataclass

@@ -26,6 +26,7 @@ from nemesis.records import Exit, Row
 from services import answers, needed
 
 WINDOW_SECONDS = 120
+REDIS_CONNECTIONS = 18  # of a worker, at the most
 STREAM_SECONDS = 45
 DRAIN_SECONDS = 2
 
@@ -99,7 +100,7 @@ class Worker:
         self._expected = False
         name = self.folder / f"worker-{self.number}-{self._runs:04}"
         command = [sys.executable, "-m", "nemesis.mutants", "--serve", self._mutant or "none"]
-        command += ["serve", "--port", str(self.port)]
+        command += ["serve", "--port", str(self.port), "--show-key"]
         environ = self._environ | {"NEMESIS_CLOCK": str(self.clock)}
         with Path(f"{name}.out").open("wb") as out, Path(f"{name}.err").open("wb") as err:
             self.process = subprocess.Popen(
