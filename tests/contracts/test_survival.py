@@ -31,7 +31,7 @@ from millstream.logs.redis import RedisLog
 from millstream.messages import ChatRequest
 from millstream.providers import Finish, Produced
 from millstream.streams import upkeep
-from millstream.streams.registry import Streams
+from millstream.streams.registry import Limits, Streams
 from millstream.usage import Usage
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # make faults runs more
@@ -68,7 +68,11 @@ class Worker:
         self.db, self.log = db, log
         self.ledger = Ledger(db)
         self.streams = Streams(
-            LLMService({"p": ProviderEntry(provider, models=("m",))}), log, self.ledger, Keys(db)
+            LLMService({"p": ProviderEntry(provider, models=("m",))}),
+            log,
+            self.ledger,
+            Keys(db),
+            Limits(lag_seconds=3600),  # a machine that is late is not what this is about
         )
         self.alive = True
 
