@@ -108,7 +108,7 @@ ROOMS = (
     ("logs", ("logs",)),
     ("the ledger", ("ledger", "prices", "tokens")),
     ("who is asking", ("auth", "signing", "tickets")),
-    ("the database", ("database", "private_files")),
+    ("the database", ("database", "driver_words", "private_files")),
     ("for programs that call a server", ("client",)),
     ("words", ("answer", "events", "usage", "errors", "sse")),
 )

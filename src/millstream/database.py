@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from millstream import private_files
+from millstream.driver_words import in_words
 from millstream.errors import ConfigurationError
 from millstream.usage import TOKEN_KINDS
 
@@ -206,7 +207,7 @@ class Database:
                     found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
         except sa.exc.DBAPIError as error:
             raise ConfigurationError(
-                f"cannot open the database {self._engine.url.render_as_string()}: {_in_words(error)}"
+                f"cannot open the database {self._engine.url.render_as_string()}: {in_words(error)}"
             ) from error
         self._mend_modes()  # only now: what is no database is not ours to touch
         if found == _REVISION:
@@ -313,7 +314,7 @@ class Database:
         except REFUSED:
             raise
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            raise DatabaseAway(_in_words(error)) from error
+            raise DatabaseAway(in_words(error)) from error
 
     def cut_off(self) -> None:
         """Ends whatever waits for the database on a connection; new ones are made when they are needed."""
@@ -342,36 +343,6 @@ class Database:
             executor.shutdown(cancel_futures=True)
         overdue.cancel()
         self._engine.dispose()
-
-
-def _in_words(error: sa.exc.SQLAlchemyError) -> str:
-    """What is wrong, for the operator, without the statement and its row."""
-    name = type(getattr(error, "orig", None) or error).__name__
-    said = str(getattr(error, "orig", None) or "").lower()
-    known = next(
-        (words for sign, words in _KNOWN_SIGNS.items() if sign in said or sign in name.lower()), None
-    )
-    return f"{known} ({name})" if known else name
-
-
-# What drivers say -> what it means.
-_KNOWN_SIGNS = {
-    "readonly": "it takes no writes",
-    "read-only": "it takes no writes",
-    "malformed": "its file is damaged",
-    "not a database": "its file is damaged",
-    "locked": "another process has locked it",
-    "disk is full": "its disk is full",
-    "diskfull": "its disk is full",
-    "insufficientprivilege": "its user lacks a permission",
-    "password": "it does not accept the password",
-    "does not exist": "there is no such database, table or role",
-    "connection refused": "it refuses connections",
-    "timeout": "it does not answer in time",
-    "canceled": "it does not answer in time",
-    "interrupted": "it does not answer in time",
-    "unable to open": "its file cannot be opened",
-}
 
 
 def _engine(url: str) -> Engine:

@@ -282,7 +282,7 @@ class _Clock:
         self._ring = ring
         self._loop = asyncio.get_running_loop()
         self._due = due
-        self._timer = self._loop.call_at(due, self._look)
+        self._timer = self._loop.call_at(due, self._check_silence)
 
     def restart(self, seconds: float) -> None:
         now = self._loop.time()
@@ -290,17 +290,17 @@ class _Clock:
         if seconds < self.seconds:
             # The timer was set for a longer silence; it has to look earlier.
             self._timer.cancel()
-            self._timer = self._loop.call_at(self._due, self._look)
+            self._timer = self._loop.call_at(self._due, self._check_silence)
         self.seconds = seconds
 
     def stop(self) -> None:
         self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check_silence(self) -> None:
         now = self._loop.time()
         if now >= self._due and not self.paused:
             self.rang = True
             self._ring()
         else:
             due = self._due if now < self._due else now + self.seconds
-            self._timer = self._loop.call_at(due, self._look)
+            self._timer = self._loop.call_at(due, self._check_silence)
