@@ -581,3 +581,31 @@ async def test_a_token_cannot_ask_for_what_makes_no_sense(run: Run) -> None:
             async with post(app.app, "/v1/tokens", body, app.key) as call:
                 await call.finished()
                 assert (call.status, json.loads(call.received)["error"]["code"]) == (422, "invalid_request")
+
+
+async def test_a_stream_that_others_ended_first_is_settled_as_they_ended_it(run: Run, redis_url: str) -> None:
+    """Its worker slept, wakes up between their end of the log and their settlement, and settles before them."""
+    from millstream.errors import Interrupted
+    from millstream.events import StreamFailed
+    from millstream.logs.redis import RedisLog
+    from millstream.usage import Bill
+
+    gate = asyncio.Event()
+    async with run(gated(gate)[1], log_url=redis_url) as app, RedisLog(redis_url) as other:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            await call.until(said)
+            stream_id = call.response_headers["x-stream-id"]
+            await app.millstream.event_log.flush(stream_id)
+            await other.interrupt(
+                stream_id, StreamFailed.of(Interrupted(), Bill(Usage(1, 0, "checkpoint"), None))
+            )
+            gate.set()
+            await call.finished()
+            assert call.frames[-1]["error"]["code"] == "interrupted"
+        (row,) = await app.receipts()
+        assert (row["status"], row["error_code"], row["finish_reason"]) == (
+            "interrupted",
+            "interrupted",
+            None,
+        )
+        assert row["corrected_at"] is not None

@@ -49,7 +49,9 @@ class Opening(Struct, frozen=True):
 
 
 class Settlement(Struct, frozen=True):
-    """How a stream ended, and what it used."""
+    """How a stream ended, and what it used. ``corrects`` where others have ended the stream already, with the
+    numbers of its last checkpoint, and these are its producer's.
+    """
 
     stream_id: str
     status: Status
@@ -59,6 +61,7 @@ class Settlement(Struct, frozen=True):
     cost: Decimal | None
     first_event_at: float | None
     ended_at: float
+    corrects: bool = False
 
     @classmethod
     def of(cls, stream_id: str, terminal: Terminal, ended_at: float) -> "Settlement":
@@ -140,6 +143,7 @@ def settlement_values(settlement: Settlement) -> dict[str, Any]:
         **usage_values(settlement.usage, settlement.cost),
         "first_event_at": settlement.first_event_at,
         "ended_at": settlement.ended_at,
+        "corrected_at": settlement.ended_at if settlement.corrects else None,
         "worker_id": None,
     }
 

@@ -35,7 +35,16 @@ _OPEN = Prepared(sa.insert(streams), [c.name for c in streams.columns if c.name 
 _CHECKPOINT = Prepared(_RUNNING, USAGE_COLUMNS)
 _SETTLE = Prepared(
     _RUNNING,
-    ["status", "finish_reason", "error_code", *USAGE_COLUMNS, "first_event_at", "ended_at", "worker_id"],
+    [
+        "status",
+        "finish_reason",
+        "error_code",
+        *USAGE_COLUMNS,
+        "first_event_at",
+        "ended_at",
+        "corrected_at",
+        "worker_id",
+    ],
 )
 # The numbers of a stream's own producer, after others had ended it from its last checkpoint: once.
 _CORRECT = Prepared(

@@ -30,6 +30,7 @@ import time
 from contextlib import AbstractContextManager, aclosing, suppress
 from enum import Enum
 
+import msgspec
 from msgspec import Struct
 
 from millstream import traces
@@ -41,13 +42,14 @@ from millstream.errors import (
     LogError,
     MillstreamError,
     ProviderError,
+    StreamClosed,
     StreamFull,
     TooManyStreams,
     UpstreamError,
     UpstreamTimeout,
     fault,
 )
-from millstream.events import FinishReason, StreamEnd, StreamFailed, StreamInfo
+from millstream.events import FinishReason, StreamEnd, StreamFailed, StreamInfo, Terminal
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Opening, Settlement, Status
 from millstream.logs import EventLog
@@ -239,7 +241,7 @@ class Producer:
         if self._is_ending:
             return
         bill = self._decide(status, await self._tally.usage(accepted=self._was_called), reason=reason)
-        await self._log.append(self.info.stream_id, [*self._assembler.close(), StreamEnd(reason, bill)])
+        await self._append_end(StreamEnd(reason, bill))
 
     async def _fail(self, error: MillstreamError) -> None:
         if self._is_ending:
@@ -247,8 +249,23 @@ class Producer:
         accepted = error.accepted if isinstance(error, ProviderError) else self._was_called
         status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
         bill = self._decide(status, await self._tally.usage(accepted=accepted), error_code=error.code)
-        failed = StreamFailed.of(error, bill)
-        await self._log.append(self.info.stream_id, [*self._assembler.close(), failed])
+        await self._append_end(StreamFailed.of(error, bill))
+
+    async def _append_end(self, terminal: Terminal) -> None:
+        """If others have ended the stream, because this worker seemed dead, that end stands: the row says the
+        same, with our numbers.
+        """
+        try:
+            await self._log.append(self.info.stream_id, [*self._assembler.close(), terminal])
+        except StreamClosed:
+            assert self._settlement is not None
+            self._settlement = msgspec.structs.replace(
+                self._settlement,
+                status="interrupted",
+                finish_reason=None,
+                error_code=Interrupted.code,
+                corrects=True,
+            )
 
     async def _abandon(self, error: Internal) -> None:
         """The end of a stream whose proper end failed, with what needs no more work to be known."""
