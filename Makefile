@@ -93,10 +93,10 @@ STREAMS := 10000
 FAULTS := 100
 SEED := 0
 nemesis: test-deps  ## Random streams, clients and faults, and the checker (docs/guides/nemesis.md)
-	PYTHONPATH=src:tests $(BIN)/python -m nemesis.run --streams $(STREAMS) --faults $(FAULTS) --seed $(SEED) $(NEMESIS)
+	PYTHONPATH=tests $(BIN)/python -m nemesis.run --streams $(STREAMS) --faults $(FAULTS) --seed $(SEED) $(NEMESIS)
 
 mutants: test-deps  ## Whether the nemesis finds what it is for (about 15 minutes)
-	PYTHONPATH=src:tests $(BIN)/python -m nemesis.mutants $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m nemesis.mutants $(ARGS)
 
 bench: $(VENV)/dev web  ## Measure beside nginx and the tutorial's code; writes benchmarks/RESULTS.md
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || ./tools/apt-install nginx

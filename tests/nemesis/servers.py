@@ -41,7 +41,8 @@ def environment(data_dir: Path, base_url: str, **more: str) -> dict[str, str]:
         if not name.startswith("MILLSTREAM_") and not name.endswith(("_API_KEY", "_BASE_URL", "_ENDPOINT"))
     }
     tests = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, (tests, kept.get("PYTHONPATH"))))
+    given = filter(None, kept.get("PYTHONPATH", "").split(os.pathsep))
+    path = os.pathsep.join([tests, *(str(Path(folder).absolute()) for folder in given)])
     return kept | {
         "PYTHONPATH": path,
         "MILLSTREAM_DATA_DIR": str(data_dir),
