@@ -13,9 +13,13 @@ from millstream.events import FinishReason, ReasoningDelta, RefusalDelta, TextDe
 from millstream.messages import ChatRequest
 from millstream.usage import Usage
 
+MAX_TOOL_CALLS = 1000  # of one answer: an index is less than that
+
 
 class ToolCallPiece(Struct, frozen=True, gc=False):
-    """A piece of a tool call. The first piece of an ``index`` has the call's id and name."""
+    """A piece of a tool call. The first piece of an ``index`` has the call's id and name. An index is 0 to
+    999; with any other one the provider has failed.
+    """
 
     index: int
     arguments: str

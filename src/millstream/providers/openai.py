@@ -6,7 +6,8 @@ Deliberate leniency, each point for servers that exist:
    counts, nothing is summed. Numbers that cannot be true are ignored.
 2. The end is ``[DONE]`` or a finish reason followed by a clean end of the answer. Anything else is a cut.
 3. Of several choices only the first is taken: neither a request nor the settings can ask for more.
-4. Tool calls may come without an index; then a new id starts a new call.
+4. Tool calls may come without an index; then a new id starts a new call. An index that cannot be is not
+   mended: it may mean any call.
 5. ``content`` may be a list of parts, as Mistral's reasoning models have it.
 6. A lone surrogate (half of a character, by a server that cuts UTF-16) becomes U+FFFD.
 """
@@ -23,7 +24,7 @@ from msgspec import Struct
 from millstream.errors import UpstreamError
 from millstream.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
 from millstream.messages import ChatRequest
-from millstream.providers import Finish, Produced, ToolCallPiece
+from millstream.providers import MAX_TOOL_CALLS, Finish, Produced, ToolCallPiece
 from millstream.providers.upstream import Upstream, refusal
 from millstream.usage import Usage
 
@@ -206,11 +207,14 @@ class _Answer:
                 self._call = call.index
             elif call.id:
                 self._call += 1
+            index = self._call if call.index is not None else max(self._call, 0)
+            if not 0 <= index < MAX_TOOL_CALLS:
+                raise UpstreamError(
+                    f"provider '{self._name}' sent a tool call whose index is not 0 to {MAX_TOOL_CALLS - 1}"
+                )
             function = call.function or _Function()
             produced.append(
-                ToolCallPiece(
-                    max(self._call, 0), function.arguments or "", call.id or "", function.name or ""
-                )
+                ToolCallPiece(index, function.arguments or "", call.id or "", function.name or "")
             )
 
 

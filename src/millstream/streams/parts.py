@@ -7,6 +7,7 @@ stay open until the end, because providers may interleave the pieces of parallel
 from collections.abc import Sequence
 
 from millstream.answer import PROSE, OpenCall, OpenParts
+from millstream.errors import UpstreamError
 from millstream.events import (
     Event,
     PartEvent,
@@ -16,7 +17,7 @@ from millstream.events import (
     ToolCallDelta,
     ToolCallStart,
 )
-from millstream.providers import Finish, Produced, ToolCallPiece
+from millstream.providers import MAX_TOOL_CALLS, Finish, Produced, ToolCallPiece
 from millstream.tokens import GrowingCount
 from millstream.usage import Usage
 
@@ -33,6 +34,7 @@ class Assembler:
         self._open = OpenParts()
 
     def feed(self, batch: Sequence[Produced]) -> list[Event]:
+        """Raises ``UpstreamError`` where the provider numbers its tool calls as it may not."""
         events: list[Event] = []
         for item in batch:
             if isinstance(item, (TextDelta, ReasoningDelta, RefusalDelta)):
@@ -59,6 +61,8 @@ class Assembler:
         return self._open.end_all()
 
     def _call(self, piece: ToolCallPiece, events: list[Event]) -> None:
+        if type(piece.index) is not int or not 0 <= piece.index < MAX_TOOL_CALLS:
+            raise UpstreamError(f"the provider sent a tool call whose index is not 0 to {MAX_TOOL_CALLS - 1}")
         self.usage_is_stale = True
         call = self._open.calls.get(piece.index)
         if call is None:
