@@ -117,7 +117,7 @@ class Producer:
 
     def cancel(self, because: MillstreamError | None = None) -> None:
         """Closes the provider at once. The stream ends ``cancelled``, or failed with ``because``."""
-        if self._stop is not None or self._is_ending:
+        if self._stop is not None or self.is_ending:
             return
         if self._scope is not None:
             if self._scope.expired():
@@ -147,23 +147,23 @@ class Producer:
 
     async def checkpoint(self) -> None:
         """Notes in the ledger what would be lost if the worker died now."""
-        if self._is_ending or not self._tally.has_grown:
+        if self.is_ending or not self._tally.has_grown:
             return
         self._tally.mark_checkpoint()
         usage = await self._tally.usage(accepted=self._was_called)
-        if not self._is_ending:
+        if not self.is_ending:
             usage = usage.sourced("checkpoint")
             self._ledger.checkpoint(self.info.stream_id, usage, self._tally.cost(usage))
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is decided what the stream ends with."""
+        return self.state in (State.ENDING, State.SETTLED)
 
     @property
     def was_one_too_many(self) -> bool:
         """Whether the ledger refused to open it because its owner has as many open as may be."""
         return self.opened.done() and isinstance(self.opened.exception(), TooManyStreams)
-
-    @property
-    def _is_ending(self) -> bool:
-        """Whether it is decided what the stream ends with."""
-        return self.state in (State.ENDING, State.SETTLED)
 
     @property
     def _was_called(self) -> bool:
@@ -238,13 +238,13 @@ class Producer:
             raise UpstreamError(f"provider '{name}' cut its answer off")
 
     async def _end(self, reason: FinishReason, status: Status) -> None:
-        if self._is_ending:
+        if self.is_ending:
             return
         bill = self._decide(status, await self._tally.usage(accepted=self._was_called), reason=reason)
         await self._append_end(StreamEnd(reason, bill))
 
     async def _fail(self, error: MillstreamError) -> None:
-        if self._is_ending:
+        if self.is_ending:
             return
         accepted = error.accepted if isinstance(error, ProviderError) else self._was_called
         status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"

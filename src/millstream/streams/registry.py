@@ -29,7 +29,8 @@ from millstream.streams.upkeep import Upkeep
 _SETTLE_SECONDS = 4.0  # what settling everything may take at the end, where the database is away
 _FULL_SECONDS = 0.5  # how long one refusal by the ledger stands for others of the same owner
 _MAX_FULL = 10_000
-_CANCEL_SECONDS = 1.0  # what a cancel waits for the receipt to be the last one
+SETTLING_SECONDS = 1.0  # what is waited for the receipt of a stream that ends to be the last one
+_LOOK_SECONDS = 0.05  # between two looks, where another worker settles it
 
 
 class Limits(Struct, frozen=True):
@@ -187,10 +188,36 @@ class Streams:
         return FoundStream(self._running.get(stream_id) or remote, state)
 
     async def receipt(self, principal: Principal, stream_id: str) -> Receipt:
-        """Raises ``NotFound`` where there is no such stream, or it is not the principal's."""
+        """The last one, where the stream's end can be seen already and it is settled soon. Raises
+        ``NotFound`` where there is no such stream, or it is not the principal's.
+        """
+        producer = self._running.get(stream_id)
+        if producer is not None:
+            if producer.is_ending and _sees(principal, producer.info.owner_id):
+                await self._settled(stream_id)
+            return await self._receipt(principal, stream_id)
+        receipt = await self._receipt(principal, stream_id)
+        if receipt.status == "running":
+            with suppress(TimeoutError, StreamGone, Overloaded):
+                async with asyncio.timeout(SETTLING_SECONDS):
+                    return await self._settled_elsewhere(receipt)
+        return receipt
+
+    async def _receipt(self, principal: Principal, stream_id: str) -> Receipt:
         receipt = await self._ledger.receipt(stream_id)
-        if not (principal.owns(receipt.owner_id) or principal.may(["admin"])):
+        if not _sees(principal, receipt.owner_id):
             raise NotFound(f"there is no stream '{stream_id}'")
+        return receipt
+
+    async def _settled(self, stream_id: str) -> None:
+        await asyncio.wait({self._tasks[stream_id]}, timeout=SETTLING_SECONDS)
+
+    async def _settled_elsewhere(self, receipt: Receipt) -> Receipt:
+        """The receipt of a stream of another worker, as soon as it is settled, if it has ended in the log."""
+        if (await self._log.state(receipt.stream_id)).closed:
+            while receipt.status == "running":
+                await asyncio.sleep(_LOOK_SECONDS)
+                receipt = await self._ledger.receipt(receipt.stream_id)
         return receipt
 
     async def cancel(self, principal: Principal, stream_id: str) -> Receipt:
@@ -198,12 +225,13 @@ class Streams:
         so far. Raises ``NotFound``, or ``Overloaded`` where the message cannot be passed on.
         """
         producer = self._running.get(stream_id)
-        sees_all = principal.may(["admin"])
-        if producer is not None and (sees_all or principal.owns(producer.info.owner_id)):
-            producer.cancel()
-            await asyncio.wait({self._tasks[stream_id]}, timeout=_CANCEL_SECONDS)
+        if producer is not None:
+            if _sees(principal, producer.info.owner_id):
+                producer.cancel()
+                await self._settled(stream_id)
+            return await self._receipt(principal, stream_id)
         receipt = await self.receipt(principal, stream_id)
-        if producer is None and receipt.status == "running":
+        if receipt.status == "running":
             await self._log.request_cancel(stream_id)
         return receipt
 
@@ -293,6 +321,10 @@ class Streams:
                     producer.audience.worker_reads(signal.sender)
                 case "left":
                     producer.audience.worker_left(signal.sender)
+
+
+def _sees(principal: Principal, owner_id: str) -> bool:
+    return principal.owns(owner_id) or principal.may(["admin"])
 
 
 def _within_limits(principal: Principal, request: ChatRequest, default_model: str | None) -> ChatRequest:
