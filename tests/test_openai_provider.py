@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trustme
 
+from descriptors import no_descriptors
 from millstream.errors import ProviderError
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
 from millstream.messages import ChatRequest
@@ -436,6 +437,20 @@ async def test_a_name_that_does_not_resolve_is_told() -> None:
         async with aclosing(asked.stream(REQUEST, "m")) as batches:
             await anext(batches)
     await asked.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "nowhere.invalid"])
+async def test_a_worker_without_descriptors_says_so_and_blames_no_provider(host: str) -> None:
+    """spec/faults.md: P8."""
+    async with oracle(silent_before_headers) as server:
+        asked = provider(server.base_url.replace("127.0.0.1", host))
+        with no_descriptors(), pytest.raises(ProviderError, match="no connections left") as caught:
+            async with aclosing(asked.stream(REQUEST, "m")) as batches:
+                await anext(batches)
+        await asked.close()
+        assert server.requests == []
+    error = caught.value
+    assert (error.code, error.status, error.retryable, error.accepted) == ("overloaded", 503, True, False)
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_not_accepted() -> None:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import ArgumentError
 
 from millstream import private_files
 from millstream.driver_words import in_words
-from millstream.errors import ConfigurationError
+from millstream.errors import ConfigurationError, out_of_descriptors
 from millstream.usage import TOKEN_KINDS
 
 log = logging.getLogger("millstream.database")
@@ -314,7 +314,9 @@ class Database:
         except REFUSED:
             raise
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            raise DatabaseAway(in_words(error)) from error
+            # SQLite calls it a file that cannot be opened.
+            words = "no file descriptor is left" if out_of_descriptors() else in_words(error)
+            raise DatabaseAway(words) from error
 
     def cut_off(self) -> None:
         """Ends whatever waits for the database on a connection; new ones are made when they are needed."""

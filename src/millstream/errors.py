@@ -18,7 +18,8 @@
     │   ├── UpstreamRefused       upstream_refused        502
     │   ├── UpstreamModelNotFound model_not_found         404
     │   ├── UpstreamRateLimited   upstream_rate_limited   429
-    │   └── UpstreamTimeout       upstream_timeout        504
+    │   ├── UpstreamTimeout       upstream_timeout        504
+    │   └── OutOfDescriptors      overloaded              503
     ├── ReportedError             what a stream, a framework or a server has said; any code
     ├── Internal                  internal                500
     ├── Interrupted               interrupted             503
@@ -33,7 +34,9 @@ The list of codes is closed (spec/protocol.md §8). A message says what happened
 what to do. It never carries a provider's text, a key, a URL or a prompt: it is shown to callers.
 """
 
+import errno
 import logging
+import os
 import traceback
 
 _MAX_LOGGED = 200  # characters of a text that somebody else has chosen
@@ -211,6 +214,18 @@ class UpstreamModelNotFound(ProviderError):
     accepted = False
 
 
+class OutOfDescriptors(ProviderError):
+    """This worker had no file descriptor left to reach the provider with. To callers it is ``Overloaded``."""
+
+    code = "overloaded"
+    status = 503
+    retryable = True
+    accepted = False
+
+    def __init__(self) -> None:
+        super().__init__("this server has no connections left; try again", retry_after_seconds=1)
+
+
 class LogError(MillstreamError):
     """Base of what a stream's log refuses."""
 
@@ -270,6 +285,18 @@ def printable(text: str) -> str:
     """
     shown = text[:_MAX_LOGGED] + ("…" if len(text) > _MAX_LOGGED else "")
     return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in shown)
+
+
+def out_of_descriptors(error: OSError | None = None) -> bool:
+    """Whether ``error`` means that no file descriptor was left. Without one: whether none is left now, for
+    what a library could not open and does not say why.
+    """
+    if error is None:
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as found:
+            error = found
+    return error is not None and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def safe_traceback(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from starlette.types import Message
 
 from application import Run
 from asgi import Exchange, get, post
+from descriptors import no_descriptors
 from millstream.errors import ProviderError, UpstreamError, UpstreamRateLimited, UpstreamRefused
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
 from millstream.messages import ChatRequest
@@ -415,6 +416,21 @@ async def test_a_database_that_is_away_is_503_in_our_shape(
         for path in ("/v1/streams/%00", "/v1/streams/" + "x" * 500):
             async with get(app.app, path, app.key) as call:
                 assert (await call.finished()).status == 404
+
+
+async def test_a_database_that_cannot_be_opened_for_want_of_descriptors_is_503(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """spec/faults.md: P8."""
+    async with run(scripted()) as app:
+        await app.millstream.database.close_idle_connections()
+        with no_descriptors():
+            async with get(app.app, "/v1/streams/str_x", app.key) as call:
+                await call.finished()
+        assert (call.status, call.json["error"]["code"]) == (503, "overloaded")
+        assert "no file descriptor is left" in caplog.text
+        async with get(app.app, "/v1/streams/str_x", app.key) as call:
+            assert (await call.finished()).status == 404
 
 
 async def test_a_revoked_key_ends_its_running_streams(run: Run) -> None:

@@ -16,12 +16,14 @@ import msgspec
 from msgspec import Struct
 
 from millstream.errors import (
+    OutOfDescriptors,
     ProviderError,
     UpstreamError,
     UpstreamModelNotFound,
     UpstreamRateLimited,
     UpstreamRefused,
     UpstreamTimeout,
+    out_of_descriptors,
 )
 from millstream.sse import Decoder, Message, SSELimitExceeded
 from millstream.version import __version__
@@ -211,6 +213,8 @@ class Upstream:
         except ProviderError:
             raise
         except aiohttp.ClientConnectorDNSError as error:
+            if out_of_descriptors():  # which the C library needs to look a name up
+                raise OutOfDescriptors from error
             raise _unreachable(name, "its host name does not resolve") from error
         except (aiohttp.ClientSSLError, ssl.SSLError, aiohttp.ServerFingerprintMismatch) as error:
             raise _unreachable(name, "its TLS certificate was not accepted") from error
@@ -218,6 +222,8 @@ class Upstream:
             message = f"provider '{name}' did not accept a connection in time"
             raise UpstreamTimeout(message, accepted=False) from error
         except aiohttp.ClientConnectorError as error:
+            if out_of_descriptors(error):
+                raise OutOfDescriptors from error
             raise _unreachable(name, "the connection was refused") from error
         except aiohttp.InvalidURL as error:
             raise _unreachable(name, "its base URL is not valid") from error
