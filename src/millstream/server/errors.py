@@ -59,9 +59,13 @@ def request_id(request: Request) -> str:
     known: str | None = request.scope.get(_SCOPE_KEY)
     if known is None:
         given = request.headers.get("x-request-id", "")
-        known = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_urlsafe(12)}"
+        known = given if _REQUEST_ID.fullmatch(given) else new_request_id()
         request.scope[_SCOPE_KEY] = known
     return known
+
+
+def new_request_id() -> str:
+    return f"req_{secrets.token_urlsafe(12)}"
 
 
 def fault_of(request: Request, error: Exception, *, stream_id: str = "") -> Internal:
@@ -89,11 +93,17 @@ def error_headers(error: MillstreamError, request_id: str, stream_id: str = "") 
     return headers
 
 
-def error_response(error: MillstreamError, request: Request) -> Response:
+def error_body(error: MillstreamError, request_id: str) -> bytes:
     """``error`` in the one shape that all of ours have."""
+    return msgspec.json.encode(
+        {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
+    )
+
+
+def error_response(error: MillstreamError, request: Request) -> Response:
+    """``error`` as the answer to ``request``."""
     identity = request_id(request)
-    body = {"error": {"code": error.code, "message": error.message, "request_id": identity}}
-    return Response(msgspec.json.encode(body), error.status, error_headers(error, identity))
+    return Response(error_body(error, identity), error.status, error_headers(error, identity))
 
 
 def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:

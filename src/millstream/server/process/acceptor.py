@@ -12,18 +12,22 @@ from collections.abc import Callable
 
 log = logging.getLogger("millstream.server")
 
-_MOST_A_TURN = 256
 _PAUSE_SECONDS = 0.1  # where the system gives no more descriptors
 _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Acceptor:
-    """Accepts from ``listener`` until it is closed, in place of an ``asyncio.Server``."""
+    """Accepts from ``listener`` until it is closed, in place of an ``asyncio.Server``: up to ``most_a_turn``
+    connections at each turn of the loop.
+    """
 
-    def __init__(self, listener: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self, listener: socket.socket, make_protocol: Callable[[], asyncio.Protocol], most_a_turn: int
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._make_protocol = make_protocol
+        self._most_a_turn = most_a_turn
         self._opening: set[asyncio.Task[object]] = set()
         self._closed = False
         listener.setblocking(False)
@@ -45,7 +49,7 @@ class Acceptor:
             self._loop.add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
-        for _ in range(_MOST_A_TURN):
+        for _ in range(self._most_a_turn):
             try:
                 connection, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

@@ -5,6 +5,7 @@ import errno
 import logging
 import multiprocessing
 import os
+import resource
 import socket
 import sys
 import threading
@@ -12,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
 from msgspec import Struct
@@ -24,6 +25,7 @@ from millstream.errors import ConfigurationError
 from millstream.server.app import Millstream, create_app
 from millstream.server.process import collector
 from millstream.server.process.acceptor import Acceptor
+from millstream.server.process.http import Bounds, Connections
 from millstream.server.process.supervisor import Supervisor
 from millstream.server.routes import pages
 from millstream.settings import Settings
@@ -39,6 +41,7 @@ _UNACKNOWLEDGED_MILLISECONDS = 8000
 _REVOKE_SECONDS = 0.5
 _LEAVE_SECONDS = 10.0  # from the end of the drain to the end of the process
 _BACKLOG = 4096
+_DESCRIPTORS = 1 << 20  # a worker asks for no more
 _MODELS_SHOWN = 6
 _DEMOS = {
     "local": "  (a demo model on this machine: fluent, often wrong)",
@@ -102,14 +105,25 @@ def _work(
         proxy_headers=False,  # nothing here depends on where a request says it comes from
         date_header=False,
         backlog=_BACKLOG,
-        # Longer than the 60 s for which nginx keeps its end, so that it never meets a closed one.
-        timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
     )
-    server = _Server(config, millstream, listener, banner, ready)
+    connections = Connections(_raise_descriptors(), Bounds.for_bodies(settings.max_body_bytes))
+    server = _Server(config, connections, millstream, listener, banner, ready)
     server.run(sockets=[listener])
     if not server.started:
         raise ConfigurationError("the server did not start; its log says why")
+
+
+def _raise_descriptors() -> int:
+    """Raises the limit of descriptors as far as this process may; how many it may have open then."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (_DESCRIPTORS if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    wanted = max(soft, min(hard, _DESCRIPTORS))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
+    except (OSError, ValueError):  # macOS has a limit of its own
+        return soft
+    return wanted
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -163,12 +177,14 @@ class _Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
+        connections: Connections,
         millstream: Millstream,
         listener: socket.socket,
         banner: _Banner | None,
         ready: Connection | None,
     ) -> None:
         super().__init__(config)
+        self._connections = connections
         self._banner = banner
         self._ready = ready
         self._millstream = millstream
@@ -180,7 +196,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
         if self.started:
-            self.servers = [cast("asyncio.Server", Acceptor(self._listener, self._make_protocol))]
+            most = self._connections.most_a_turn
+            self.servers = [cast("asyncio.Server", Acceptor(self._listener, self._make_protocol, most))]
             if self._banner is not None:
                 await self._announce(self._banner)
             if self._ready is not None:
@@ -192,11 +209,7 @@ class _Server(uvicorn.Server):
             )
 
     def _make_protocol(self) -> asyncio.Protocol:
-        make: Any = self.config.http_protocol_class
-        protocol: asyncio.Protocol = make(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-        return protocol
+        return self._connections.protocol(self.config, self.server_state, self.lifespan.state)
 
     def _follow_parent(self) -> None:
         """A worker whose supervisor was killed would serve on unseen."""

@@ -1,0 +1,478 @@
+"""Connections: bytes of clients -> requests, with every size, every wait and their number bounded.
+
+uvicorn's protocol on httptools, which leaves these to a proxy. What is different here:
+
+1. The head of a request has a size, a number of fields and a time to arrive in.
+2. A body may not pause for long and has a time to arrive in. Its trailers are bounded and are no headers.
+3. While a request is answered its connection is read on, so that the client's leaving is seen. uvicorn stops
+   reading at the next request. What comes ahead of its time is bounded too.
+4. When a response ends before its request does, what is left of the request is taken and thrown away for a
+   while. A system that is sent to after it has closed answers with a reset, and that can take the response
+   away from the client.
+5. There are as many connections as descriptors allow. For one more an idle one is closed; where none is, it
+   is answered 503.
+6. What the protocol refuses by itself has the shape of all our errors.
+
+What a connection is waited for:
+
+    request   nothing of a request is here       -> head, None
+    head      its first bytes are                -> body, None, rest
+    body      the head is complete               -> None, rest
+    None      the request is, its response not   -> request, head, body, rest
+    rest      what is sent now is thrown away    -> request, closed
+
+Whoever is not waited for (None) is watched for leaving only. One timer looks at all the others.
+"""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+from msgspec import Struct
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from millstream.errors import InvalidRequest, MillstreamError, Overloaded, ReportedError, TooLarge
+from millstream.server.errors import error_body, error_headers, new_request_id
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
+
+log = logging.getLogger("millstream.server")
+
+_Waits: TypeAlias = Literal["request", "head", "body", "rest"]
+_PAUSING: tuple[_Waits, ...] = ("body", "rest")  # whose clock is set anew by every byte
+_SPARE: tuple[_Waits, ...] = ("request", "rest")  # in which a connection can be closed to make room
+
+# Descriptors of a worker itself: some 20 at its start, then the database's connections and those to Redis.
+_RESERVE = 40
+_LEAST = 8  # connections, however few descriptors there are
+# A descriptor's number is the lowest that is free: with so few above it, they have gone elsewhere.
+_LAST = 8
+
+_MOST_A_TURN = 256  # connections that are accepted in one turn of the event loop
+
+_BODY_GRACE_SECONDS = 30.0
+_BODY_BYTES_PER_SECOND = 64 << 10
+_SAY_SECONDS = 60.0  # between two log lines about connections that were refused
+
+
+class Bounds(Struct, frozen=True):
+    """Of one connection. Where a thing has two times, ``pause`` is the longest silence in it."""
+
+    head_bytes: int = 64 << 10
+    head_fields: int = 256
+    head_seconds: float = 10  # also to the first byte of a new connection
+    idle_seconds: float = 75  # nginx keeps its end for 60 s, and should be the one to close
+    body_pause_seconds: float = 30
+    body_seconds: float = 94
+    ahead_bytes: int = 64 << 10  # of further requests, while one is answered
+    ahead_requests: int = 16
+    rest_bytes: int = 16 << 20  # of what is thrown away
+    rest_pause_seconds: float = 2
+    rest_seconds: float = 10
+    look_seconds: float = 1  # a connection is ended so much later at most
+
+    @classmethod
+    def for_bodies(cls, most_bytes: int) -> "Bounds":
+        """Where bodies have so many bytes at most: for a longer one there is more time."""
+        return cls(body_seconds=_BODY_GRACE_SECONDS + most_bytes / _BODY_BYTES_PER_SECOND)
+
+
+class Connections:
+    """The connections of a worker that may have so many ``descriptors`` open.
+
+    Half of what it does not need itself is for clients: a stream takes a second descriptor, towards its
+    provider.
+    """
+
+    def __init__(self, descriptors: int, bounds: Bounds | None = None) -> None:
+        bounds = self.bounds = bounds or Bounds()
+        self.times: dict[_Waits, tuple[float, float]] = {  # for a silence in it, and for the whole of it
+            "request": (bounds.idle_seconds, bounds.idle_seconds),
+            "head": (bounds.head_seconds, bounds.head_seconds),
+            "body": (bounds.body_pause_seconds, bounds.body_seconds),
+            "rest": (bounds.rest_pause_seconds, bounds.rest_seconds),
+        }
+        self.most = max(_LEAST, (descriptors - _RESERVE) // 2)
+        # Those that come at once each have a descriptor before it is known whether there is room for them.
+        self.most_a_turn = min(_MOST_A_TURN, self.most // 2)
+        self._highest = descriptors - _LAST
+        self._most_refusing = max(_LEAST // 2, self.most // 8)
+        self._refusing = 0  # connections that are being told that there are too many
+        self._refused = 0  # those that no log line has told of
+        self._said_at = float("-inf")
+        # Connections that are waited for, and until when: those that can be spared, which have nothing of a
+        # request or are lingered for, longest first; and the others.
+        self._spare: dict[Connection, float] = {}
+        self._arriving: dict[Connection, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def protocol(self, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> "Connection":
+        """Makes the protocol of one connection."""
+        return Connection(self, config, server_state, app_state)
+
+    def wait(self, connection: "Connection", due: float, *, spare: bool) -> None:
+        (self._spare if spare else self._arriving)[connection] = due
+        if self._timer is None:
+            self._timer = connection.loop.call_later(self.bounds.look_seconds, self._look, connection.loop)
+
+    def stop_waiting(self, connection: "Connection", *, spare: bool) -> None:
+        del (self._spare if spare else self._arriving)[connection]
+
+    def has_room(self, count: int, descriptor: int) -> bool:
+        """Whether there is room for one that makes it ``count`` connections and got that ``descriptor``.
+        Closes the one that can be spared best if that makes room.
+        """
+        if count - self._refusing <= self.most and descriptor < self._highest:
+            return True
+        spare = next(iter(self._spare), None)
+        if spare is not None:
+            spare.hang_up()
+        return spare is not None
+
+    def refuse(self, now: float) -> bool:
+        """Notes one more that is refused, until ``refused``. False where so many are that this one should
+        not even be waited for.
+        """
+        self._refused += 1
+        if now - self._said_at >= _SAY_SECONDS:
+            log.warning("refused connections: %s; a worker can have %s", self._refused, self.most)
+            self._said_at, self._refused = now, 0
+        if self._refusing >= self._most_refusing:
+            return False
+        self._refusing += 1
+        return True
+
+    def refused(self) -> None:
+        self._refusing -= 1
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for waiting in (self._spare, self._arriving):
+            for connection in [connection for connection, due in waiting.items() if due <= now]:
+                connection.ring()
+        self._timer = None
+        if self._spare or self._arriving:
+            self._timer = loop.call_later(self.bounds.look_seconds, self._look, loop)
+
+
+class Connection(HttpToolsProtocol):
+    """One connection of a client."""
+
+    # Beside the attributes that uvicorn keeps in a dictionary.
+    __slots__ = (
+        "_ahead",
+        "_all",
+        "_bounds",
+        "_counts_as_refused",
+        "_deaf",
+        "_discarded",
+        "_lingers",
+        "_loose",
+        "_polite",
+        "_reads",
+        "_refusal",
+        "_running",
+        "_socket",
+        "_until",
+        "_waits",
+    )
+
+    def __init__(
+        self,
+        connections: Connections,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._all = connections
+        self._bounds = connections.bounds
+        self._reads: Literal["request", "head", "body"] = "request"  # what the parser will get next
+        self._running: RequestResponseCycle | None = None  # the oldest request, which is or was answered
+        self._loose = 0  # bytes that belong to nothing complete yet
+        self._ahead = 0  # bytes that came while another request was answered
+        self._discarded = 0
+        self._refusal: MillstreamError | None = None  # what the parser is about to be stopped for
+        self._deaf = False  # what is sent is thrown away unread
+        self._lingers = False  # and the connection is half closed
+        self._counts_as_refused = False
+        self._waits: _Waits | None = None
+        self._until = 0.0
+
+    # -- the transport's side ---------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._socket = transport
+        self._polite = _PoliteTransport(transport, self)
+        super().connection_made(self._polite)
+        descriptor = transport.get_extra_info("socket").fileno()
+        if self._all.has_room(len(self.connections), descriptor):
+            self._wait("request", self.loop.time() + self._bounds.head_seconds)
+            return
+        # (5) Before its request has come. It is lingered for, or else would not see this (4).
+        self._counts_as_refused = self._all.refuse(self.loop.time())
+        self._refuse(Overloaded("as many connections are open as this server can take; try again"))
+        if not self._counts_as_refused:
+            self.hang_up()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait(None)
+        if self._counts_as_refused:
+            self._all.refused()
+        super().connection_lost(exc)
+        # (3) uvicorn tells the newest request only.
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
+        self.pipeline.clear()
+        self._polite.let_go()
+
+    def data_received(self, data: bytes) -> None:
+        size, running = len(data), self._running
+        if self._deaf:
+            self._discard(size)
+            return
+        if running is not None:
+            if running.response_complete:
+                if self._reads == "body" and not self._discard(size):
+                    return
+            elif not running.more_body:
+                self._ahead += size
+                if self._ahead > self._bounds.ahead_bytes:
+                    self._take_no_more()
+                    return
+        self._loose += size
+        super().data_received(data)
+        if self._loose > self._bounds.head_bytes and not self._deaf:
+            self._refuse(self._too_large() if self._reads == "head" else _malformed())
+        if self.pipeline:
+            self.flow.resume_reading()  # (3)
+            self._ahead = self._ahead or size
+        self._look()
+
+    def close(self) -> None:
+        """Closes as soon as the client can have read what was sent (4)."""
+        if self._lingers or self._socket.is_closing():
+            return
+        if self._reads == "request" and not self._deaf and not self.pipeline:
+            self._socket.close()
+            return
+        self._deaf = self._lingers = True
+        self.parser = None  # type: ignore[assignment]  # and what it holds of a head
+        self.pipeline.clear()
+        self.flow.resume_reading()
+        self._socket.write_eof()
+        self._look()
+
+    def shutdown(self) -> None:
+        """Called when the server ends."""
+        if self._running is not None and not self._running.response_complete:
+            super().shutdown()
+        elif not self._lingers:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """Closes without waiting for anything but for what was written."""
+        self._wait(None)
+        self._socket.close()
+
+    def is_closing(self) -> bool:
+        return self._lingers or self._socket.is_closing()
+
+    # -- the parser's side ------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= self._bounds.ahead_requests:
+            raise ValueError  # stops the parser (3)
+        self._reads = "head"
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) >= self._bounds.head_fields:
+            self._refusal = self._too_large()
+            raise ValueError
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        # Of what came at once only a part may be the head.
+        if self._loose > self._bounds.head_bytes and self._head_bytes() > self._bounds.head_bytes:
+            self._refusal = self._too_large()
+            raise ValueError
+        self._loose = self._discarded = 0
+        self._reads = "body"
+        super().on_headers_complete()
+        self.headers = []  # for the trailers (2)
+
+    def on_body(self, body: bytes) -> None:
+        self._loose = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._loose = 0
+        self._reads = "request"
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called when the parser was stopped, by itself or by one of the above."""
+        self._refuse(self._refusal or _malformed())
+
+    # -- the application's side -------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        # Not calling super(): it would set a timer for each request.
+        self.server_state.total_requests += 1
+        if self.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        if not self.pipeline:
+            self._ahead = 0
+        self._look()
+
+    # -- what is waited for -----------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Sets the clock for what the client has to do next."""
+        running = self._running
+        waits: _Waits | None
+        if self._deaf:
+            waits = "rest" if self._lingers else None
+        elif running is not None and not running.response_complete:
+            waits = "body" if running.more_body else None
+        else:
+            waits = "rest" if self._reads == "body" else self._reads
+        if waits is None:
+            self._wait(None)
+        elif waits != self._waits or waits in _PAUSING:
+            now = self.loop.time()
+            pause, whole = self._all.times[waits]
+            if waits != self._waits:
+                self._until = now + whole
+            self._wait(waits, min(now + pause, self._until))
+
+    def _wait(self, waits: _Waits | None, due: float = 0) -> None:
+        if self._waits is not None and waits != self._waits:
+            self._all.stop_waiting(self, spare=self._is_spare(self._waits))
+        self._waits = waits
+        if waits is not None:
+            self._all.wait(self, due, spare=self._is_spare(waits))
+
+    def _is_spare(self, waits: _Waits) -> bool:
+        return waits in _SPARE and not self._counts_as_refused
+
+    def ring(self) -> None:
+        """Called when what is waited for has not come in time."""
+        match self._waits:
+            case "request":
+                self.hang_up()
+            case "head":
+                self._refuse(_late("the head of the request", self._bounds.head_seconds))
+            case "body" if self.flow.read_paused:
+                self._wait("body", self.loop.time() + self._bounds.body_pause_seconds)  # it waits for us
+            case "body":
+                self._refuse(_late("the body", self._bounds.body_seconds))
+            case "rest":
+                self._socket.abort()
+            case None:
+                pass
+
+    # -- what is refused --------------------------------------------------------------------
+
+    def _discard(self, size: int) -> bool:
+        """Whether the client may go on."""
+        self._discarded += size
+        if self._discarded > self._bounds.rest_bytes:
+            self._wait(None)
+            self._socket.abort()
+            return False
+        self._look()
+        return True
+
+    def _take_no_more(self) -> None:
+        """Answers what has arrived whole, and nothing after it (3)."""
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else cast(RequestResponseCycle, self._running)
+        self.cycle.keep_alive = False
+        self._deaf = True
+        self.flow.resume_reading()
+        self._look()
+
+    def _refuse(self, error: MillstreamError) -> None:
+        """Ends the request that is arriving with ``error``, and then the connection."""
+        running = self._running
+        if running is not None and not running.response_complete:
+            if not running.more_body:
+                self._take_no_more()
+                return
+            if running.response_started:
+                self.hang_up()
+                return
+            running.disconnected = True  # whatever its application still sends goes nowhere
+            running.message_event.set()
+        identity = new_request_id()
+        body = error_body(error, identity)
+        headers = error_headers(error, identity)
+        headers |= {"Content-Length": str(len(body)), "Connection": "close"}
+        lines = [f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in headers.items()]
+        self._socket.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body]))
+        self._deaf = True
+        self.close()
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _too_large(self) -> MillstreamError:
+        bounds = self._bounds
+        message = f"the head of the request is over {bounds.head_bytes} bytes or {bounds.head_fields} fields"
+        return ReportedError(TooLarge.code, message, status=431)
+
+
+class _PoliteTransport(asyncio.Transport):
+    """A connection's transport as uvicorn gets it, which lingers when it is closed."""
+
+    __slots__ = ("_connection", "_transport", "write")
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        # Not calling super().__init__(): nobody asks for extras that are not the transport's own.
+        self._transport = transport
+        self._connection: Connection | None = connection
+        self.write = transport.write  # type: ignore[method-assign]  # nothing in between, it is the hot one
+
+    def let_go(self) -> None:
+        """Lets go of the connection, so that both are freed without the collector."""
+        self._connection = None
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def is_closing(self) -> bool:
+        return self._connection is None or self._connection.is_closing()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+
+def _malformed() -> MillstreamError:
+    return ReportedError(InvalidRequest.code, "this is not a request of HTTP/1.1", status=400)
+
+
+def _late(what: str, seconds: float) -> MillstreamError:
+    message = f"{what} did not arrive in time: it paused, or took over {seconds:g} s"
+    return ReportedError(InvalidRequest.code, message, status=408, retryable=True)
