@@ -665,7 +665,7 @@ def small_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
 
 
 async def test_twenty_heads_of_16_mib_take_no_memory(small_server: Server) -> None:
-    """spec/faults.md: A19."""
+    """spec/faults.md: A23."""
     process = psutil.Process(small_server.pid)
     before = process.memory_info().rss
 
@@ -682,7 +682,7 @@ async def test_twenty_heads_of_16_mib_take_no_memory(small_server: Server) -> No
 
 
 async def test_silent_connections_shut_out_nobody(small_server: Server) -> None:
-    """spec/faults.md: A7 and A20."""
+    """spec/faults.md: A7 and A24."""
     port = small_server.port
     async with clients(port, 100):
         assert (await get(port, b"/healthz")).startswith(b"HTTP/1.1 200")
