@@ -28,7 +28,8 @@ from application import Run
 from descriptors import no_descriptors
 from live.conftest import Serve, Server, running
 from millstream.server.process.acceptor import Acceptor
-from millstream.server.process.http import Bounds, Connections
+from millstream.server.process.connections import Bounds, Connections
+from millstream.server.process.http import Connection
 from oracle import Request, oracle
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -71,7 +72,7 @@ async def edge(app: App, bounds: Bounds | None = None, descriptors: int = 10_000
     connections = Connections(descriptors, bounds)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         acceptor = Acceptor(
-            listener, lambda: connections.protocol(config, state, {}), connections.most_a_turn
+            listener, lambda: Connection(connections, config, state, {}), connections.most_a_turn
         )
         try:
             yield listener.getsockname()[1]

@@ -25,7 +25,8 @@ from millstream.errors import ConfigurationError
 from millstream.server.app import Millstream, create_app
 from millstream.server.process import collector
 from millstream.server.process.acceptor import Acceptor
-from millstream.server.process.http import Bounds, Connections
+from millstream.server.process.connections import Bounds, Connections
+from millstream.server.process.http import Connection as HttpConnection
 from millstream.server.process.supervisor import Supervisor
 from millstream.server.routes import pages
 from millstream.settings import Settings
@@ -209,7 +210,7 @@ class _Server(uvicorn.Server):
             )
 
     def _make_protocol(self) -> asyncio.Protocol:
-        return self._connections.protocol(self.config, self.server_state, self.lifespan.state)
+        return HttpConnection(self._connections, self.config, self.server_state, self.lifespan.state)
 
     def _follow_parent(self) -> None:
         """A worker whose supervisor was killed would serve on unseen."""
