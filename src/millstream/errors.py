@@ -11,6 +11,7 @@
     ├── NotFound                  not_found               404
     │   └── ModelNotFound         model_not_found         404
     ├── TooManyStreams            too_many_streams        429
+    │   └── TooManyReaders        too_many_streams        429
     ├── Overloaded                overloaded              503
     │   └── Draining              draining                503
     ├── ProviderError             what a provider did to us; ends a stream
@@ -123,6 +124,17 @@ class TooManyStreams(MillstreamError):
 
     def __init__(self, most: int) -> None:
         super().__init__(f"{most} streams of this user are open, which is all the token allows; end one")
+
+
+class TooManyReaders(TooManyStreams):
+    """As many connections of one key or end user follow streams on this worker as may."""
+
+    def __init__(self, most: int) -> None:
+        MillstreamError.__init__(
+            self,
+            f"{most} connections of this key or user follow streams here, which is all there may be; end one",
+            retry_after_seconds=1,
+        )
 
 
 class Overloaded(MillstreamError):

@@ -116,6 +116,11 @@ class Settings(BaseSettings):
     default_model: str | None = Field(None, description="for requests that name none")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="longest request body")
     max_streams: int = Field(10_000, ge=1, description="most streams that run at a time")
+    max_readers: int = Field(
+        1_000,
+        ge=1,
+        description="most connections of a worker on which one key or end user follows streams",
+    )
     max_lag_seconds: Seconds = Field(
         0.1, description="how late the event loop may be, on average over a second, until starts are refused"
     )

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, NoReturn
 
 import pytest
@@ -548,6 +549,77 @@ async def test_a_token_has_limits(run: Run) -> None:
             assert (call.status, call.json["error"]["code"]) == (403, "forbidden")
         for made in (one, two):
             await cancel(app, made["stream_id"])
+
+
+async def test_an_owner_has_so_many_readers_and_others_have_theirs(run: Run, log_url: str) -> None:
+    gate = asyncio.Event()
+    async with run(gated(gate)[1], log_url=log_url, max_readers=2) as app:
+        ann, eve = await token(app, user="ann"), await token(app, user="eve")
+        of_ann, of_eve, of_the_key = [await start(app, GRACE, key) for key in (ann, eve, app.key)]
+        url = f"/v1/streams/{of_ann['stream_id']}/events"
+        async with get(app.app, url, ann) as first, get(app.app, of_ann["events_url"]) as second:
+            await first.until(said)
+            await second.until(said)
+            # With the token, with a ticket, after any position, of a stream that there is or not.
+            for refused in (
+                get(app.app, url, ann),
+                get(app.app, of_ann["events_url"]),
+                get(app.app, url, ann, last_event_id="1-1"),
+                get(app.app, "/v1/streams/str_none/events", ann),
+            ):
+                async with refused as call:
+                    await call.finished()
+                    assert (call.status, call.json["error"]["code"]) == (429, "too_many_streams")
+                    assert call.response_headers["retry-after"] == "1"
+            for other, key in ((of_eve, eve), (of_the_key, app.key), (of_ann, app.key)):
+                async with get(app.app, f"/v1/streams/{other['stream_id']}/events", key) as call:
+                    await call.until(said)
+        async with get(app.app, url, ann) as call:
+            await call.until(said)  # their places are free again
+        gate.set()
+
+
+async def test_readers_that_come_at_once_are_no_more_than_there_may_be(run: Run) -> None:
+    gate = asyncio.Event()
+    async with run(gated(gate)[1], max_readers=3) as app:
+        made = await start(app, GRACE)
+        url = f"/v1/streams/{made['stream_id']}/events"
+        async with AsyncExitStack() as stack:
+            calls = [await stack.enter_async_context(get(app.app, url, app.key)) for _ in range(20)]
+            for call in calls:
+                await call.until(lambda call: said(call) or call.complete.is_set())
+            assert sorted(call.status or 0 for call in calls) == [200] * 3 + [429] * 17
+            assert {call.json["error"]["code"] for call in calls if call.status == 429} == {
+                "too_many_streams"
+            }
+        gate.set()
+
+
+async def test_whoever_starts_a_stream_reads_it_beside_the_other_readers(run: Run) -> None:
+    gate = asyncio.Event()
+    async with run(gated(gate)[1], max_readers=1) as app:
+        async with AsyncExitStack() as stack:
+            for _ in range(3):
+                call = await stack.enter_async_context(post(app.app, "/v1/chat/stream", GRACE, app.key))
+                await call.until(said)
+            url = f"/v1/streams/{call.response_headers['x-stream-id']}/events"
+            async with get(app.app, url, app.key) as reader:
+                await reader.until(said)
+        gate.set()
+
+
+async def test_a_repeated_start_is_a_reader_and_one_that_does_not_read_is_none(run: Run) -> None:
+    gate = asyncio.Event()
+    async with run(gated(gate)[1], max_readers=1) as app:
+        made = await start(app, GRACE, idempotency_key="again")
+        async with get(app.app, made["events_url"]) as reader:
+            await reader.until(said)
+            assert (await start(app, GRACE, idempotency_key="again"))["stream_id"] == made["stream_id"]
+            for path in ("/v1/chat/stream", "/v1/chat"):
+                async with post(app.app, path, GRACE, app.key, idempotency_key="again") as call:
+                    await call.finished()
+                    assert (call.status, call.json["error"]["code"]) == (429, "too_many_streams")
+        gate.set()
 
 
 async def test_a_token_ends_with_its_time_or_its_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

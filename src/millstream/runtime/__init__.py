@@ -50,7 +50,12 @@ class Runtime:
             self.event_log,
             self.ledger,
             self.keys,
-            Limits(self.settings.stream_seconds, self.settings.max_streams, self.settings.max_lag_seconds),
+            Limits(
+                self.settings.stream_seconds,
+                self.settings.max_streams,
+                self.settings.max_lag_seconds,
+                self.settings.max_readers,
+            ),
         )
         self.readiness = Readiness(self.database, self.event_log)
         self._exits = AsyncExitStack()

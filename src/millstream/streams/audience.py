@@ -2,10 +2,12 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from millstream.errors import TooManyReaders
 from millstream.events import StreamInfo
 from millstream.logs import READING_LAPSES_SECONDS
 from millstream.messages import Grace, OnDisconnect
@@ -43,6 +45,55 @@ class RemoteStream:
             yield
         finally:
             self._remote_readers.pop(send_away, None)
+
+
+class Readers:
+    """The connections of this worker that follow streams, by who reads: ``most`` of one owner.
+
+    Whoever started a stream and reads its first response is not counted: how many streams run is bounded
+    already, and a server that starts streams for everybody with one key has as many such readers.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: Counter[str] = Counter()
+
+    def check(self, owner_id: str) -> None:
+        """Raises ``TooManyReaders`` where there is no place left."""
+        if self._open[owner_id] >= self._most:
+            raise TooManyReaders(self._most)
+
+    @contextmanager
+    def place(self, owner_id: str) -> Generator[None]:
+        """To be held while the owner reads. Raises ``TooManyReaders``."""
+        self.check(owner_id)
+        self._open[owner_id] += 1
+        try:
+            yield
+        finally:
+            self._open[owner_id] -= 1
+            if not self._open[owner_id]:
+                del self._open[owner_id]
+
+
+class FollowedStream:
+    """A stream for a reader who did not start it: ``reading`` takes one of the places of ``owner_id``, and
+    raises ``TooManyReaders`` where there is none.
+    """
+
+    def __init__(self, source: ReadableStream, readers: Readers, owner_id: str) -> None:
+        self._source = source
+        self._readers = readers
+        self._owner_id = owner_id
+
+    @property
+    def info(self) -> StreamInfo:
+        return self._source.info
+
+    @contextmanager
+    def reading(self, send_away: SendAway) -> Generator[None]:
+        with self._readers.place(self._owner_id), self._source.reading(send_away):
+            yield
 
 
 class Audience:

@@ -21,7 +21,7 @@ from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Receipt
 from millstream.logs import EventLog, Signal, StreamState
 from millstream.messages import ChatRequest
-from millstream.streams.audience import ReadableStream, RemoteStream, SendAway
+from millstream.streams.audience import FollowedStream, ReadableStream, Readers, RemoteStream, SendAway
 from millstream.streams.pressure import Pressure
 from millstream.streams.producer import Producer
 from millstream.streams.upkeep import Upkeep
@@ -34,13 +34,15 @@ _LOOK_SECONDS = 0.05  # between two looks, where another worker settles it
 
 
 class Limits(Struct, frozen=True):
-    """``seconds`` is the longest a stream may take, ``streams`` how many may run on this worker, and
-    ``lag_seconds`` how late its event loop may be until starts are refused.
+    """``seconds`` is the longest a stream may take, ``streams`` how many may run on this worker,
+    ``lag_seconds`` how late its event loop may be until starts are refused, and ``readers`` how many
+    connections of one owner may follow streams here.
     """
 
     seconds: float = 900
     streams: int = 10_000
     lag_seconds: float = 0.1
+    readers: int = 1_000
 
 
 class FoundStream(Struct, frozen=True):
@@ -69,6 +71,7 @@ class Streams:
         self._running: dict[str, Producer] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._remote_readers: dict[SendAway, str] = {}
+        self._readers = Readers(self._limits.readers)
         self._open: Counter[str] = Counter()  # by owner, of those with a token's limit
         self._full: dict[str, float] = {}  # owners who had all their streams open, and until when that counts
         self._upkeep = Upkeep(event_log, ledger, keys, self._running, self._remote_readers.values)
@@ -162,7 +165,7 @@ class Streams:
             try:
                 await asyncio.shield(producer.opened)
             except Claimed as claimed:
-                return (await self.follow(principal, claimed.stream_id)).source
+                return (await self._find(principal, claimed.stream_id)).source
             except asyncio.CancelledError:
                 with producer.reading():
                     pass  # whoever asked for it has come and gone
@@ -171,9 +174,13 @@ class Streams:
         return producer
 
     async def follow(self, principal: Principal, stream_id: str) -> FoundStream:
-        """Finds a stream to read. Raises ``NotFound`` where it is not the principal's or not at all,
-        ``StreamGone``, ``Overloaded``.
+        """Finds a stream to read. Raises ``TooManyReaders`` before it looks, here and when the source is
+        read, ``NotFound`` where it is not the principal's or not at all, ``StreamGone``, ``Overloaded``.
         """
+        self._readers.check(principal.owner_id)
+        return await self._find(principal, stream_id)
+
+    async def _find(self, principal: Principal, stream_id: str) -> FoundStream:
         state: StreamState | None = None
         with suppress(StreamGone):
             state = await self._log.state(stream_id)
@@ -185,7 +192,8 @@ class Streams:
                 "the events of this stream are no longer kept; its receipt is at /v1/streams/{id}"
             )
         remote = RemoteStream(state.info, self._remote_readers)
-        return FoundStream(self._running.get(stream_id) or remote, state)
+        source = self._running.get(stream_id) or remote
+        return FoundStream(FollowedStream(source, self._readers, principal.owner_id), state)
 
     async def receipt(self, principal: Principal, stream_id: str) -> Receipt:
         """The last one, where the stream's end can be seen already and it is settled soon. Raises
