@@ -289,7 +289,7 @@ def usage(
 
 def _with_database(data_dir: Path | None, work: Callable[[Any], Coroutine[Any, Any, Result]]) -> Result:
     """Runs ``work`` on the database that the settings name."""
-    from millstream.database import Database
+    from millstream.database import Database, DatabaseAway
     from millstream.settings import Settings
 
     settings = Settings.load(**({} if data_dir is None else {"data_dir": data_dir}))
@@ -297,6 +297,8 @@ def _with_database(data_dir: Path | None, work: Callable[[Any], Coroutine[Any, A
     db.migrate()
     try:
         return asyncio.run(work(db))
+    except DatabaseAway as error:
+        raise ConfigurationError(f"the database does not work: {error}") from error
     finally:
         db.close()
 

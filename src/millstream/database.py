@@ -226,6 +226,8 @@ class Database:
             raise ConfigurationError(
                 "the database was made by a newer version of Millstream; use that one"
             ) from error
+        except sa.exc.DBAPIError as error:
+            raise ConfigurationError(f"cannot bring the database up to date: {in_words(error)}") from error
 
     def _mend_modes(self) -> None:
         if self._engine.dialect.name != "sqlite":

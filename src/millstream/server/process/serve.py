@@ -9,13 +9,14 @@ import resource
 import socket
 import sys
 import threading
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import cast
 
 import uvicorn
+from fastapi import FastAPI
 from msgspec import Struct
 from rich.console import Console
 from rich.markup import escape
@@ -27,7 +28,7 @@ from millstream.server.process import collector
 from millstream.server.process.acceptor import Acceptor
 from millstream.server.process.connections import Bounds, Connections
 from millstream.server.process.http import Connection as HttpConnection
-from millstream.server.process.supervisor import Supervisor
+from millstream.server.process.supervisor import CANNOT_WORK, Supervisor
 from millstream.server.routes import pages
 from millstream.settings import Settings
 from millstream.version import __version__
@@ -88,18 +89,25 @@ def _work(
     if ready is not None:
         os.setsid()
     try:
-        millstream = Millstream(settings)
+        _run(ready, settings, listener, banner)
     except ConfigurationError as error:
         if ready is None:
             raise
         print(f"millstream: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(CANNOT_WORK) from None
+
+
+def _run(
+    ready: Connection | None, settings: Settings, listener: socket.socket, banner: _Banner | None
+) -> None:
+    millstream = Millstream(settings)
+    app = create_app(millstream)
     config = uvicorn.Config(
-        create_app(millstream),
+        app,
         loop="uvloop",
         http="httptools",
         ws="none",
-        lifespan="on",
+        lifespan="off",  # _Server enters it: uvicorn would log a traceback of what the operator can mend
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -109,10 +117,8 @@ def _work(
         timeout_graceful_shutdown=5,
     )
     connections = Connections(_raise_descriptors(), Bounds.for_bodies(settings.max_body_bytes))
-    server = _Server(config, connections, millstream, listener, banner, ready)
+    server = _Server(config, connections, millstream, app, listener, banner, ready)
     server.run(sockets=[listener])
-    if not server.started:
-        raise ConfigurationError("the server did not start; its log says why")
 
 
 def _raise_descriptors() -> int:
@@ -180,6 +186,7 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         connections: Connections,
         millstream: Millstream,
+        app: FastAPI,
         listener: socket.socket,
         banner: _Banner | None,
         ready: Connection | None,
@@ -189,25 +196,36 @@ class _Server(uvicorn.Server):
         self._banner = banner
         self._ready = ready
         self._millstream = millstream
+        self._app = app
         self._listener = listener
         self._temporary_key_id: str | None = None
         self._hurry = asyncio.Event()
         self._collecting: asyncio.Task[None] | None = None
+        self._lifespan = AsyncExitStack()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Raises ``ConfigurationError`` where the operator has to mend something, whichever part says so."""
+        try:
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(self._millstream.lifespan(self._app))
+                await self._serve_from_now_on()
+                self._lifespan = stack.pop_all()
+        except DatabaseAway as error:
+            raise ConfigurationError(f"the database does not work: {error}") from error
+
+    async def _serve_from_now_on(self) -> None:
         await super().startup(sockets=[])
-        if self.started:
-            most = self._connections.most_a_turn
-            self.servers = [cast("asyncio.Server", Acceptor(self._listener, self._make_protocol, most))]
-            if self._banner is not None:
-                await self._announce(self._banner)
-            if self._ready is not None:
-                self._ready.send("ready")
-                self._follow_parent()
-            collector.freeze()
-            self._collecting = asyncio.create_task(
-                collector.collect_after_rushes(self._millstream), name="collector"
-            )
+        most = self._connections.most_a_turn
+        self.servers = [cast("asyncio.Server", Acceptor(self._listener, self._make_protocol, most))]
+        if self._banner is not None:
+            await self._announce(self._banner)
+        if self._ready is not None:
+            self._ready.send("ready")
+            self._follow_parent()
+        collector.freeze()
+        self._collecting = asyncio.create_task(
+            collector.collect_after_rushes(self._millstream), name="collector"
+        )
 
     def _make_protocol(self) -> asyncio.Protocol:
         return HttpConnection(self._connections, self.config, self.server_state, self.lifespan.state)
@@ -250,6 +268,7 @@ class _Server(uvicorn.Server):
                 async with asyncio.timeout(_REVOKE_SECONDS):
                     await self._millstream.keys.revoke(self._temporary_key_id)
         await super().shutdown(sockets)
+        await self._lifespan.aclose()
 
     async def _announce(self, banner: _Banner) -> None:
         """The banner: where, with which key, which models, and why not others."""

@@ -20,6 +20,8 @@ from millstream.errors import ConfigurationError
 
 log = logging.getLogger("millstream.server")
 
+CANNOT_WORK = 2  # the exit code
+
 _spawn = multiprocessing.get_context("spawn")
 _RESTART_SECONDS = (0.5, 10.0)
 _STEADY_SECONDS = 30.0  # a worker that lived for so long was well
@@ -50,7 +52,8 @@ class _Worker:
 
 class Supervisor:
     """Runs ``count`` workers, of which the very first is ``first`` and all others are ``target``. Each gets a
-    pipe to report to when it serves. ``close`` is called when no more connections are to be taken.
+    pipe to report to when it serves, and exits with ``CANNOT_WORK`` where the operator has to mend something,
+    which it has said. ``close`` is called when no more connections are to be taken.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Supervisor:
             self._wait()
         if not first.ready and not self._asked:
             first.process.join()
+            if first.process.exitcode == CANNOT_WORK:
+                raise SystemExit(CANNOT_WORK)  # it has said why
             raise ConfigurationError("the server did not start; its log says why")
         while not (self._asked and not self._alive()):
             if self._told < self._asked:
