@@ -442,6 +442,38 @@ async def test_a_revoked_key_ends_its_running_streams(run: Run) -> None:
         assert call.frames[-1]["error"]["code"] == "unauthorized"
 
 
+class Leaver(Exchange):
+    """Whoever leaves at once, without what the other one waits for beside it."""
+
+    async def _receive(self) -> Message:
+        if not self._body_sent:
+            return await super()._receive()
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+
+async def test_leaving_reaches_the_provider_within_three_turns_of_the_loop(run: Run) -> None:
+    """On a busy worker a turn takes 20 ms and more."""
+    left = asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    async with run(scripted(m=[TextDelta("Hello"), wait])) as app:
+        start = post(app.app, "/v1/chat/stream", BODY, app.key)
+        async with Leaver(start.app, start.method, start.path, start.headers, start.body) as call:
+            await call.until(lambda c: c.text == "Hello")
+            call.leave()
+            turns = 0
+            while not left.is_set():
+                await asyncio.sleep(0)
+                turns += 1
+            assert turns <= 4  # the first one is this test's own
+
+
 async def test_no_more_streams_run_than_there_may(run: Run) -> None:
     script: Script = [TextDelta("Hello"), asyncio.Event().wait]
     async with run(scripted(m=script), max_streams=1) as app:

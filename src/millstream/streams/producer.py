@@ -56,6 +56,7 @@ from millstream.logs import EventLog
 from millstream.messages import ChatRequest
 from millstream.prices import Price
 from millstream.streams.audience import Audience, SendAway
+from millstream.streams.cancel_scope import CancelScope
 from millstream.streams.parts import Assembler
 from millstream.streams.tally import Tally
 from millstream.usage import Bill, Usage
@@ -104,7 +105,8 @@ class Producer:
         self._limit_seconds = limit_seconds
         self._assembler = Assembler()
         self._tally = Tally(info.stream_id, self._assembler, request.messages, model.encoding, price)
-        self._scope: asyncio.Timeout | None = None
+        self._scope = CancelScope()
+        self._clock: asyncio.Timeout | None = None  # while the scope is entered
         self._stop: _Stop | None = None
         self._settlement: Settlement | None = None  # from ENDING on
         self._first_event_at: float | None = None
@@ -119,11 +121,12 @@ class Producer:
         """Closes the provider at once. The stream ends ``cancelled``, or failed with ``because``."""
         if self._stop is not None or self.is_ending:
             return
-        if self._scope is not None:
-            if self._scope.expired():
+        if self._clock is not None:
+            if self._clock.expired():
                 return  # the total clock was first
-            self._scope.reschedule(asyncio.get_running_loop().time())
+            self._clock.reschedule(None)
         self._stop = _Stop(because)
+        self._scope.cancel()
 
     async def run(self) -> None:
         """Produces the stream to its end and settles it. Raises nothing but cancellation, which only
@@ -193,24 +196,25 @@ class Producer:
     async def _relay(self) -> None:
         """From the provider to the terminal event, whatever happens on the way."""
         try:
-            # One scope for both ways to be stopped from outside: the total clock is its deadline,
-            # and a cancel moves that deadline to now.
-            async with asyncio.timeout(self._limit_seconds) as scope:
-                self._scope = scope
+            # Two ways to be stopped from outside, of which the first takes effect: the total clock and a
+            # cancel.
+            async with asyncio.timeout(self._limit_seconds) as clock:
+                self._clock = clock
                 try:
-                    if self._stop is None:
-                        await self._produce()
+                    with self._scope:
+                        if self._stop is None:
+                            await self._produce()
                 finally:
-                    self._scope = None
+                    self._clock = None
         except MillstreamError as error:
             await self._fail(error)
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled():
                 raise
-            if not scope.expired():
-                await self._fail(fault(log, self.info.stream_id, error))
-            elif self._stop is None:
+            if self._stop is None and clock.expired():
                 await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"))
+            elif self._stop is None:
+                await self._fail(fault(log, self.info.stream_id, error))
         if self._stop is not None:
             if self._stop.because is None:
                 await self._end("cancelled", "cancelled")

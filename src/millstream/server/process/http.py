@@ -107,13 +107,20 @@ class Connection(HttpToolsProtocol):
         if self._counts_as_refused:
             self._all.refused()
         super().connection_lost(exc)
-        # (3) uvicorn tells the newest request only.
+        self._tell_who_runs()
+        self.pipeline.clear()
+        self._polite.let_go()
+
+    def eof_received(self) -> None:
+        """The transport closes now; ``connection_lost`` comes a turn of the loop later."""
+        self._tell_who_runs()
+
+    def _tell_who_runs(self) -> None:
+        """That the client has left (3). uvicorn tells the newest request only."""
         running = self._running
         if running is not None and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
-        self.pipeline.clear()
-        self._polite.let_go()
 
     def data_received(self, data: bytes) -> None:
         size, running = len(data), self._running

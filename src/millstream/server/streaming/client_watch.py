@@ -5,6 +5,8 @@ from types import TracebackType
 
 from starlette.types import Receive
 
+from millstream.streams.cancel_scope import CancelScope
+
 
 class ClientWatch:
     """Waits for the client's disconnect, in a task, from when it is made until ``stop``.
@@ -16,10 +18,10 @@ class ClientWatch:
 
     def __init__(self, receive: Receive) -> None:
         self.sent_away = False  # the body was cancelled, and its client is still there
-        self._leaving = asyncio.create_task(_disconnected(receive))
-        self._leaving.add_done_callback(self._left)
-        self._scope: asyncio.Timeout | None = None
+        self._left = False
+        self._scope = CancelScope()
         self._served = False
+        self._leaving = asyncio.create_task(self._watch(receive))
 
     def send_away(self) -> None:
         """Ends the response early, so that its client comes back to another worker."""
@@ -33,33 +35,26 @@ class ClientWatch:
         self._leaving.cancel()
 
     async def __aenter__(self) -> "ClientWatch":
-        self._scope = asyncio.timeout(None)
-        await self._scope.__aenter__()
-        if self._leaving.done():
+        self._scope = CancelScope()
+        self._scope.__enter__()
+        if self._left:
             self._end()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        assert self._scope is not None
-        scope, self._scope = self._scope, None
-        try:
-            await scope.__aexit__(kind, error, trace)
-        except TimeoutError:
-            self.sent_away = not self._leaving.done()
-            return True
-        return False
+        swallowed = self._scope.__exit__(kind, error, trace)
+        if swallowed:
+            self.sent_away = not self._left
+        return swallowed
 
-    def _left(self, leaving: asyncio.Task[None]) -> None:
-        if not leaving.cancelled():
-            self._end()
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self._end()
 
     def _end(self) -> None:
-        if self._scope is not None and not (self._served or self._scope.expired()):
-            self._scope.reschedule(asyncio.get_running_loop().time())
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        if not self._served:
+            self._scope.cancel()
