@@ -2,25 +2,31 @@
 
 import asyncio
 import json
+import re
 import ssl
-from contextlib import aclosing
+from collections.abc import Sequence
+from contextlib import aclosing, nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trustme
 
 from descriptors import no_descriptors
 from millstream.errors import ProviderError
-from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
+from millstream.events import File, ReasoningDelta, RefusalDelta, TextDelta
 from millstream.messages import ChatRequest
-from millstream.providers import Finish, Produced, ToolCallPiece
+from millstream.providers import Finish, Produced, ToolCallPiece, UsageReport
+from millstream.providers.clocks import Clocks
+from millstream.providers.known import Quirks
 from millstream.providers.openai import OpenAIProvider
-from millstream.providers.upstream import Clocks, Upstream
+from millstream.providers.upstream import Upstream
 from millstream.usage import Usage
 from oracle import Handler, Request, oracle
 
 RECORDINGS = Path(__file__).parent / "recordings"
+OPENAI_WORDS = ("", "stop", "length", "tool_calls", "function_call", "content_filter")
 REQUEST = ChatRequest.model_validate({"messages": [{"role": "user", "content": "Hello"}]})
 
 
@@ -61,34 +67,74 @@ def recordings() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", recordings(), ids=lambda p: p.stem)
-@pytest.mark.parametrize("size", [1, 7, 100_000], ids=["bytes", "pieces", "whole"])
+@pytest.mark.parametrize("size", [1, 7, 1_000_000], ids=["bytes", "pieces", "whole"])
 async def test_a_recorded_stream_is_read(path: Path, size: int) -> None:
     recording = json.loads(path.read_text(encoding="utf-8"))
     data = recording["stream"].encode()
+    if size == 1 and len(data) > 10_000:
+        size = 101
 
     async def handler(request: Request) -> None:
-        await request.head()
+        lines = [f"HTTP/1.1 {recording.get('status', 200)} X", "transfer-encoding: chunked"]
+        lines += recording.get("headers", ["content-type: text/event-stream"])
+        await request.raw("\r\n".join(lines).encode() + b"\r\n\r\n")
         for start in range(0, len(data), size):
             await request.chunk(data[start : start + size])
-        await request.end()
+        if how := recording.get("end"):
+            request.cut(reset=how == "reset")
+        else:
+            await request.end()
 
     produced = await produce(handler)
-    finish = produced[-1]
-    assert isinstance(finish, Finish)
     expected = recording["expected"]
-    assert "".join(p.text for p in produced if isinstance(p, TextDelta)) == expected["text"]
-    assert "".join(p.text for p in produced if isinstance(p, ReasoningDelta)) == expected.get("reasoning", "")
-    assert "".join(p.text for p in produced if isinstance(p, RefusalDelta)) == expected.get("refusal", "")
-    calls: dict[int, dict[str, str]] = {}
+    assert found(produced) == {name: expected.get(name, value) for name, value in found([]).items()} | {
+        name: value for name, value in expected.items() if name != "error"
+    }
+    last = produced[-1]
+    if "error" in expected:
+        assert isinstance(last, ProviderError)
+        assert {name: getattr(last, name) for name in expected["error"]} == expected["error"]
+        # No HTTP status is named that nobody sent.
+        assert "HTTP" not in str(last)
+    else:
+        assert isinstance(last, Finish)
+
+
+def found(produced: Sequence[Produced | ProviderError]) -> dict[str, object]:
+    """What a recording says that has to come of it. An id of ours is "*"."""
+    calls: dict[int, dict[str, object]] = {}
     for piece in produced:
         if isinstance(piece, ToolCallPiece):
-            call = calls.setdefault(piece.index, {"id": piece.call_id, "name": piece.name, "arguments": ""})
-            call["arguments"] += piece.arguments
-    assert list(calls.values()) == expected.get("tool_calls", [])
-    assert finish.reason == expected["finish_reason"]
-    assert finish.usage == (
-        Usage(**expected["usage"], source="provider_final") if "usage" in expected else None
+            begun: dict[str, object] = {"id": piece.call_id, "name": piece.name, "arguments": ""}
+            if re.fullmatch("call_[0-9a-f]{24}", piece.call_id):
+                begun["id"] = "*"
+            if piece.extra_content:
+                begun["extra_content"] = piece.extra_content
+            call = calls.setdefault(piece.index, begun)
+            call["arguments"] = f"{call['arguments']}{piece.arguments}"
+    finish = produced[-1] if produced and isinstance(produced[-1], Finish) else None
+    reports = [item for item in produced if isinstance(item, UsageReport)]
+    failed = bool(produced) and finish is None
+    usage = finish.usage if finish else reports[-1].usage if failed and reports else None
+    counts = (
+        {}
+        if usage is None
+        else {k: v for k, v in msgspec.structs.asdict(usage).items() if v or k == "prompt_tokens"}
     )
+    if finish and usage:
+        assert counts.pop("source") == "provider_final"
+    cost = reports[-1].cost if reports else None
+    return {
+        "text": "".join(p.text for p in produced if isinstance(p, TextDelta)),
+        "reasoning": "".join(p.text for p in produced if isinstance(p, ReasoningDelta)),
+        "refusal": "".join(p.text for p in produced if isinstance(p, RefusalDelta)),
+        "files": [msgspec.structs.asdict(p) for p in produced if isinstance(p, File)],
+        "tool_calls": list(calls.values()),
+        "finish_reason": finish.reason if finish else None,
+        **({"word": finish.word} if finish and finish.word not in OPENAI_WORDS else {}),
+        "usage": counts or None,
+        "cost": None if cost is None else str(cost),
+    }
 
 
 async def test_the_request_asks_for_usage_and_nothing_of_ours_is_in_it() -> None:
@@ -122,6 +168,50 @@ async def test_the_request_asks_for_usage_and_nothing_of_ours_is_in_it() -> None
     assert headers["accept-encoding"] == "identity"
 
 
+async def test_what_a_provider_does_differently_is_in_the_request() -> None:
+    seen: dict[str, Any] = {}
+
+    async def handler(request: Request) -> None:
+        seen.update(request.json)
+        await request.head()
+        await request.finish()
+
+    quirks = Quirks(stream_options=False, renamed={"max_tokens": "most", "seed": "s"}, refused=("user",))
+    request = ChatRequest.model_validate(
+        {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5, "seed": 1, "user": "u"}
+    )
+    async with oracle(handler) as server:
+        asked = OpenAIProvider("p", server.base_url, Upstream("p", {}), quirks=quirks)
+        assert [batch async for batch in asked.stream(request, "m")]
+        await asked.close()
+    del seen["messages"]
+    assert seen == {"model": "m", "most": 5, "s": 1, "stream": True}
+
+
+async def test_what_a_provider_says_differently_can_be_set() -> None:
+    quirks = Quirks(
+        ends={"wound_up": "length", "gave_up": "failed"}, cached_at="cache.read", models_path="all"
+    )
+    words = ["wound_up", "gave_up"]
+
+    async def handler(request: Request) -> None:
+        if request.path == "/v1/all":
+            return await request.answer(200, ["a"])
+        await request.head()
+        usage = {"prompt_tokens": 9, "completion_tokens": 1, "cache": {"read": 4}}
+        await request.event(chunk({"content": "a"}, words.pop(0), usage=usage))
+        return await request.end()
+
+    async with oracle(handler) as server:
+        asked = OpenAIProvider("p", server.base_url, Upstream("p", {}), quirks=quirks)
+        assert await asked.models() == ["a"]
+        *_, finish = [item async for batch in asked.stream(REQUEST, "m") for item in batch]
+        assert finish == Finish("length", Usage(9, 1, "provider_final", 4), "wound_up")
+        with pytest.raises(ProviderError, match="reported an error"):
+            assert [batch async for batch in asked.stream(REQUEST, "m")]
+        await asked.close()
+
+
 async def test_only_the_first_of_several_choices_is_taken() -> None:
     async def handler(request: Request) -> None:
         await request.head()
@@ -140,7 +230,7 @@ async def test_a_finish_reason_and_a_clean_end_are_an_end_without_done() -> None
         await request.event(chunk(finish="length"))
         await request.end()
 
-    assert (await produce(handler))[-1] == Finish("length", None)
+    assert (await produce(handler))[-1] == Finish("length", None, "length")
 
 
 async def test_an_empty_answer_is_an_answer() -> None:
@@ -148,7 +238,7 @@ async def test_an_empty_answer_is_an_answer() -> None:
         await request.head()
         await request.finish()
 
-    assert await produce(handler) == [Finish("stop", None)]
+    assert await produce(handler) == [Finish("stop", None, "stop")]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +253,7 @@ async def test_an_empty_answer_is_an_answer() -> None:
             None,
         ),
         ([{"prompt_tokens": 5, "completion_tokens": 10**12}], None),
-        ([{"prompt_tokens": True, "completion_tokens": 1}], None),
+        ([{"prompt_tokens": True, "completion_tokens": 1}], (0, 1)),
         ([{"prompt_tokens": 1.5, "completion_tokens": "x"}], None),
         ([[1, 2]], None),
         (["nonsense"], None),
@@ -347,13 +437,64 @@ async def test_a_known_reason_is_told_in_our_words() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("value", "seconds"), [("7", 7), ("1.5", 2), ("999999", 3600), ("Wed, 21 Oct 2026 07:28:00 GMT", None)]
-)
+@pytest.mark.parametrize(("value", "seconds"), [("7", 7), ("1.5", 2), ("999999", 3600), ("soon", None)])
 async def test_the_providers_retry_after_is_kept(value: str, seconds: int | None) -> None:
     error = (await produce(status(429, None, f"retry-after: {value}")))[-1]
     assert isinstance(error, ProviderError)
     assert error.retry_after_seconds == seconds
+
+
+async def test_a_date_to_retry_after_is_told_by_the_providers_own_clock() -> None:
+    error = (
+        await produce(
+            status(
+                503,
+                None,
+                "date: Wed, 21 Oct 2015 07:28:00 GMT",
+                "retry-after: Wed, 21 Oct 2015 07:28:30 GMT",
+            )
+        )
+    )[-1]
+    assert isinstance(error, ProviderError)
+    assert (error.code, error.retry_after_seconds) == ("upstream_error", 30)
+
+
+async def test_milliseconds_to_retry_after_are_more_exact() -> None:
+    error = (await produce(status(429, None, "retry-after: 20", "retry-after-ms: 1500")))[-1]
+    assert isinstance(error, ProviderError)
+    assert error.retry_after_seconds == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "error_code", "words"),
+    [
+        (403, {"error": {"code": "unsupported_country_region_territory"}}, "upstream_refused", "region"),
+        (403, {"error": {"code": 403, "metadata": {"reasons": ["x"]}}}, "upstream_refused", "content filter"),
+        (403, {"error": {"message": "no"}}, "upstream_refused", "may not do this"),
+        (402, {"error": {"message": "no"}}, "upstream_refused", "quota is used up"),
+        (404, b"<html>not here</html>", "upstream_refused", "base URL"),
+        (404, {"detail": "Not Found"}, "upstream_refused", "base URL"),
+        (404, {"error": {"message": "Invalid URL (POST /v1/v1/chat)"}}, "upstream_refused", "base URL"),
+        (404, {"error": "model 'x' not found, try pulling it first"}, "model_not_found", "no such model"),
+        (404, {"object": "error", "type": "NotFoundError", "code": 404}, "model_not_found", "no such model"),
+        (429, {"error": {"code": "insufficient_quota"}}, "upstream_refused", "quota is used up"),
+        (429, {"error": {"type": "tokens", "code": "rate_limit_exceeded"}}, "upstream_rate_limited", "limit"),
+        (400, {"error": {"type": "invalid_request_error"}}, "upstream_refused", "HTTP 400"),
+        (400, [{"error": {"code": 400, "status": "INVALID_ARGUMENT"}}], "upstream_refused", "HTTP 400"),
+        (413, b"", "upstream_refused", "longer"),
+        (503, {"error": {"type": "overloaded_error"}}, "upstream_error", "overloaded"),
+        (500, {"error": {"type": "invalid_request_error"}}, "upstream_error", "HTTP 500"),
+    ],
+)
+async def test_a_refusal_is_said_as_what_it_is(code: int, body: object, error_code: str, words: str) -> None:
+    async def refuse(request: Request) -> None:
+        await request.answer(code, body)
+
+    error = (await produce(refuse))[-1]
+    assert isinstance(error, ProviderError)
+    assert error.code == error_code
+    assert words in str(error)
+    assert not error.accepted
 
 
 async def test_text_before_a_cut_is_kept_whatever_the_byte(tmp_path: Path) -> None:
@@ -405,6 +546,62 @@ async def test_silence_ends_when_its_clock_does(handler: Handler, clocks: dict[s
         error = (await produce(handler, REQUEST, **clocks))[-1]
     assert isinstance(error, ProviderError)
     assert error.code == "upstream_timeout"
+
+
+async def role_then_silence(request: Request) -> None:
+    await request.head()
+    await request.event(chunk({"role": "assistant", "content": ""}))
+    await asyncio.Event().wait()
+
+
+async def test_who_thinks_in_silence_has_the_clock_of_the_first_content() -> None:
+    async def think(request: Request) -> None:
+        await request.head()
+        await request.event(chunk({"role": "assistant", "content": ""}))
+        await asyncio.sleep(0.5)
+        await request.say("a")
+        await request.finish()
+
+    produced = await produce(think, idle=0.1)
+    assert isinstance(produced[-1], Finish)
+    error = (await produce(role_then_silence, first_content=0.2))[-1]
+    assert isinstance(error, ProviderError)
+    assert str(error) == "provider 'p' did not begin its answer in 0.2 s"
+
+
+@pytest.mark.parametrize("ping", [b": still here\n\n", b"event: ping\ndata: {}\n\n"])
+@pytest.mark.parametrize("documented", [True, False])
+async def test_pings_are_signs_of_life_where_they_are_documented(ping: bytes, documented: bool) -> None:
+    async def handler(request: Request) -> None:
+        await request.head()
+        await request.say("a")
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            await request.chunk(ping)
+        await request.finish()
+
+    async with oracle(handler) as server:
+        upstream = Upstream("p", {}, Clocks(idle=0.5), pings=documented)
+        asked = OpenAIProvider("p", server.base_url, upstream)
+        expected = nullcontext() if documented else pytest.raises(ProviderError, match="was silent for")
+        with expected:
+            batches = [batch async for batch in asked.stream(REQUEST, "m")]
+            assert isinstance(batches[-1][-1], Finish)
+        await asked.close()
+
+
+async def test_an_answer_that_is_complete_does_not_wait_for_its_form() -> None:
+    """Finish reason and usage are there; [DONE] and the end of the connection are not."""
+
+    async def handler(request: Request) -> None:
+        await request.head()
+        await request.event(
+            chunk({"content": "a"}, "stop", usage={"prompt_tokens": 1, "completion_tokens": 1})
+        )
+        await asyncio.Event().wait()
+
+    produced = await produce(handler, idle=0.1)
+    assert produced[-1] == Finish("stop", Usage(1, 1, "provider_final"), "stop")
 
 
 async def test_headers_do_not_start_the_clock_of_the_first_byte_anew() -> None:
@@ -528,13 +725,23 @@ async def test_a_server_that_keeps_the_connection_open_after_done_does_not_delay
     async with oracle(handler) as server:
         asked = provider(server.base_url)
         async with asyncio.timeout(2), aclosing(asked.stream(REQUEST, "m")) as batches:
-            assert (await anext(batches))[-1] == Finish("stop", None)
+            assert (await anext(batches))[-1] == Finish("stop", None, "stop")
         await asked.close()
 
 
-async def test_models_are_asked_for() -> None:
+@pytest.mark.parametrize(
+    "listing",
+    [
+        {"object": "list", "data": [{"id": "a"}, {"id": "b"}]},
+        [{"id": "a"}, {"id": None}, None, {"id": "b"}],
+        {"models": [{"name": "models/a"}, {"name": "models/b"}]},
+        ["a", "b"],
+    ],
+)
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+async def test_models_are_asked_for(listing: object, content_type: str) -> None:
     async def handler(request: Request) -> None:
-        await request.answer(200, {"data": [{"id": "a"}, {"id": "b"}]})
+        await request.answer(200, listing, [f"content-type: {content_type}"])
 
     async with oracle(handler) as server:
         asked = provider(server.base_url)

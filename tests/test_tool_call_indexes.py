@@ -17,7 +17,7 @@ from millstream.streams.parts import Assembler
 from oracle import Request, oracle
 
 REQUEST = ChatRequest(messages=[ChatMessage(role="user", content="Hello")])
-WRONG = [-1, -(2**63), 1000, 2**31, 2**63 - 1, 2**64, 10**30, True, False, 1.5, "1", [1], {}]
+WRONG = [-1, -(2**63), 1000, 2**31, 2**63 - 1, 2**64, 10**30, True, False, 1.5, "x", "1000", [1], {}]
 
 
 async def pieces(*calls: dict[str, object]) -> list[int] | str:
@@ -54,14 +54,16 @@ async def test_an_index_that_cannot_be_is_an_upstream_error(index: object) -> No
 
 @pytest.mark.parametrize("index", [0, 1, MAX_TOOL_CALLS - 1])
 async def test_an_index_that_can_be_is_taken(index: int) -> None:
-    assert await pieces(call("a", index=index)) == [index]
+    """It only tells calls apart: what goes out is numbered from 0."""
+    assert await pieces(call("a", index=index)) == [0]
+    assert await pieces(call("a", index=index), call("b", index=str(index))) == [0, 1]
 
 
 async def test_calls_without_an_index_are_no_more_than_those_with_one() -> None:
     calls = [call(f"call_{i}") for i in range(MAX_TOOL_CALLS)]
     assert await pieces(*calls) == list(range(MAX_TOOL_CALLS))
     assert await pieces(*calls, call("one too many")) == "upstream_error"
-    assert await pieces({"function": {"arguments": "{"}}, call("a"), call("b")) == [0, 0, 1]
+    assert await pieces({"function": {"arguments": "{"}}, call("a"), call("b")) == [0, 1]
 
 
 @pytest.mark.parametrize("index", [-1, MAX_TOOL_CALLS, True, 1.0, None, "1"], ids=repr)

@@ -11,8 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from millstream.providers.known import Quirks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,7 +58,8 @@ def command_line() -> str:
 
 
 def settings_reference() -> str:
-    from millstream.settings import PriceSettings, ProviderSettings, Settings
+    from millstream.providers.known import KNOWN
+    from millstream.settings import PriceSettings, ProviderSettings, QuirkSettings, Settings
 
     def table(model: type[BaseModel], name: Callable[[str], str]) -> str:
         rows = ["| setting | default | meaning |", "|---|---|---|"]
@@ -72,13 +77,69 @@ def settings_reference() -> str:
         + table(Settings, lambda field: f"MILLSTREAM_{field.upper()}")
         + "\n\n## Providers\n\nThese variables make a provider ready by themselves: `OPENAI_API_KEY` (with "
         "`OPENAI_BASE_URL` for any other server that speaks its protocol; then the key may be left out), "
-        "`GROQ_API_KEY`, `OPENROUTER_API_KEY`, `MISTRAL_API_KEY`, `DEEPSEEK_API_KEY`, `TOGETHER_API_KEY`, "
-        "`XAI_API_KEY`, and `AZURE_OPENAI_ENDPOINT` with `AZURE_OPENAI_API_KEY`. Others are sections "
+        + "".join(f"`{known.variable}`, " for known in KNOWN if known.name != "openai")
+        + "and `AZURE_OPENAI_ENDPOINT` with `AZURE_OPENAI_API_KEY`. Others are sections "
         "`[providers.<name>]` of the file:\n\n"
         + table(ProviderSettings, str)
+        + "\n\n### Quirks\n\nSections `[providers.<name>.quirks]`, for a server that nobody here knows; what "
+        "is known of the others is in [providers](providers.md):\n\n"
+        + table(QuirkSettings, str)
         + '\n\n## Prices\n\nSections `[prices."<model>"]`, in US dollars per million tokens; they win '
         "over the list prices that ship with Millstream:\n\n" + table(PriceSettings, str) + "\n"
     )
+
+
+def providers_reference() -> str:
+    """What is known of providers, and what each word of theirs means."""
+    from millstream.providers.endings import ERRORS, FAILED_FINISHES, FINISH_REASONS
+    from millstream.providers.known import KNOWN
+
+    def words(text: str) -> str:
+        return " ".join(f"`{word}`" for word in text.split())
+
+    rows = ["| provider | ready by | asked at | does differently |", "|---|---|---|---|"]
+    for known in KNOWN:
+        variables = " or ".join(f"`{name}`" for name in (known.variable, known.url_variable) if name)
+        rows.append(f"| {known.name} | {variables} | `{known.base_url}` | {_quirks(known.quirks)} |")
+    ends = ["| finish reason | the provider's words |", "|---|---|"]
+    ends += [f"| `{reason}` | {words(text)} |" for reason, text in FINISH_REASONS.items()]
+    ends += [f"| failed: {why} | {words(text)} |" for why, text in FAILED_FINISHES.items()]
+    errors = ["| error | why | the provider's words |", "|---|---|---|"]
+    for failure, text in ERRORS.items():
+        errors.append(f"| `{failure.error.code}` | {failure.why} | {words(text)} |")
+    return (
+        "# Providers\n\nMade from the code by `make docs`. A server that is not listed is a section "
+        "`[providers.<name>]` of `millstream.toml`, and what it does differently a section "
+        "`[providers.<name>.quirks]` ([settings](settings.md)).\n\n"
+        + "\n".join(rows)
+        + "\n\n## How answers end\n\nWords are compared in small letters, with `_` for every run of other "
+        "characters. A finish reason that is not here counts as `stop`; the receipt has its word, and the "
+        "log says so once.\n\n"
+        + "\n".join(ends)
+        + "\n\n## How they fail\n\nA word that says why wins over an HTTP status, and a status over a word "
+        "that does not. An error without either is `upstream_error`.\n\n" + "\n".join(errors) + "\n"
+    )
+
+
+def _quirks(quirks: "Quirks") -> str:
+    """What differs from the defaults, in words."""
+    from millstream.providers.known import Quirks
+
+    said = []
+    if not quirks.stream_options:
+        said.append("takes no `stream_options`")
+    said += [f"calls `{field}` `{theirs}`" for field, theirs in quirks.renamed.items()]
+    if quirks.refused:
+        said.append("refuses " + ", ".join(f"`{field}`" for field in quirks.refused))
+    if quirks.wants_back != Quirks().wants_back:
+        fields = ", ".join(f"`{field}`" for field in quirks.wants_back) or "nothing"
+        said.append(f"wants {fields} of earlier answers back")
+    if quirks.reasoning_beside:
+        said.append("counts reasoning beside the completion")
+    said += [f"ends with `{word}` for {meaning}" for word, meaning in quirks.ends.items()]
+    if quirks.pings:
+        said.append("sends signs of life")
+    return "; ".join(said)
 
 
 def nextjs_guide() -> str:
@@ -159,7 +220,7 @@ PUBLIC = {
     "millstream.runtime": ("Runtime",),
     "millstream.auth": ("Keys",),
     "millstream.client": ("AsyncClient", "Frame", "Failure", "ToolCallPiece", "Unreachable"),
-    "millstream.providers": ("Provider", "Finish", "ToolCallPiece"),
+    "millstream.providers": ("Provider", "Finish", "ToolCallPiece", "UsageReport"),
     "millstream.logs": ("EventLog",),
     "millstream.dialects": ("Dialect",),
     "millstream.usage": ("Usage", "Bill"),
@@ -256,6 +317,7 @@ FILES = {
     "spec/events.schema.json": event_schema,
     "docs/guides/nextjs.md": nextjs_guide,
     "docs/reference/command-line.md": command_line,
+    "docs/reference/providers.md": providers_reference,
     "docs/reference/python.md": python_reference,
     "docs/reference/settings.md": settings_reference,
 }

@@ -5,10 +5,11 @@ parts that a stream leaves open, whoever ends it.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from millstream.events import (
     Event,
+    File,
     PartEnd,
     PartEvent,
     ReasoningDelta,
@@ -42,11 +43,12 @@ _STARTED: dict[type[Event], Prose] = {type(start): kind for kind, (start, _) in 
 class OpenCall:
     """A tool call that has started, with the pieces of its arguments."""
 
-    __slots__ = ("arguments", "call_id", "name")
+    __slots__ = ("arguments", "call_id", "extra_content", "name")
 
-    def __init__(self, call_id: str, name: str) -> None:
+    def __init__(self, call_id: str, name: str, extra_content: dict[str, Any] | None = None) -> None:
         self.call_id = call_id
         self.name = name
+        self.extra_content = extra_content
         self.arguments: list[str] = []
 
 
@@ -67,7 +69,7 @@ class OpenParts:
             case TextEnd() | ReasoningEnd() | RefusalEnd():
                 self.prose = None
             case ToolCallStart():
-                self.calls[event.index] = OpenCall(event.call_id, event.name)
+                self.calls[event.index] = OpenCall(event.call_id, event.name, event.extra_content)
             case ToolCallDelta():
                 self.calls[event.index].arguments.append(event.arguments)
             case ToolCallEnd():
@@ -87,7 +89,8 @@ class OpenParts:
         """Ends every open part: the last events before the terminal one."""
         events = self.end_prose()
         for index, call in self.calls.items():
-            events.append(ToolCallEnd(index, call.call_id, call.name, "".join(call.arguments)))
+            arguments = "".join(call.arguments)
+            events.append(ToolCallEnd(index, call.call_id, call.name, arguments, call.extra_content))
         self.calls = {}
         return events
 
@@ -105,6 +108,7 @@ class Answer:
 
     def __init__(self) -> None:
         self.tool_calls: list[ToolCallEnd] = []
+        self.files: list[File] = []
         self.terminal: Terminal | None = None
         self._prose: dict[Prose, list[str]] = {kind: [] for kind in PROSE}
 
@@ -116,6 +120,8 @@ class Answer:
                     self._prose[type(event)].append(event.text)
                 case ToolCallEnd():
                     self.tool_calls.append(event)
+                case File():
+                    self.files.append(event)
                 case StreamEnd() | StreamFailed():
                     self.terminal = event
                 case _:

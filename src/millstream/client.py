@@ -25,6 +25,7 @@ _BACKOFF_SECONDS = (0.4, 10.0)
 # The server says something at least every 15 s. After twice that, and some, nobody is there.
 _SILENCE_SECONDS = 35.0
 _CONNECT_SECONDS = 10.0
+_MAX_EVENT_BYTES = 16 << 20  # an image that a model made is one event
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GRACE = {"grace_seconds": 15}
 
@@ -43,6 +44,7 @@ class ToolCallPiece(Struct, frozen=True):
     id: str | None = None
     name: str | None = None
     arguments: str | None = None
+    extra_content: dict[str, Any] | None = None  # what the provider wants back with the call
 
 
 class Failure(Struct, frozen=True):
@@ -64,6 +66,7 @@ class Frame(Struct, frozen=True):
     reasoning: str | None = None
     refusal: str | None = None
     tool_call: ToolCallPiece | None = None
+    file: dict[str, str] | None = None  # its media_type and url
     usage: dict[str, Any] | None = None
     error: Failure | None = None
 
@@ -196,7 +199,7 @@ class AsyncClient:
 
 
 async def _frames(response: aiohttp.ClientResponse) -> AsyncGenerator[Frame]:
-    decoder = Decoder()
+    decoder = Decoder(max_event_bytes=_MAX_EVENT_BYTES)
     while chunk := await response.content.readany():
         try:
             for message in decoder.feed(chunk):

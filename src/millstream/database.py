@@ -84,6 +84,10 @@ streams = sa.Table(
     sa.Column("first_event_at", sa.Float),
     sa.Column("ended_at", sa.Float),
     sa.Column("corrected_at", sa.Float),  # when its producer's numbers replaced those of its last checkpoint
+    # What its provider said of it, in its own words: how it ended, its usage object as JSON, its own price.
+    sa.Column("provider_finish_reason", sa.String(64)),
+    sa.Column("provider_usage", sa.Text),
+    sa.Column("provider_cost_picodollars", sa.BigInteger),
     sa.Column("worker_id", sa.String(32)),  # who runs it, then null
     sa.Column("idempotency_key", sa.String(128)),
     sa.Column("request_digest", sa.LargeBinary(32)),  # of the request, where it has an idempotency key
@@ -106,7 +110,7 @@ streams = sa.Table(
     ),
 )
 
-_REVISION = "0004"  # the newest migration
+_REVISION = "0005"  # the newest migration
 
 # The row's own fault; every other error of a driver says that the database cannot be had now.
 REFUSED = (sa.exc.IntegrityError, sa.exc.DataError)

@@ -7,7 +7,7 @@ an end, so that a dialect can encode any event without having seen the ones befo
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -63,12 +63,22 @@ class RefusalEnd(Struct, frozen=True, gc=False, tag="refusal-end"):
     pass
 
 
-class ToolCallStart(Struct, frozen=True, gc=False, tag="tool-call-start"):
-    """``index`` counts the tool calls of the answer from 0."""
+class File(Struct, frozen=True, gc=False, tag="file"):
+    """A file that the model made, such as an image: whole, as a data URL or an address."""
+
+    media_type: str
+    url: str
+
+
+class ToolCallStart(Struct, frozen=True, gc=False, tag="tool-call-start", omit_defaults=True):
+    """``index`` counts the tool calls of the answer from 0. ``extra_content`` is what the provider wants back
+    with the call, such as Gemini's thought signature.
+    """
 
     index: int
     call_id: str
     name: str
+    extra_content: dict[str, Any] | None = None
 
 
 class ToolCallDelta(Struct, frozen=True, gc=False, tag="tool-call-delta"):
@@ -79,13 +89,14 @@ class ToolCallDelta(Struct, frozen=True, gc=False, tag="tool-call-delta"):
     arguments: str
 
 
-class ToolCallEnd(Struct, frozen=True, gc=False, tag="tool-call-end"):
+class ToolCallEnd(Struct, frozen=True, gc=False, tag="tool-call-end", omit_defaults=True):
     """Carries the call whole, for formats that state it whole. A cut stream leaves partial JSON."""
 
     index: int
     call_id: str
     name: str
     arguments: str
+    extra_content: dict[str, Any] | None = None
 
 
 class StreamEnd(Struct, frozen=True, gc=False, tag="stream-end"):
@@ -123,7 +134,7 @@ class StreamFailed(Struct, frozen=True, gc=False, tag="stream-failed"):
 PartStart: TypeAlias = TextStart | ReasoningStart | RefusalStart | ToolCallStart
 PartDelta: TypeAlias = TextDelta | ReasoningDelta | RefusalDelta | ToolCallDelta
 PartEnd: TypeAlias = TextEnd | ReasoningEnd | RefusalEnd | ToolCallEnd
-PartEvent: TypeAlias = PartStart | PartDelta | PartEnd
+PartEvent: TypeAlias = PartStart | PartDelta | PartEnd | File
 Terminal: TypeAlias = StreamEnd | StreamFailed
 Event: TypeAlias = StreamStart | PartEvent | Terminal
 

@@ -27,7 +27,8 @@ from pydantic_settings import (
 )
 
 from millstream.errors import ConfigurationError
-from millstream.providers.known import KNOWN
+from millstream.events import FinishReason
+from millstream.providers.known import KNOWN, Quirks
 
 TOML_FILE = "millstream.toml"
 
@@ -42,6 +43,35 @@ _OURS = {"messages", "model", "n", "stream", "stream_options"}
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+_PROXY = "`environment` for `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, or a proxy's URL"
+
+
+class QuirkSettings(_Section):
+    """What a server does differently: ``[providers.<name>.quirks]`` in the file."""
+
+    stream_options: bool = Field(True, description="whether it takes that field, by which usage is asked for")
+    renamed: dict[str, str] = Field({}, description="fields of a request that have another name there")
+    refused: tuple[str, ...] = Field((), description="fields of a request that it refuses: they are left out")
+    wants_back: tuple[str, ...] = Field(
+        Quirks().wants_back, description="fields of earlier answers that it wants to see again"
+    )
+    ends: dict[str, FinishReason | Literal["failed"]] = Field(
+        {}, description="finish reasons in words of its own -> ours, or `failed`"
+    )
+    cached_at: str | None = Field(None, description="where its usage has the cached tokens, such as `a.b`")
+    models_path: str = Field("models", description="where it lists its models, below its base URL")
+    reasoning_beside: bool = Field(
+        False, description="its completion tokens are without the reasoning, and it gives no total"
+    )
+    pings: bool = Field(
+        False, description="comments and empty events are signs of life while it has nothing to say"
+    )
+
+    def quirks(self) -> Quirks:
+        return Quirks(**self.model_dump())
 
 
 class ProviderSettings(_Section):
@@ -60,6 +90,12 @@ class ProviderSettings(_Section):
     path: str | None = Field(None, description="of a GGUF file, for `local`")
     preferred: tuple[str, ...] = Field((), description="models to take as the default, best first")
     hidden: tuple[str, ...] = Field((), description="parts of model names not to list")
+    proxy: str | None = Field(None, description=f"{_PROXY}; else what `MILLSTREAM_PROXY` says")
+    connect_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_CONNECT_SECONDS`")
+    first_byte_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_FIRST_BYTE_SECONDS`")
+    first_content_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_FIRST_CONTENT_SECONDS`")
+    idle_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_IDLE_SECONDS`")
+    quirks: QuirkSettings | None = Field(None, description="what it does differently, see below")
 
     @model_validator(mode="after")
     def _has_address(self) -> "ProviderSettings":
@@ -79,8 +115,6 @@ class PriceSettings(_Section):
 
 
 _SIGNING_SECRET_BYTES = 32  # RFC 7518 §3.2: as many as the hash has
-
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 class Settings(BaseSettings):
@@ -127,7 +161,13 @@ class Settings(BaseSettings):
     stream_seconds: Seconds = Field(900, description="longest time a stream may take")
     connect_seconds: Seconds = Field(10, description="to get a connection to a provider")
     first_byte_seconds: Seconds = Field(120, description="from a request to a provider's first byte")
-    idle_seconds: Seconds = Field(60, description="longest silence of a provider in its answer")
+    first_content_seconds: Seconds = Field(
+        300, description="from there to its first word, thought or tool call: models may think in silence"
+    )
+    idle_seconds: Seconds = Field(60, description="longest silence of a provider between two of them")
+    proxy: str | None = Field(
+        None, description=f"for requests to providers: {_PROXY}; without, they are asked directly"
+    )
     drain_seconds: float = Field(10, ge=0, le=3600, description="what running streams get at shutdown")
     resume_window_seconds: Seconds = Field(300, description="how long a finished stream is kept")
     log_max_bytes: int = Field(

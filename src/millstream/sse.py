@@ -26,7 +26,13 @@ def frame(data: bytes, *, id: str) -> bytes:
 
 
 class SSELimitExceeded(ValueError):
-    """A line or an event is longer than the decoder was told to accept."""
+    """A line or an event is longer than the decoder was told to accept. ``before`` are the messages that were
+    complete in front of it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.before: list[Message] = []
 
 
 class Message(Struct, frozen=True, gc=False):
@@ -45,7 +51,8 @@ class Decoder:
 
     def __init__(self, *, max_event_bytes: int = 1 << 20) -> None:
         self._max_event_bytes = max_event_bytes
-        self._buffer = b""
+        self._pieces: list[bytes] = []  # of a line whose end has not come
+        self._buffered = 0
         self._data: list[bytes] = []
         self._data_bytes = 0
         self._event = ""
@@ -56,28 +63,44 @@ class Decoder:
     @property
     def pending_bytes(self) -> int:
         """Of an event that is not complete."""
-        return len(self._buffer) + self._data_bytes
+        return self._buffered + self._data_bytes
 
     def feed(self, chunk: bytes) -> list[Message]:
         """Raises ``SSELimitExceeded``; after that the decoder is of no more use."""
-        buffer = self._buffer + chunk if self._buffer else chunk
+        messages: list[Message] = []
+        try:
+            if self._started and b"\n" not in chunk and b"\r" not in chunk and not self._skip_lf:
+                self._keep(chunk)
+            else:
+                self._feed(b"".join((*self._pieces, chunk)), messages)
+        except SSELimitExceeded as error:
+            error.before = messages
+            raise
+        return messages
+
+    def _feed(self, buffer: bytes, messages: list[Message]) -> None:
+        self._pieces.clear()
+        self._buffered = 0
         if not self._started:
             if len(buffer) < 3 and _BOM.startswith(buffer):
-                self._buffer = buffer
-                return []
+                self._keep(buffer)
+                return
             self._started = True
             buffer = buffer.removeprefix(_BOM)
         if self._skip_lf and buffer:
             self._skip_lf = False
             buffer = buffer.removeprefix(b"\n")
-        messages: list[Message] = []
         if b"\r" in buffer or self._data or self._event:
             self._feed_lines(buffer, messages)
         else:
             self._feed_blocks(buffer, messages)
-        if len(self._buffer) > self._max_event_bytes:
+
+    def _keep(self, rest: bytes) -> None:
+        """Keeps the beginning of a line. Its pieces are put together once, when its end has come."""
+        self._pieces.append(rest)
+        self._buffered += len(rest)
+        if self._buffered > self._max_event_bytes:
             raise SSELimitExceeded(f"a line is over {self._max_event_bytes} bytes")
-        return messages
 
     def _feed_blocks(self, buffer: bytes, messages: list[Message]) -> None:
         """The way nearly every event of every provider takes: LF only, one ``data`` line a block."""
@@ -95,8 +118,8 @@ class Decoder:
                 self._feed_lines(block + b"\n\n", messages)
         if b"\n" in rest:
             self._feed_lines(rest, messages)
-        else:
-            self._buffer = rest
+        elif rest:
+            self._keep(rest)
 
     def _feed_lines(self, buffer: bytes, messages: list[Message]) -> None:
         start = 0
@@ -105,7 +128,8 @@ class Decoder:
             start = end.end()
             self._line(line, messages)
         self._skip_lf = start == len(buffer) and buffer.endswith(b"\r")
-        self._buffer = buffer[start:]
+        if start < len(buffer):
+            self._keep(buffer[start:])
 
     def _line(self, line: bytes, messages: list[Message]) -> None:
         if not line:

@@ -29,9 +29,7 @@ MEMORY_BASE, MEMORY_SHARE = 64 << 20, 64 << 10  # I8
 
 # Faults of the product that are known and not mended, by their row of spec/faults.md. What they break is not
 # reported as long as they stand here.
-KNOWN = {
-    "U4": "words that come in one read with a provider's error are dropped, and its prompt is not counted",
-}
+KNOWN: dict[str, str] = {}
 
 _DEADLY = ("kill", "terminate", "pause-lease")
 _TOKENS = ("prompt_tokens", "completion_tokens")
@@ -210,8 +208,6 @@ def _tokens(case: Case, row: Row) -> Iterator[str]:
         if plan.counting in ("running", "sparse"):
             fine.add(plan.prompt_tokens)
         if plan.ending == "refused" or (row["error_code"] and not said):
-            fine.add(0)
-        if plan.ending == "error" and not completion and "U4" in KNOWN:
             fine.add(0)
         least = plan.tokens[-1] if row["status"] == "completed" else plan.tokens[seen]
         if row["status"] == "interrupted":

@@ -149,19 +149,18 @@ def count_one_too_many() -> None:
 def bill_the_last_running_count() -> None:
     from millstream.providers import openai
 
-    finish = openai._Answer.finish  # noqa: SLF001  # it breaks in
+    finish = openai.Reading._finish  # noqa: SLF001  # it breaks in
 
-    def stale(self: Any) -> Any:
-        self._usage_is_stale = False
-        found = finish(self)
-        if found.usage is not None:
-            import msgspec
+    def stale(self: Any, produced: list[Any]) -> None:
+        import msgspec
 
-            usage = msgspec.structs.replace(found.usage, completion_tokens=found.usage.completion_tokens - 1)
-            return msgspec.structs.replace(found, usage=usage)
-        return found
+        self._report_is_stale = False
+        finish(self, produced)
+        if (usage := produced[-1].usage) is not None:
+            less = msgspec.structs.replace(usage, completion_tokens=usage.completion_tokens - 1)
+            produced[-1] = msgspec.structs.replace(produced[-1], usage=less)
 
-    openai._Answer.finish = stale  # type: ignore[method-assign]  # noqa: SLF001
+    openai.Reading._finish = stale  # type: ignore[method-assign]  # noqa: SLF001
 
 
 @mutant("I2")
@@ -270,20 +269,20 @@ def say_more_after_the_end() -> None:
 def take_a_cut_for_an_end() -> None:
     from millstream.providers import openai
 
-    finish = openai._Answer.finish  # noqa: SLF001  # it breaks in
+    end = openai.Reading.end
 
     def good(self: Any) -> Any:
-        self.done = True
-        return finish(self)
+        self._is_whole = True
+        return end(self)
 
-    openai._Answer.finish = good  # type: ignore[method-assign]  # noqa: SLF001
+    openai.Reading.end = good  # type: ignore[method-assign]
     from millstream.providers.upstream import Upstream
 
     events = Upstream.events
 
-    async def quiet(self: Upstream, url: str, body: bytes) -> AsyncGenerator[Any]:
+    async def quiet(self: Upstream, url: str, body: bytes, patience: Any) -> AsyncGenerator[Any]:
         with suppress(Exception):
-            async for found in events(self, url, body):
+            async for found in events(self, url, body, patience):
                 yield found
 
     Upstream.events = quiet  # type: ignore[method-assign]

@@ -71,7 +71,7 @@ function AnswerBody({ answer }: { answer: AssistantMessage }) {
         <p className="notice">The model refused this request.</p>
       )}
       {answer.status === "stopped" && <p className="notice">Stopped. The answer is not complete.</p>}
-      {answer.status === "done" && wordless && !answer.parts.some((part) => part.type === "tool-call") && (
+      {answer.status === "done" && wordless && !answer.parts.some(isNoProse) && (
         <p className="notice">The model answered without words.</p>
       )}
       {answer.status === "failed" && answer.error !== undefined && <ErrorNote failure={answer.error} />}
@@ -82,6 +82,10 @@ function AnswerBody({ answer }: { answer: AssistantMessage }) {
       )}
     </>
   );
+}
+
+function isNoProse(part: Part): boolean {
+  return part.type === "tool-call" || part.type === "file";
 }
 
 function PartBlock({ part }: { part: Part }) {
@@ -101,6 +105,12 @@ function PartBlock({ part }: { part: Part }) {
           </p>
           {part.arguments !== "" && <pre className="tool-arguments">{part.arguments}</pre>}
         </div>
+      );
+    case "file":
+      return part.url.startsWith("data:image/") ? (
+        <img className="picture" src={part.url} alt="Made by the model" />
+      ) : (
+        <p className="notice">The model made a file: {part.mediaType}</p>
       );
     default:
       return <Markdown text={part.text} />;

@@ -21,6 +21,14 @@ export interface ToolCallPiece {
   name?: string | undefined;
   /** A piece of the arguments, which together are JSON. */
   arguments?: string | undefined;
+  /** What the provider wants back with the call, such as Gemini's thought signature. */
+  extraContent?: Readonly<Record<string, unknown>> | undefined;
+}
+
+/** A file that the model made, such as an image: whole, as a data URL or an address. */
+export interface ModelFile {
+  mediaType: string;
+  url: string;
 }
 
 export type FinishReason =
@@ -38,6 +46,7 @@ export type Frame =
   | { kind: "reasoning"; text: string }
   | { kind: "refusal"; text: string }
   | { kind: "tool-call"; call: ToolCallPiece }
+  | { kind: "file"; file: ModelFile }
   /** The start or the end of a part: nothing to show. */
   | { kind: "boundary" }
   | { kind: "end"; finishReason: FinishReason; usage: Usage | undefined }
@@ -67,8 +76,14 @@ export function parseFrame(data: string): Frame | undefined {
       id: asText(call["id"]),
       name: asText(call["name"]),
       arguments: asText(call["arguments"]),
+      extraContent: asObject(call["extra_content"]),
     };
     return { kind: "tool-call", call: piece };
+  }
+  const file = asObject(value["file"]);
+  if (file !== undefined) {
+    const made = { mediaType: asText(file["media_type"]) ?? "", url: asText(file["url"]) ?? "" };
+    return { kind: "file", file: made };
   }
   return text === undefined ? undefined : { kind: "boundary" };
 }

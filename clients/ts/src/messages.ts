@@ -7,7 +7,15 @@ export type Part =
   | { type: "text"; text: string }
   | { type: "reasoning"; text: string }
   | { type: "refusal"; text: string }
-  | { type: "tool-call"; index: number; id: string; name: string; arguments: string };
+  | { type: "file"; mediaType: string; url: string }
+  | {
+      type: "tool-call";
+      index: number;
+      id: string;
+      name: string;
+      arguments: string;
+      extraContent?: ToolCallPiece["extraContent"];
+    };
 
 export interface UserMessage {
   role: "user" | "system";
@@ -58,6 +66,8 @@ export function reduce(answer: AssistantMessage, frame: Frame): AssistantMessage
       return { ...answer, parts: addText(answer.parts, frame.kind, frame.text) };
     case "tool-call":
       return { ...answer, parts: addToolCall(answer.parts, frame.call) };
+    case "file":
+      return { ...answer, parts: [...answer.parts, { type: "file", ...frame.file }] };
     case "boundary":
       return answer;
     case "end":
@@ -86,8 +96,8 @@ function addToolCall(parts: readonly Part[], piece: ToolCallPiece): readonly Par
   const at = parts.findIndex((part) => part.type === "tool-call" && part.index === piece.index);
   const known = parts[at];
   if (known?.type !== "tool-call") {
-    const { index, id = "", name = "" } = piece;
-    return [...parts, { type: "tool-call", index, id, name, arguments: piece.arguments ?? "" }];
+    const { index, id = "", name = "", extraContent } = piece;
+    return [...parts, { type: "tool-call", index, id, name, arguments: piece.arguments ?? "", extraContent }];
   }
   const grown = { ...known, arguments: known.arguments + (piece.arguments ?? "") };
   return parts.map((part, i) => (i === at ? grown : part));

@@ -41,6 +41,7 @@ describe("frames", () => {
       "refusal-delta": "refusal",
       "tool-call-start": "tool-call",
       "tool-call-delta": "tool-call",
+      file: "file",
       "stream-end": "end",
       "stream-failed": "error",
     };
@@ -48,6 +49,8 @@ describe("frames", () => {
     if (frame?.kind === "text") expect(frame.text).toBe(one.event["text"]);
     if (frame?.kind === "error") expect(frame.error.code).toBe(one.event["code"]);
     if (frame?.kind === "end") expect(frame.usage?.source).toBeTruthy();
+    if (frame?.kind === "file") expect(frame.file.url).toBe(one.event["url"]);
+    if (frame?.kind === "tool-call") expect(frame.call.extraContent).toEqual(one.event["extra_content"]);
   });
 
   it("refuses what is none", () => {

@@ -12,6 +12,7 @@ from millstream.errors import MillstreamError
 from millstream.events import (
     Batch,
     Event,
+    File,
     ReasoningDelta,
     RefusalDelta,
     StreamEnd,
@@ -34,6 +35,7 @@ class _ToolCall(Struct):
     id: str | UnsetType = UNSET
     name: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET
+    extra_content: dict[str, Any] | UnsetType = UNSET
 
 
 class _Frame(Struct):
@@ -46,6 +48,7 @@ class _Frame(Struct):
     reasoning: str | UnsetType = UNSET
     refusal: str | UnsetType = UNSET
     tool_call: _ToolCall | UnsetType = UNSET
+    file: dict[str, str] | UnsetType = UNSET
     usage: dict[str, Any] | UnsetType = UNSET
 
 
@@ -106,9 +109,12 @@ class NativeDialect:
                     "id": call.call_id,
                     "type": "function",
                     "function": {"name": call.name, "arguments": call.arguments},
+                    **({"extra_content": call.extra_content} if call.extra_content else {}),
                 }
                 for call in answer.tool_calls
             ]
+        if answer.files:
+            shown["files"] = [_file(file) for file in answer.files]
         return _json(shown | {"finish_reason": end.finish_reason, "usage": usage_json(end.bill)})
 
     def retry(self, milliseconds: int) -> bytes:
@@ -144,11 +150,18 @@ def _frame(event: Event, position: str) -> bytes:
         case RefusalDelta():
             return sse.frame(_json(_Frame(refusal=event.text)), id=position)
         case ToolCallStart():
-            call = _ToolCall(event.index, id=event.call_id, name=event.name)
+            extra = event.extra_content or UNSET
+            call = _ToolCall(event.index, id=event.call_id, name=event.name, extra_content=extra)
             return sse.frame(_json(_Frame(tool_call=call)), id=position)
         case ToolCallDelta():
             call = _ToolCall(event.index, arguments=event.arguments)
             return sse.frame(_json(_Frame(tool_call=call)), id=position)
+        case File():
+            return sse.frame(_json(_Frame(file=_file(event))), id=position)
         case _:
             # The boundaries of parts: a position that a client has to see, and nothing else.
             return sse.frame(_NOTHING, id=position)
+
+
+def _file(file: File) -> dict[str, str]:
+    return {"media_type": file.media_type, "url": file.url}

@@ -6,6 +6,7 @@ The columns of usage come from ``usage.TOKEN_KINDS``.
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy.engine import RowMapping
 
@@ -24,6 +25,7 @@ from millstream.usage import (
 Status: TypeAlias = Literal["running", "completed", "cancelled", "failed", "interrupted"]
 
 USAGE_COLUMNS = (*TOKEN_KINDS, "usage_source", "cost_picodollars")
+REPORTED_COLUMNS = ("provider_finish_reason", "provider_usage", "provider_cost_picodollars")
 
 
 class Claim(Struct, frozen=True):
@@ -48,6 +50,19 @@ class Opening(Struct, frozen=True):
     claim: Claim | None = None
 
 
+class Reported(Struct, frozen=True):
+    """What the provider itself said of an answer: the word that it ended with, its usage object as JSON, and
+    its own price. None where it said none, or at a length that is not kept.
+    """
+
+    finish_reason: str | None = None
+    usage: str | None = None
+    cost: Decimal | None = None
+
+
+NOTHING_REPORTED = Reported()
+
+
 class Settlement(Struct, frozen=True):
     """How a stream ended, and what it used. ``corrects`` where others have ended the stream already, with the
     numbers of its last checkpoint, and these are its producer's.
@@ -62,6 +77,7 @@ class Settlement(Struct, frozen=True):
     first_event_at: float | None
     ended_at: float
     corrects: bool = False
+    reported: Reported = NOTHING_REPORTED
 
     @classmethod
     def of(cls, stream_id: str, terminal: Terminal, ended_at: float) -> "Settlement":
@@ -106,6 +122,10 @@ class Receipt(Struct, frozen=True):
     first_event_at: float | None
     ended_at: float | None
     corrected_at: float | None  # when the producer's numbers replaced those of a checkpoint
+    # What the provider said, in its own words.
+    provider_finish_reason: str | None
+    provider_usage: dict[str, Any] | None
+    provider_cost_usd: str | None
 
     @property
     def bill(self) -> Bill:
@@ -144,6 +164,9 @@ def settlement_values(settlement: Settlement) -> dict[str, Any]:
         "first_event_at": settlement.first_event_at,
         "ended_at": settlement.ended_at,
         "corrected_at": settlement.ended_at if settlement.corrects else None,
+        "provider_finish_reason": settlement.reported.finish_reason,
+        "provider_usage": settlement.reported.usage,
+        "provider_cost_picodollars": _picodollars(settlement.reported.cost),
         "worker_id": None,
     }
 
@@ -153,8 +176,16 @@ def usage_values(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
     return {
         **{kind: getattr(usage, kind) for kind in TOKEN_KINDS},
         "usage_source": usage.source,
-        "cost_picodollars": None if cost is None else to_picodollars(cost),
+        "cost_picodollars": _picodollars(cost),
     }
+
+
+def _picodollars(cost: Decimal | None) -> int | None:
+    return None if cost is None else to_picodollars(cost)
+
+
+def _dollars(picodollars: int | None) -> str | None:
+    return None if picodollars is None else to_dollars(picodollars)
 
 
 def to_orphan(row: RowMapping) -> Orphan:
@@ -165,9 +196,11 @@ def to_orphan(row: RowMapping) -> Orphan:
 
 def to_receipt(row: RowMapping) -> Receipt:
     values = {name: row[name] for name in Receipt.__struct_fields__ if name in row}
-    picodollars = row["cost_picodollars"]
+    usage = values.pop("provider_usage")
     return Receipt(
         **values,
         stream_id=row["id"],
-        cost_usd=None if picodollars is None else to_dollars(picodollars),
+        cost_usd=_dollars(row["cost_picodollars"]),
+        provider_usage=None if usage is None else msgspec.json.decode(usage),
+        provider_cost_usd=_dollars(row["provider_cost_picodollars"]),
     )

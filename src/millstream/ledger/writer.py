@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from millstream.database import Database, DatabaseAway, Prepared, streams
 from millstream.errors import Overloaded, TooManyStreams, safe_traceback
-from millstream.ledger.rows import USAGE_COLUMNS
+from millstream.ledger.rows import REPORTED_COLUMNS, USAGE_COLUMNS
 
 log = logging.getLogger("millstream.ledger")
 
@@ -27,7 +27,10 @@ _GATHER_SECONDS = 0.02
 # Errors of an opening that the caller is told; all others become ``Overloaded``.
 _REFUSED = (TooManyStreams, sa.exc.IntegrityError)
 
-_ENDED = ("finish_reason", "error_code", "cost_picodollars", "first_event_at", "ended_at", "corrected_at")
+_ENDED = (
+    *("finish_reason", "error_code", "cost_picodollars", "first_event_at", "ended_at", "corrected_at"),
+    *REPORTED_COLUMNS,
+)
 _RUNNING = sa.update(streams).where(
     streams.c.id == sa.bindparam("stream_id"), streams.c.status == sa.literal_column("'running'")
 )
@@ -40,6 +43,7 @@ _SETTLE = Prepared(
         "finish_reason",
         "error_code",
         *USAGE_COLUMNS,
+        *REPORTED_COLUMNS,
         "first_event_at",
         "ended_at",
         "corrected_at",
@@ -53,7 +57,7 @@ _CORRECT = Prepared(
         streams.c.status == sa.literal_column("'interrupted'"),
         streams.c.corrected_at.is_(None),
     ),
-    [*USAGE_COLUMNS, "first_event_at", "corrected_at"],
+    [*USAGE_COLUMNS, *REPORTED_COLUMNS, "first_event_at", "corrected_at"],
 )
 # What is written where there is nothing to write, to see whether it would be.
 _PROBE = sa.update(streams).where(sa.false()).values(status="running")

@@ -4,12 +4,15 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+import msgspec
+
 from millstream.answer import ends_of_open_parts
 from millstream.errors import BadPosition, StreamClosed, StreamFull, StreamGone
 from millstream.events import (
     TERMINAL_TYPES,
     Batch,
     Event,
+    File,
     Position,
     ReasoningDelta,
     RefusalDelta,
@@ -244,10 +247,17 @@ def _size(event: Event) -> int:
     if isinstance(event, (TextDelta, ReasoningDelta, RefusalDelta)):
         return _EVENT_BYTES + _text_bytes(event.text)
     if isinstance(event, (ToolCallDelta, ToolCallEnd)):
-        return 3 * _EVENT_BYTES + _text_bytes(event.arguments)
+        extra = _extra_bytes(event) if isinstance(event, ToolCallEnd) else 0
+        return 3 * _EVENT_BYTES + _text_bytes(event.arguments) + extra
     if isinstance(event, ToolCallStart):
-        return 3 * _EVENT_BYTES + _text_bytes(event.call_id) + _text_bytes(event.name)
+        return 3 * _EVENT_BYTES + _text_bytes(event.call_id) + _text_bytes(event.name) + _extra_bytes(event)
+    if isinstance(event, File):
+        return 3 * _EVENT_BYTES + _text_bytes(event.url)
     return 3 * _EVENT_BYTES
+
+
+def _extra_bytes(event: ToolCallStart | ToolCallEnd) -> int:
+    return 0 if event.extra_content is None else 4 * len(msgspec.json.encode(event.extra_content))
 
 
 def _text_bytes(text: str) -> int:

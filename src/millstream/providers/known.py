@@ -1,15 +1,36 @@
-"""Known providers: what makes each of them ready by itself, as data.
+"""Known providers: what makes each of them ready by itself, and what it does differently, as data.
 
-Facts are from the providers' own references. A new provider that speaks OpenAI's Chat Completions is one row.
+Facts are from the providers' own references; ``docs/reference/providers.md`` is made from this page. A new
+provider that speaks OpenAI's Chat Completions is one row. Every quirk can be set for a server that nobody
+here knows, in its section of the settings.
 """
+
+from collections.abc import Mapping
 
 from msgspec import Struct
 
-# Not chat models, though OpenAI lists them beside those.
-_NOT_CHAT = (
-    "audio", "codex", "dall-e", "embedding", "image", "instruct", "moderation", "realtime", "search",
-    "sora", "transcribe", "tts", "whisper", "babbage", "davinci", "deep-research",
-)  # fmt: skip
+
+class Quirks(Struct, frozen=True):
+    """What a server that speaks OpenAI's Chat Completions does differently from OpenAI's description of it.
+
+    ``stream_options`` whether it takes that field, by which usage is asked for; ``renamed`` fields of a
+    request that have another name there; ``refused`` fields that it refuses, which are left out;
+    ``wants_back`` fields of earlier answers that it wants to see again; ``ends`` finish reasons in words of
+    its own -> ours, or ``failed``; ``cached_at`` where in its usage object the cached tokens are (``a.b``);
+    ``models_path`` where it lists its models, below its base URL; ``reasoning_beside`` whether its completion
+    tokens are without the reasoning where it gives no total; ``pings`` whether it documents comments or empty
+    events as signs of life while there is nothing to say.
+    """
+
+    stream_options: bool = True
+    renamed: Mapping[str, str] = {}
+    refused: tuple[str, ...] = ()
+    wants_back: tuple[str, ...] = ("reasoning_content", "extra_content")
+    ends: Mapping[str, str] = {}
+    cached_at: str | None = None
+    models_path: str = "models"
+    reasoning_beside: bool = False
+    pings: bool = False
 
 
 class KnownProvider(Struct, frozen=True):
@@ -26,7 +47,24 @@ class KnownProvider(Struct, frozen=True):
     url_variable: str | None = None
     preferred: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
+    quirks: Quirks = Quirks()
 
+
+# OpenAI has renamed the field; Azure follows it.
+OPENAI = Quirks(renamed={"max_tokens": "max_completion_tokens"}, wants_back=())
+
+# Parts of names of models that answer no chat, whoever serves them: such a model is never the default.
+NOT_CHAT = (
+    "whisper", "transcri", "tts", "speech", "embed", "rerank", "moderation", "guard", "dall-e", "imagen",
+    "stable-diffusion", "sdxl", "flux", "sora", "veo", "bge-", "e5-", "gte-", "clip", "parakeet", "kokoro",
+    "ocr", "upscal",
+)  # fmt: skip
+
+# Not chat models, though OpenAI lists them beside those.
+_NOT_CHAT_AT_OPENAI = (
+    "audio", "codex", "dall-e", "embedding", "image", "instruct", "moderation", "realtime", "search",
+    "sora", "transcribe", "tts", "whisper", "babbage", "davinci", "deep-research",
+)  # fmt: skip
 
 KNOWN = (
     KnownProvider(
@@ -36,12 +74,80 @@ KNOWN = (
         "openai",
         url_variable="OPENAI_BASE_URL",
         preferred=("gpt-5-mini", "gpt-4.1-mini", "gpt-4o-mini"),
-        hidden=_NOT_CHAT,
+        hidden=_NOT_CHAT_AT_OPENAI,
+        quirks=OPENAI,
     ),
-    KnownProvider("groq", "GROQ_API_KEY", "https://api.groq.com/openai/v1", "groq"),
-    KnownProvider("openrouter", "OPENROUTER_API_KEY", "https://openrouter.ai/api/v1", "openrouter"),
-    KnownProvider("mistral", "MISTRAL_API_KEY", "https://api.mistral.ai/v1", "mistral"),
-    KnownProvider("deepseek", "DEEPSEEK_API_KEY", "https://api.deepseek.com/v1", "deepseek"),
-    KnownProvider("together", "TOGETHER_API_KEY", "https://api.together.xyz/v1", "together"),
-    KnownProvider("xai", "XAI_API_KEY", "https://api.x.ai/v1", "x-ai"),
+    KnownProvider(
+        "gemini",
+        "GEMINI_API_KEY",
+        "https://generativelanguage.googleapis.com/v1beta/openai",
+        "google",
+        preferred=("gemini-2.5-flash", "gemini-2.0-flash"),
+        hidden=("embedding", "imagen", "veo", "tts", "image", "live", "aqa", "audio"),
+        quirks=Quirks(refused=("seed", "metadata", "user"), wants_back=("extra_content",)),
+    ),
+    KnownProvider(
+        "groq",
+        "GROQ_API_KEY",
+        "https://api.groq.com/openai/v1",
+        "groq",
+        hidden=("whisper", "tts", "guard", "orpheus"),
+        quirks=Quirks(refused=("metadata",), wants_back=()),
+    ),
+    KnownProvider(
+        "openrouter",
+        "OPENROUTER_API_KEY",
+        "https://openrouter.ai/api/v1",
+        "openrouter",
+        # https://openrouter.ai/docs/api-reference/streaming: comments, so that the connection is not given up
+        quirks=Quirks(pings=True),
+    ),
+    KnownProvider(
+        "mistral",
+        "MISTRAL_API_KEY",
+        "https://api.mistral.ai/v1",
+        "mistral",
+        preferred=("mistral-small-latest", "mistral-medium-latest"),
+        hidden=("embed", "moderation", "ocr", "transcribe", "voxtral-mini-tts"),
+        # https://docs.mistral.ai/api: fields that it does not know are refused; usage comes unasked
+        quirks=Quirks(
+            stream_options=False,
+            renamed={"seed": "random_seed"},
+            refused=("user", "reasoning_effort", "metadata"),
+            wants_back=(),
+        ),
+    ),
+    KnownProvider(
+        "deepseek",
+        "DEEPSEEK_API_KEY",
+        "https://api.deepseek.com/v1",
+        "deepseek",
+        # https://api-docs.deepseek.com/quick_start/rate_limit: comments while a request waits;
+        # https://api-docs.deepseek.com/guides/thinking_mode: reasoning is wanted back in tool loops
+        quirks=Quirks(refused=("metadata", "user", "seed"), wants_back=("reasoning_content",), pings=True),
+    ),
+    KnownProvider(
+        "together",
+        "TOGETHER_API_KEY",
+        "https://api.together.xyz/v1",
+        "together",
+        hidden=("embed", "rerank", "whisper", "guard", "flux", "stable-diffusion", "bge-", "m2-bert"),
+    ),
+    KnownProvider(
+        "xai",
+        "XAI_API_KEY",
+        "https://api.x.ai/v1",
+        "x-ai",
+        hidden=("image", "imagine", "video"),
+        # https://docs.x.ai/docs/guides/reasoning: counted apart from the completion
+        quirks=Quirks(refused=("metadata",), wants_back=(), reasoning_beside=True),
+    ),
+    KnownProvider(
+        "moonshot",
+        "MOONSHOT_API_KEY",
+        "https://api.moonshot.ai/v1",
+        "moonshotai",
+        # https://platform.moonshot.ai/docs: a thinking model wants its reasoning back in tool loops
+        quirks=Quirks(refused=("metadata", "seed"), wants_back=("reasoning_content",)),
+    ),
 )

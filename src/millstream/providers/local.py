@@ -73,7 +73,7 @@ class LocalProvider:
                 self._openai = OpenAIProvider(
                     "local",
                     f"{address}/v1",
-                    Upstream("local", {}),
+                    Upstream("local", {}, pings=True),
                     # An exact running count, which a cut stream is settled from.
                     extra={"timings_per_token": True},
                 )

@@ -1,39 +1,39 @@
-"""HTTP to providers: a POST -> batches of Server-Sent Events, with four clocks and every size bounded.
+"""HTTP to providers: a POST -> batches of Server-Sent Events, with clocks and every size bounded.
 
 The only provider module that knows the HTTP client. Whatever goes wrong leaves it as a ``ProviderError``.
 """
 
 import asyncio
-import logging
+import math
 import re
 import ssl
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeAlias
 
 import aiohttp
 import msgspec
-from msgspec import Struct
 
 from millstream.errors import (
     OutOfDescriptors,
     ProviderError,
     UpstreamError,
-    UpstreamModelNotFound,
-    UpstreamRateLimited,
-    UpstreamRefused,
     UpstreamTimeout,
     out_of_descriptors,
 )
+from millstream.providers.clocks import Clocks, Silence
+from millstream.providers.endings import failure, reported_error
 from millstream.sse import Decoder, Message, SSELimitExceeded
 from millstream.version import __version__
 
-log = logging.getLogger("millstream.providers")
+PROXY_OF_ENVIRONMENT = "environment"  # HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide
 
 # What is decoded at a time, and how long until other streams have their turn.
 _SLICE_BYTES = 32 << 10
 _SLICE_SECONDS = 0.004
-_MAX_EVENT_BYTES = 1 << 20
+_MAX_EVENT_BYTES = 8 << 20  # an image in one event has megabytes
 _MAX_STREAM_BYTES = 64 << 20
 _MAX_ANSWER_BYTES = 4 << 20
 _MAX_ERROR_BYTES = 64 << 10
@@ -43,37 +43,28 @@ _MAX_RETRY_AFTER_SECONDS = 3600
 # out on a connection that is being closed: it could not be retried without the risk of a second bill.
 _KEEPALIVE_SECONDS = 4
 
-# Codes that say why a provider refused, in words of ours. A provider's own text is never passed on.
-_REASONS = {
-    "context_length_exceeded": "the conversation is longer than the model's context",
-    "content_filter": "its content filter refused the prompt",
-    "content_policy_violation": "its content policy refuses the prompt",
-    "insufficient_quota": "the account's quota is used up",
-    "invalid_api_key": "it does not accept the configured key",
-    "invalid_value": "a parameter has a value it does not accept",
-    "unsupported_parameter": "it does not support one of the parameters",
-    "unsupported_value": "it does not support a parameter's value",
-    "rate_limit_exceeded": "its rate limit is reached",
-}
+# In front of what is no stream: its first character tells, since servers label streams as anything.
+_SPACE = b" \t\r\n"
+_BOM = b"\xef\xbb\xbf"
+_HEADER_BYTES = 64 << 10
 
-
-class Clocks(Struct, frozen=True):
-    """How long to wait for a provider, in seconds.
-
-    ``connect`` to have a connection; ``first_byte`` from sending the request to the first byte of
-    the answer's body; ``idle`` between two reads; the total is the stream's own and lies with its
-    producer, since it holds for every provider.
-    """
-
-    connect: float = 10
-    first_byte: float = 120
-    idle: float = 60
+# How many contents the caller has read from what it was given, and for how many seconds at most the next is
+# waited for, where that is less than usual.
+Patience: TypeAlias = Callable[[], tuple[int, float | None]]
 
 
 class Upstream:
     """One provider's HTTP endpoint. Has to be used and closed in one event loop."""
 
-    def __init__(self, name: str, headers: Mapping[str, str], clocks: Clocks | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        headers: Mapping[str, str],
+        clocks: Clocks | None = None,
+        *,
+        pings: bool = False,
+        proxy: str | None = None,
+    ) -> None:
         self._name = name
         self._headers = {
             "User-Agent": f"millstream/{__version__}",
@@ -82,10 +73,13 @@ class Upstream:
             **headers,
         }
         self._clocks = clocks or Clocks()
+        self._pings = pings
+        self._proxy = proxy
         self._session: aiohttp.ClientSession | None = None
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
+            from_environment = self._proxy == PROXY_OF_ENVIRONMENT
             self._session = aiohttp.ClientSession(
                 # The number of streams is bounded where they start, not by waiting here.
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
@@ -93,7 +87,10 @@ class Upstream:
                 headers=self._headers,
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
+                trust_env=from_environment,
+                proxy=None if from_environment else self._proxy,
+                max_line_size=_HEADER_BYTES,
+                max_field_size=_HEADER_BYTES,
             )
         return self._session
 
@@ -102,47 +99,43 @@ class Upstream:
             await self._session.close()
             self._session = None
 
-    async def events(self, url: str, body: bytes) -> AsyncGenerator[list[Message]]:
-        """POSTs ``body`` as JSON and yields the events of the answer, one list for each read.
+    async def events(self, url: str, body: bytes, patience: Patience) -> AsyncGenerator[list[Message]]:
+        """POSTs ``body`` as JSON and yields the events of the answer, one list for each read. An answer that
+        is JSON is one event.
 
-        Closing the generator closes the connection, unless the answer has been read to its end.
+        Closing the generator closes the connection, unless the answer has been read to its end. What was
+        complete before a fault is yielded before the fault is raised.
         """
         with self._translated():
             loop = asyncio.get_running_loop()
             due = loop.time() + self._clocks.first_byte
             response = await self._send("POST", url, body, accept="text/event-stream")
-            clock: _Clock | None = None
+            clock: Silence | None = None
             try:
-                await self._check(response, "text/event-stream")
-                clock = _Clock(self._clocks.first_byte, response.close, due)
-                decoder = Decoder(max_event_bytes=_MAX_EVENT_BYTES)
-                received = 0
-                while chunk := await response.content.readany():
-                    clock.restart(self._clocks.idle)
-                    received += len(chunk)
-                    if received > _MAX_STREAM_BYTES:
-                        raise UpstreamError(
-                            f"provider '{self._name}' sent over {_MAX_STREAM_BYTES >> 20} MiB"
-                        )
-                    messages: list[Message] = []
-                    began = loop.time()
-                    for start in range(0, len(chunk), _SLICE_BYTES):
-                        messages += decoder.feed(chunk[start : start + _SLICE_BYTES])
-                        if loop.time() - began > _SLICE_SECONDS:
-                            await asyncio.sleep(0)
-                            began = loop.time()
+                await self._check(response)
+                clock = Silence(self._clocks, due, response.close)
+                answer = _Body(self._name)
+                contents = 0
+                async for chunk in _reads(response):
+                    if not answer.received:
+                        clock.first_byte()
+                    elif self._pings:
+                        clock.sign_of_life()
+                    messages = await answer.read(chunk)
                     if messages:
-                        clock.paused = True  # the provider is not to blame for how long this takes
+                        clock.pause()
                         yield messages
                         messages.clear()
-                        clock.paused = False
-                        clock.restart(self._clocks.idle)
-                    chunk = b""
+                        clock.resume()
+                        before, (contents, within) = contents, patience()
+                        if contents > before or within is not None:
+                            clock.content(within)
+                    answer.check()
+                if rest := answer.rest():
+                    yield rest
             except (aiohttp.ClientError, OSError) as error:
-                if clock is not None and clock.rang:
-                    raise UpstreamTimeout(
-                        f"provider '{self._name}' was silent for {clock.seconds:g} s"
-                    ) from error
+                if clock is not None and clock.broken is not None:
+                    raise UpstreamTimeout(f"provider '{self._name}' {clock.broken}") from error
                 raise
             finally:
                 if clock is not None:
@@ -155,7 +148,7 @@ class Upstream:
             async with asyncio.timeout(timeout_seconds):
                 response = await self._send("GET", url, None, accept="application/json")
                 try:
-                    await self._check(response, "application/json")
+                    await self._check(response)
                     answer = await _read(response, _MAX_ANSWER_BYTES)
                     return await asyncio.to_thread(msgspec.json.decode, answer)
                 finally:
@@ -173,21 +166,17 @@ class Upstream:
                 method, url, data=body, headers=headers, allow_redirects=False
             )
 
-    async def _check(self, response: aiohttp.ClientResponse, content_type: str) -> None:
-        if response.status != 200:
+    async def _check(self, response: aiohttp.ClientResponse) -> None:
+        if not 200 <= response.status < 300:
             raise await self._refusal(response)
-        if response.content_type != content_type:
-            raise UpstreamError(
-                f"provider '{self._name}' answered with another content type than {content_type}"
-            )
-        if response.headers.get("Content-Encoding", "identity") != "identity":
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in ("", "identity", "none"):
             raise UpstreamError(f"provider '{self._name}' compressed its answer unasked")
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> ProviderError:
-        status = response.status
         try:
             async with asyncio.timeout(2):
-                body = msgspec.json.decode(await _read(response, _MAX_ERROR_BYTES))
+                body: object = msgspec.json.decode(await _read(response, _MAX_ERROR_BYTES))
         except (
             aiohttp.ClientError,
             OSError,
@@ -197,11 +186,11 @@ class Upstream:
             UnicodeDecodeError,
         ):
             body = None
-        return refusal(
+        return failure(
             self._name,
-            status,
-            body.get("error") if isinstance(body, dict) else None,
-            _retry_after(response.headers.get("Retry-After")),
+            reported_error(body) or (body if isinstance(body, dict) else None),
+            status=response.status,
+            retry_after_seconds=_retry_after(response.headers),
         )
 
     @contextmanager
@@ -229,43 +218,111 @@ class Upstream:
             raise _unreachable(name, "its base URL is not valid") from error
         except TimeoutError as error:
             raise UpstreamTimeout(f"provider '{name}' did not answer in time") from error
-        except SSELimitExceeded as error:
-            raise UpstreamError(f"provider '{name}' sent an event over the size limit") from error
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise UpstreamError(f"provider '{name}' sent broken JSON") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(f"provider '{name}' broke the connection") from error
 
 
-def refusal(name: str, status: int, detail: Any, retry_after_seconds: int | None = None) -> ProviderError:
-    """The error for a status and a provider's error object, be it a response or an event."""
-    code = detail.get("code") if isinstance(detail, dict) else None
-    reason = _REASONS.get(code) if isinstance(code, str) else None
-    because = f": {reason}" if reason else ""
-    log.info("provider %s refused: HTTP %s%s", name, status, because)
-    if status == 429 or code == "rate_limit_exceeded":
-        message = f"provider '{name}' limits our rate{because}"
-        return UpstreamRateLimited(message, retry_after_seconds=retry_after_seconds)
-    if status == 404 or code == "model_not_found":
-        return UpstreamModelNotFound(f"provider '{name}' has no such model; see GET /v1/models")
-    if status in (401, 403):
-        return UpstreamRefused(f"provider '{name}' does not accept the configured key")
-    if status in (408, 504):
-        return UpstreamTimeout(f"provider '{name}' timed out (HTTP {status})")
-    if 400 <= status < 500:
-        return UpstreamRefused(f"provider '{name}' refused the request (HTTP {status}){because}")
-    return UpstreamError(f"provider '{name}' failed (HTTP {status}){because}", accepted=False)
-
-
 def _unreachable(name: str, why: str) -> UpstreamError:
     return UpstreamError(f"provider '{name}' cannot be reached: {why}", accepted=False)
 
 
-def _retry_after(value: str | None) -> int | None:
-    """Seconds, where the provider gave seconds. A date says nothing that a client needs."""
-    if value is None or not re.fullmatch(r"\d{1,9}(\.\d+)?", value):
+def _retry_after(headers: Mapping[str, str]) -> int | None:
+    """The seconds that the provider asks for: given as seconds, as a date or, by OpenAI, as milliseconds."""
+    if (exact := headers.get("retry-after-ms", "")) and re.fullmatch(r"\d{1,12}(\.\d+)?", exact):
+        seconds = float(exact) / 1000
+    elif (value := headers.get("Retry-After", "")) and re.fullmatch(r"\d{1,9}(\.\d+)?", value):
+        seconds = float(value)
+    else:
+        until, now = _date(value), _date(headers.get("Date", ""))
+        if until is None:
+            return None
+        # By the provider's own clock, which may not be ours.
+        seconds = (until - (now or datetime.now(UTC))).total_seconds()
+    return min(max(math.ceil(seconds), 0), _MAX_RETRY_AFTER_SECONDS)
+
+
+def _date(value: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
         return None
-    return min(int(float(value)) + (1 if "." in value else 0), _MAX_RETRY_AFTER_SECONDS)
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+class _Body:
+    """The body of an answer: bytes -> events, with every size bounded. What it is, a stream of events or
+    JSON, its first character says.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.received = 0  # bytes
+        self._name = name
+        self._decoder: Decoder | None = None
+        self._json: bytearray | None = None
+        self._fault: UpstreamError | None = None
+
+    async def read(self, chunk: bytes) -> list[Message]:
+        """The events that are complete with ``chunk``, or were before the fault that ``check`` raises."""
+        self.received += len(chunk)
+        if self.received > _MAX_STREAM_BYTES:
+            self._fault = UpstreamError(f"provider '{self._name}' sent over {_MAX_STREAM_BYTES >> 20} MiB")
+            return []
+        if self._decoder is None and self._json is None:
+            self._begin(chunk)
+        if self._json is not None:
+            self._json += chunk
+            if len(self._json) > _MAX_EVENT_BYTES:
+                self._fault = UpstreamError(f"provider '{self._name}' sent an answer over the size limit")
+        if self._decoder is None:
+            return []
+        messages: list[Message] = []
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            for start in range(0, len(chunk), _SLICE_BYTES):
+                messages += self._decoder.feed(chunk[start : start + _SLICE_BYTES])
+                if loop.time() - began > _SLICE_SECONDS:
+                    await asyncio.sleep(0)
+                    began = loop.time()
+        except SSELimitExceeded as error:
+            messages += error.before
+            self._fault = UpstreamError(f"provider '{self._name}' sent an event over the size limit")
+        return messages
+
+    def check(self) -> None:
+        """Raises ``UpstreamError`` where something was too long, or no answer."""
+        if self._fault is not None:
+            raise self._fault
+
+    def rest(self) -> list[Message]:
+        """What the end of the body completes."""
+        return [] if self._json is None else [Message(bytes(self._json))]
+
+    def _begin(self, chunk: bytes) -> None:
+        first = chunk.removeprefix(_BOM).lstrip(_SPACE)[:1]
+        if first == b"<":
+            self._fault = UpstreamError(
+                f"provider '{self._name}' answered with a web page; its base URL is up to and with /v1"
+            )
+        elif first in (b"{", b"["):
+            self._json = bytearray()
+        elif first:
+            self._decoder = Decoder(max_event_bytes=_MAX_EVENT_BYTES)
+
+
+async def _reads(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+    """What each read of the socket gave, also of the last one before a fault."""
+    content = response.content
+    try:
+        while chunk := await content.readany():
+            yield chunk
+    except (aiohttp.ClientError, OSError):
+        # The stream raises its fault before it gives what it still has.
+        if rest := content._read_nowait(-1):  # noqa: SLF001
+            yield rest
+        raise
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -274,39 +331,3 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     while len(body) < limit and (chunk := await response.content.readany()):
         body += chunk
     return bytes(body[:limit])
-
-
-class _Clock:
-    """Calls ``ring`` once after a silence, the first of which ends at ``due``. Restarting it costs nothing:
-    its one timer, when it fires, looks whether it is due and otherwise sets itself to when it will be.
-    """
-
-    def __init__(self, seconds: float, ring: Callable[[], None], due: float) -> None:
-        self.seconds = seconds
-        self.rang = False
-        self.paused = False
-        self._ring = ring
-        self._loop = asyncio.get_running_loop()
-        self._due = due
-        self._timer = self._loop.call_at(due, self._check_silence)
-
-    def restart(self, seconds: float) -> None:
-        now = self._loop.time()
-        self._due = now + seconds
-        if seconds < self.seconds:
-            # The timer was set for a longer silence; it has to look earlier.
-            self._timer.cancel()
-            self._timer = self._loop.call_at(self._due, self._check_silence)
-        self.seconds = seconds
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _check_silence(self) -> None:
-        now = self._loop.time()
-        if now >= self._due and not self.paused:
-            self.rang = True
-            self._ring()
-        else:
-            due = self._due if now < self._due else now + self.seconds
-            self._timer = self._loop.call_at(due, self._check_silence)

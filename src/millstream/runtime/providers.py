@@ -7,10 +7,12 @@ from millstream.catalog import LLMService, ProviderEntry
 from millstream.errors import ConfigurationError
 from millstream.prices import FlatPrice, Prices
 from millstream.providers import Provider
+from millstream.providers.clocks import Clocks
+from millstream.providers.known import KNOWN, OPENAI, Quirks
 from millstream.providers.local import LocalProvider, weights
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.scripted import ScriptedProvider
-from millstream.providers.upstream import Clocks, Upstream
+from millstream.providers.upstream import Upstream
 from millstream.settings import ProviderSettings, Settings
 
 
@@ -53,15 +55,15 @@ def _openai(name: str, settings: Settings, config: ProviderSettings) -> Provider
     if config.api_key is not None:
         secret = config.api_key.get_secret_value()
         headers |= {"api-key": secret} if config.azure else {"Authorization": f"Bearer {secret}"}
-    clocks = Clocks(settings.connect_seconds, settings.first_byte_seconds, settings.idle_seconds)
-    official = config.azure or config.base_url.startswith("https://api.openai.com/")
-    provider = OpenAIProvider(
-        name,
-        config.base_url,
-        Upstream(name, headers, clocks),
-        max_tokens_field="max_completion_tokens" if official else "max_tokens",
-        extra=config.extra,
+    clocks = Clocks(
+        config.connect_seconds or settings.connect_seconds,
+        config.first_byte_seconds or settings.first_byte_seconds,
+        config.first_content_seconds or settings.first_content_seconds,
+        config.idle_seconds or settings.idle_seconds,
     )
+    quirks = _quirks(config)
+    upstream = Upstream(name, headers, clocks, pings=quirks.pings, proxy=config.proxy or settings.proxy)
+    provider = OpenAIProvider(name, config.base_url, upstream, quirks=quirks, extra=config.extra)
     return ProviderEntry(
         provider,
         models=config.models,
@@ -70,6 +72,16 @@ def _openai(name: str, settings: Settings, config: ProviderSettings) -> Provider
         preferred=config.preferred,
         hidden=config.hidden,
     )
+
+
+def _quirks(config: ProviderSettings) -> Quirks:
+    """Those that are set, else those that are known of the server at this address."""
+    if config.quirks is not None:
+        return config.quirks.quirks()
+    if config.azure:
+        return OPENAI
+    base_url = (config.base_url or "").rstrip("/")
+    return next((known.quirks for known in KNOWN if known.base_url == base_url), Quirks())
 
 
 # A new kind of provider is a function above, a row here, and a value of ``ProviderSettings.type``.

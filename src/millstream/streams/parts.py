@@ -6,10 +6,13 @@ stay open until the end, because providers may interleave the pieces of parallel
 
 from collections.abc import Sequence
 
+import msgspec
+
 from millstream.answer import PROSE, OpenCall, OpenParts
 from millstream.errors import UpstreamError
 from millstream.events import (
     Event,
+    File,
     PartEvent,
     ReasoningDelta,
     RefusalDelta,
@@ -17,9 +20,13 @@ from millstream.events import (
     ToolCallDelta,
     ToolCallStart,
 )
-from millstream.providers import MAX_TOOL_CALLS, Finish, Produced, ToolCallPiece
+from millstream.ledger.rows import Reported
+from millstream.providers import MAX_TOOL_CALLS, Finish, Produced, ToolCallPiece, UsageReport
 from millstream.tokens import GrowingCount
 from millstream.usage import Usage
+
+_MAX_WORD = 64  # characters of a provider's finish reason that are kept
+_MAX_RAW = 4096  # of its usage object
 
 
 class Assembler:
@@ -28,6 +35,7 @@ class Assembler:
     def __init__(self) -> None:
         self.finish: Finish | None = None
         self.usage: Usage | None = None  # the provider's latest running count
+        self.report: UsageReport | None = None  # and what it wrote of it
         self.usage_is_stale = False  # something came after it
         self.generated = GrowingCount()
         self.produced = 0  # events so far
@@ -48,13 +56,30 @@ class Assembler:
                 events.append(item)
             elif isinstance(item, ToolCallPiece):
                 self._call(item, events)
+            elif isinstance(item, UsageReport):
+                self.report = item
+                self.usage = item.usage
+                self.usage_is_stale = False
             elif isinstance(item, Usage):
                 self.usage = item
                 self.usage_is_stale = False
+            elif isinstance(item, File):
+                events += self._open.end_prose()
+                events.append(item)
+                self.usage_is_stale = True
             else:
                 self.finish = item
         self.produced += len(events)
         return events
+
+    @property
+    def reported(self) -> Reported:
+        """What the provider said, in its own words, as far as it can be kept."""
+        word = self.finish.word[:_MAX_WORD] if self.finish is not None else ""
+        if self.report is None:
+            return Reported(word or None)
+        raw = msgspec.json.encode(self.report.raw).decode()
+        return Reported(word or None, raw if len(raw) <= _MAX_RAW else None, self.report.cost)
 
     def close(self) -> list[PartEvent]:
         """The ends of all parts that are open, as the last events before the terminal one."""
@@ -67,9 +92,9 @@ class Assembler:
         call = self._open.calls.get(piece.index)
         if call is None:
             events += self._open.end_prose()
-            call = self._open.calls[piece.index] = OpenCall(piece.call_id, piece.name)
+            call = self._open.calls[piece.index] = OpenCall(piece.call_id, piece.name, piece.extra_content)
             self.generated.add(piece.name)
-            events.append(ToolCallStart(piece.index, piece.call_id, piece.name))
+            events.append(ToolCallStart(piece.index, piece.call_id, piece.name, piece.extra_content))
         if piece.arguments:
             call.arguments.append(piece.arguments)
             self.generated.add(piece.arguments)

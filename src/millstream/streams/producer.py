@@ -300,6 +300,7 @@ class Producer:
             cost,
             self._first_event_at,
             time.time(),
+            reported=self._assembler.reported,
         )
         self.state = State.ENDING
         return Bill.of(usage, cost)

@@ -54,25 +54,41 @@ class Tally:
         for usage in (final, None if self._assembler.usage_is_stale else running):
             # A provider that counts nothing for something has not counted.
             if usage is not None and (usage.completion_tokens or not produced):
-                return usage
+                counted = usage.prompt_tokens or self._assembler.report is None
+                return usage if counted else await self._with_prompt(usage)
         if not accepted and not produced:
             return NOTHING
         try:
             tokenizer = await tokens.load(self._encoding)
             completion = await self._assembler.generated.total(tokenizer)
-            if running is None and self._prompt_tokens is None:
-                self._prompt_tokens = await tokens.count_prompt(tokenizer, self._messages)
+            prompt = running.prompt_tokens if running is not None else 0
+            prompt = prompt or await self._prompt(tokenizer)
         except Exception as error:  # a stream that cannot be counted has to be settled all the same
             log.error("stream %s cannot be counted: %s", self._stream_id, safe_traceback(error))
             return running or NOTHING
         if running is not None:
             return msgspec.structs.replace(
                 running,
+                prompt_tokens=prompt,
                 completion_tokens=completion,
                 reasoning_tokens=min(running.reasoning_tokens, completion),
                 source="counted",
             )
-        return Usage(self._prompt_tokens or 0, completion, "counted")
+        return Usage(prompt, completion, "counted")
+
+    async def _with_prompt(self, usage: Usage) -> Usage:
+        """``usage`` of a provider that counts no prompt, with ours: the weaker source names the whole."""
+        try:
+            prompt = await self._prompt(await tokens.load(self._encoding))
+        except Exception as error:  # as above
+            log.error("stream %s cannot be counted: %s", self._stream_id, safe_traceback(error))
+            return usage
+        return msgspec.structs.replace(usage, prompt_tokens=prompt, source="counted")
+
+    async def _prompt(self, tokenizer: tokens.Tokenizer) -> int:
+        if self._prompt_tokens is None:
+            self._prompt_tokens = await tokens.count_prompt(tokenizer, self._messages)
+        return self._prompt_tokens
 
     def last_known(self) -> Usage:
         """The provider's last running count, without counting any text."""

@@ -1,0 +1,277 @@
+"""The provider for every endpoint that speaks OpenAI's Chat Completions.
+
+What servers do differently is put right in one place each: the form of a chunk in ``chunks``, tool calls in
+``tool_calls``, usage in ``counts``, the words of ends and errors in ``endings``. What only one vendor does is
+data (``known.Quirks``). What holds for all of them:
+
+1. The end is ``[DONE]``, or a finish reason that either a clean end of the connection or the final usage
+   follows. Anything else is a cut.
+2. Usage is taken from wherever it comes (finish chunk, every chunk, a chunk of its own); the last one counts,
+   nothing is summed.
+3. Of several choices only the first is taken: neither a request nor the settings can ask for more.
+4. What was understood before a fault, in the same read or the same event, is yielded before the fault is
+   raised.
+5. An answer that is whole JSON, though a stream was asked for, is an answer.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from typing import Any
+
+import msgspec
+
+from millstream.errors import ProviderError, UpstreamError
+from millstream.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
+from millstream.messages import ChatRequest
+from millstream.providers import Finish, Produced, UsageReport
+from millstream.providers.endings import failure, finish_reason, reported_error
+from millstream.providers.known import Quirks
+from millstream.providers.openai import chunks
+from millstream.providers.openai.counts import timings_report, usage_report
+from millstream.providers.openai.tool_calls import ToolCalls
+from millstream.providers.upstream import Upstream
+from millstream.sse import Message
+
+_DRAIN_SECONDS = 0.2
+_AFTERTHOUGHT_SECONDS = 5  # for [DONE] and the end of the connection, once nothing is missing
+
+_PING_EVENTS = frozenset(("ping", "heartbeat", "keepalive", "keep-alive"))
+_PINGS = frozenset((b"", b"ping", b"heartbeat", b"keepalive", b"keep-alive", b"null"))
+
+
+class OpenAIProvider:
+    """``extra`` is merged into every request."""
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        upstream: Upstream,
+        *,
+        quirks: Quirks | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._name = name
+        self._base_url = base_url.rstrip("/")
+        self._upstream = upstream
+        self._quirks = quirks or Quirks()
+        self._extra = dict(extra or {})
+
+    async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        url = f"{self._base_url}/chat/completions"
+        reading = Reading(self._name, self._quirks)
+        events = self._upstream.events(url, self._body(request, model), reading.patience)
+        async with aclosing(events) as batches:
+            try:
+                async for messages in batches:
+                    if produced := reading.read(messages):
+                        yield produced
+                    if reading.fault is not None:
+                        raise reading.fault
+                    if reading.is_done:
+                        await _read_to_end(batches)
+                        return
+            except ProviderError:
+                if not reading.is_complete or reading.fault is not None:
+                    raise
+        if produced := reading.end():
+            yield produced
+        if reading.fault is not None:
+            raise reading.fault
+
+    async def models(self) -> list[str]:
+        url = f"{self._base_url}/{self._quirks.models_path}"
+        names = model_names(await self._upstream.get_json(url, timeout_seconds=3))
+        if names is None:
+            raise UpstreamError(f"provider '{self._name}' answered GET /models in an unknown form")
+        return names
+
+    async def close(self) -> None:
+        await self._upstream.close()
+
+    def _body(self, request: ChatRequest, model: str) -> bytes:
+        quirks = self._quirks
+        body = request.for_provider()
+        for field, theirs in quirks.renamed.items():
+            if field in body:
+                body[theirs] = body.pop(field)
+        for field in quirks.refused:
+            body.pop(field, None)
+        body |= self._extra
+        body |= {"model": model, "stream": True}
+        if quirks.stream_options:
+            body["stream_options"] = {"include_usage": True}
+        return msgspec.json.encode(body)
+
+
+class Reading:
+    """What has come of one answer so far. Knows no network, so every stream can be tried on it."""
+
+    def __init__(self, name: str, quirks: Quirks) -> None:
+        self.is_done = False  # it was said that nothing follows
+        self.fault: ProviderError | None = None  # what the answer failed with
+        self.contents = 0  # pieces of it so far
+        self._name = name
+        self._quirks = quirks
+        self._reason: FinishReason | None = None
+        self._word = ""
+        self._report: UsageReport | None = None
+        self._report_is_stale = False  # something came after it
+        self._is_whole = False  # the answer came as one JSON object
+        self._calls = ToolCalls(name)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer has its finish reason and its final usage, so that nothing has to follow."""
+        return self._reason is not None and self._report is not None and not self._report_is_stale
+
+    def patience(self) -> tuple[int, float | None]:
+        """How many contents have come, and for how many seconds at most the next is waited for."""
+        return self.contents, _AFTERTHOUGHT_SECONDS if self.is_complete else None
+
+    def read(self, messages: Sequence[Message]) -> list[Produced]:
+        """What the messages say, up to the end or to the ``fault`` among them."""
+        produced: list[Produced] = []
+        try:
+            for message in messages:
+                if message.data.startswith(b"[DONE]"):
+                    self.is_done = True
+                    self._finish(produced)
+                    break
+                self._message(message, produced)
+        except ProviderError as error:
+            self._fail(error, produced)
+        return produced
+
+    def end(self) -> list[Produced]:
+        """What follows from the end of the connection, which is the end of the answer or a ``fault``."""
+        produced: list[Produced] = []
+        try:
+            if self._reason is None and not self._is_whole:
+                raise UpstreamError(f"provider '{self._name}' cut its answer off")
+            self._finish(produced)
+        except ProviderError as error:
+            self._fail(error, produced)
+        return produced
+
+    def _finish(self, produced: list[Produced]) -> None:
+        if self._reason is None and not self.contents and self._report is None:
+            raise UpstreamError(f"provider '{self._name}' ended its answer without a word")
+        produced += self._calls.end()
+        reason = self._reason or "stop"
+        if self._calls and reason == "stop":
+            reason = "tool_calls"
+        usage = None if self._report_is_stale or self._report is None else self._report.usage
+        if usage is not None:
+            usage = usage.sourced("provider_final")
+        produced.append(Finish(reason, usage, self._word))
+
+    def _fail(self, error: ProviderError, produced: list[Produced]) -> None:
+        """Nothing that was understood is held back by what comes to nothing."""
+        self.fault = error
+        with suppress(UpstreamError):
+            produced.extend(self._calls.end())
+
+    def _message(self, message: Message, produced: list[Produced]) -> None:
+        if message.event in _PING_EVENTS or message.data.strip().lower() in _PINGS:
+            return
+        try:
+            chunk, whole = chunks.read(message.data)
+        except chunks.Unreadable as error:
+            if message.event not in ("message", "error"):
+                return  # an event that nobody here knows
+            raise UpstreamError(f"provider '{self._name}' sent a chunk that cannot be read") from error
+        failed = None if whole is None else reported_error(whole)
+        if message.event == "error":
+            failed = failed or whole or {}
+        word = ""
+        for choice in chunk.choices or ():
+            if choice.index == 0:
+                failed = failed or choice.error
+                self._say(choice.delta or choice.message, produced)
+                word = _finish_word(choice) or word
+                self._is_whole = choice.delta is None and choice.message is not None
+        # Before the end is looked at: an answer that failed has used tokens too.
+        self._count(chunk, produced)
+        if failed:
+            raise failure(self._name, failed)
+        reason = finish_reason(self._name, word, self._quirks.ends) if word else None
+        # "stop" is what some servers add to any other end.
+        if reason is not None and (self._reason is None or reason != "stop"):
+            self._reason, self._word = reason, word
+
+    def _say(self, delta: chunks.Delta | None, produced: list[Produced]) -> None:
+        if delta is not None:
+            before = len(produced)
+            self._delta(delta, produced)
+            if len(produced) > before:
+                self.contents += len(produced) - before
+                self._report_is_stale = True
+
+    def _delta(self, delta: chunks.Delta, produced: list[Produced]) -> None:
+        if reasoning := chunks.reasoning_of(delta):
+            produced.append(ReasoningDelta(reasoning))
+        if isinstance(delta.content, list):
+            produced += chunks.prose(delta.content)
+        elif delta.content:
+            produced.append(TextDelta(delta.content))
+        if delta.refusal:
+            produced.append(RefusalDelta(delta.refusal))
+        if delta.images:
+            produced += chunks.images(delta.images)
+        if delta.tool_calls:
+            produced += self._calls.add(delta.tool_calls)
+        elif delta.function_call:
+            produced += self._calls.add([chunks.CallPiece(0, function=delta.function_call)])
+
+    def _count(self, chunk: chunks.Chunk, produced: list[Produced]) -> None:
+        places = [chunk.usage]
+        if chunk.choices:
+            places.append(chunk.choices[0].usage)
+        if isinstance(chunk.x_groq, dict):
+            places.append(chunk.x_groq.get("usage"))
+        report = next(
+            (found for raw in places if raw and (found := usage_report(raw, self._quirks))),
+            None,
+        )
+        if report is None and chunk.timings is not None:
+            report = timings_report(chunk.timings)
+        if report is None:
+            return
+        if self._report is not None and not report.usage.completion_tokens:
+            return  # it has counted already
+        self._report = report
+        self._report_is_stale = False
+        produced.append(report)
+
+
+def _finish_word(choice: chunks.Choice) -> str | None:
+    native = choice.native_finish_reason
+    if isinstance(native, str) and native.lower() == "error":
+        return native  # OpenRouter calls some of them "stop"
+    return choice.finish_reason
+
+
+def model_names(listing: object) -> list[str] | None:
+    """The models of a listing, in any of the forms that servers have for one; None where it is in none."""
+    if isinstance(listing, dict):
+        listing = listing.get("data", listing.get("models", listing.get("result")))
+    if not isinstance(listing, list):
+        return None
+    names: list[str] = []
+    for model in listing:
+        name = model
+        if isinstance(model, dict):
+            name = model.get("id") or model.get("name") or model.get("model")
+        if isinstance(name, str) and name:
+            names.append(name.removeprefix("models/"))  # Gemini
+    return names
+
+
+async def _read_to_end(batches: AsyncGenerator[object]) -> None:
+    """Reads on to the end, which gives the connection back to the pool, unless that takes long."""
+    with suppress(TimeoutError, ProviderError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for _ in batches:
+                pass

@@ -1,0 +1,230 @@
+"""Chunks: the data of one event, or a whole JSON answer -> what a model said, in one form.
+
+Nearly every chunk is read by msgspec into the structs below. One that is not as they say is read again by
+Python's own reader and put right field by field: a chunk is refused only where text, arguments of a tool
+call, an end or money would be wrong, so a field that nobody here needs may be anything.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream.events import File, ReasoningDelta, RefusalDelta, TextDelta
+
+
+class Function(Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallPiece(Struct):
+    """A piece of a tool call as it came: any field may be missing."""
+
+    index: int | None = None
+    id: str | None = None
+    function: Function | None = None
+    extra_content: Any = None  # Gemini's thought signature
+
+
+class Delta(Struct):
+    content: str | list[Any] | None = None
+    reasoning_content: str | None = None  # DeepSeek, llama.cpp, older vLLM
+    reasoning: str | None = None  # OpenRouter, Ollama, newer vLLM
+    reasoning_details: Any = None  # MiniMax
+    refusal: str | None = None
+    tool_calls: list[CallPiece] | None = None
+    function_call: Function | None = None  # OpenAI before tools
+    images: Any = None  # OpenRouter
+
+
+class Choice(Struct):
+    index: int = 0
+    delta: Delta | None = None
+    message: Delta | None = None  # of an answer that is whole
+    finish_reason: str | None = None
+    native_finish_reason: Any = None  # OpenRouter
+    error: Any = None
+    usage: Any = None  # Moonshot
+
+
+class Chunk(Struct):
+    choices: list[Choice] | None = None
+    usage: Any = None
+    timings: Any = None  # llama.cpp's running count, where asked for
+    error: Any = None
+    x_groq: Any = None
+
+
+_decode = msgspec.json.Decoder(Chunk).decode
+_decode_anything = msgspec.json.Decoder().decode
+
+
+class Unreadable(ValueError):
+    """A chunk that is not JSON, or says what was written in it in a way that nobody knows."""
+
+
+def read(data: bytes) -> tuple[Chunk, object]:
+    """The chunk, and all of it as plain values where it is no usual one: who sent it may have said there that
+    it failed. Raises ``Unreadable``.
+    """
+    try:
+        chunk = _decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        value = _plain(data)
+        return _chunk(value), value
+    if chunk.choices and chunk.error is None and chunk.x_groq is None:
+        return chunk, None
+    return chunk, _decode_anything(data)
+
+
+def _plain(data: bytes) -> object:
+    """What Python's reader makes of it, which takes NaN and half characters. Those become U+FFFD."""
+    try:
+        value = json.loads(data)
+        if rb"\ud" in data.lower():
+            whole = json.dumps(value, ensure_ascii=False)
+            value = json.loads(whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    except (ValueError, RecursionError) as error:
+        raise Unreadable("no JSON") from error
+    return value
+
+
+def _chunk(value: object) -> Chunk:
+    """Raises ``Unreadable``."""
+    if isinstance(value, list):  # Gemini wraps its errors so
+        return Chunk()
+    if not isinstance(value, dict):
+        raise Unreadable("no object")
+    choices = value.get("choices")
+    return Chunk(
+        [_choice(choice) for choice in choices if isinstance(choice, dict)]
+        if isinstance(choices, list)
+        else None,
+        *(value.get(name) for name in ("usage", "timings", "error", "x_groq")),
+    )
+
+
+def _choice(value: dict[str, Any]) -> Choice:
+    finish = value.get("finish_reason")
+    return Choice(
+        _number(value.get("index")) or 0,
+        _delta(value.get("delta")),
+        _delta(value.get("message")),
+        finish if isinstance(finish, str) else None,
+        *(value.get(name) for name in ("native_finish_reason", "error", "usage")),
+    )
+
+
+def _delta(value: object) -> Delta | None:
+    if not isinstance(value, dict):
+        return None
+    content = value.get("content")
+    calls = value.get("tool_calls")
+    if isinstance(calls, dict):
+        calls = [calls]
+    return Delta(
+        content if isinstance(content, (str, list)) else _words(content, strictly=True),
+        _words(value.get("reasoning_content")),
+        _words(value.get("reasoning")),
+        value.get("reasoning_details"),
+        _words(value.get("refusal")),
+        [_piece(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else None,
+        _function(value.get("function_call")),
+        value.get("images"),
+    )
+
+
+def _piece(value: dict[str, Any]) -> CallPiece:
+    identity = value.get("id")
+    if isinstance(identity, int) and not isinstance(identity, bool):
+        identity = str(identity)
+    index = _number(value.get("index"))
+    if index is None and value.get("index") is not None:
+        raise Unreadable("a tool call's index that is no number")  # it may mean any call
+    return CallPiece(
+        index,
+        identity if isinstance(identity, str) else None,
+        _function(value.get("function")),
+        value.get("extra_content"),
+    )
+
+
+def _function(value: object) -> Function | None:
+    if not isinstance(value, dict):
+        return None
+    name, arguments = value.get("name"), value.get("arguments")
+    if arguments is not None and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+    return Function(name if isinstance(name, str) else None, arguments)
+
+
+def _words(value: object, *, strictly: bool = False) -> str | None:
+    """Text, or an object that has it. ``strictly`` raises ``Unreadable`` where there may be text all the
+    same.
+    """
+    if isinstance(value, dict):
+        value = value.get("text", value.get("content"))
+    if isinstance(value, str):
+        return value
+    if strictly and value:
+        raise Unreadable("content that is no text")
+    return None
+
+
+def _number(value: object) -> int | None:
+    if isinstance(value, str) and value.isascii() and value.lstrip("-").isdecimal() and len(value) < 10:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def reasoning_of(delta: Delta) -> str | None:
+    """Its reasoning, in the one field that has it."""
+    if said := delta.reasoning_content or delta.reasoning:
+        return said
+    details = delta.reasoning_details
+    if not isinstance(details, list):
+        return None
+    return "".join(text for detail in details if (text := _words(detail)))
+
+
+def prose(content: list[Any]) -> Iterator[TextDelta | ReasoningDelta | RefusalDelta | File]:
+    """Content in parts: ``{"type": "text", "text": …}``, ``{"type": "thinking", "thinking": text or text
+    parts}``, images; others, such as references, have no words."""
+    for part in content:
+        match part:
+            case str(text) if text:
+                yield TextDelta(text)
+            case {"type": "text" | "output_text", "text": str(text)} if text:
+                yield TextDelta(text)
+            case {"type": "thinking", "thinking": list(inner)}:
+                yield from (ReasoningDelta(item.text) for item in prose(inner) if isinstance(item, TextDelta))
+            case {"type": "thinking", "thinking": str(text)} if text:
+                yield ReasoningDelta(text)
+            case {"type": "refusal", "refusal": str(text)} if text:
+                yield RefusalDelta(text)
+            case {"type": "image_url"}:
+                yield from images([part])
+            case _:
+                pass
+
+
+def images(value: object) -> Iterator[File]:
+    """``[{"type": "image_url", "image_url": {"url": …}}]``."""
+    for image in value if isinstance(value, list) else ():
+        match image:
+            case {"image_url": {"url": str(url)}} | {"image_url": str(url)} if url:
+                yield File(_media_type(url), url)
+            case _:
+                pass
+
+
+def _media_type(url: str) -> str:
+    """Of a data URL; any image elsewhere."""
+    if not url.startswith("data:"):
+        return "image/*"
+    return url[5 : url.find(",", 5, 200)].partition(";")[0] or "image/*"

@@ -1,0 +1,110 @@
+"""What a provider says reaches the frames, the ledger and the receipt. spec/faults.md: U4, U12, U17."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from application import Run
+from asgi import get, post
+from oracle import Request, oracle
+
+BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+async def ask(
+    run: Run, events: bytes, *, prices: bool = False
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The frames that come of the provider's ``events``, sent in one write, and the receipt."""
+
+    async def handler(request: Request) -> None:
+        if request.path.endswith("/models"):
+            return await request.answer(200, {"data": [{"id": "m"}]})
+        await request.head()
+        await request.chunk(events)
+        return await request.end()
+
+    settings: dict[str, Any] = {"prices": {"m": {"input": "1", "output": "2"}}} if prices else {}
+    async with oracle(handler) as server, run(openai=server, **settings) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as exchange:
+            await exchange.finished()
+        await app.idle()
+        stream_id = exchange.frames[0]["stream_id"]
+        async with get(app.app, f"/v1/streams/{stream_id}", app.key) as call:
+            await call.finished()
+            return [frame for frame in exchange.frames if isinstance(frame, dict)], call.json
+
+
+def event(value: object) -> bytes:
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
+
+
+def say(text: str, finish: str | None = None) -> bytes:
+    return event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]})
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+async def test_words_that_come_with_a_fault_in_one_read_are_delivered_and_counted(run: Run) -> None:
+    words = "".join(f"word{i} " for i in range(300))
+    events = b"".join(say(f"word{i} ") for i in range(300)) + event({"error": {"code": "server_error"}})
+    frames, receipt = await ask(run, events + DONE)
+    assert "".join(frame.get("delta", "") for frame in frames) == words
+    assert frames[-1]["error"]["code"] == "upstream_error"
+    assert receipt["status"] == "failed"
+    assert receipt["completion_tokens"] >= 300
+    assert receipt["prompt_tokens"] > 0
+    assert frames[-1]["usage"]["completion_tokens"] == receipt["completion_tokens"]
+
+
+async def test_an_error_that_says_what_was_used_is_billed_as_it_says(run: Run) -> None:
+    usage = {"prompt_tokens": 1100, "completion_tokens": 700, "total_tokens": 1800}
+    frames, receipt = await ask(
+        run, say("half") + event({"error": {"code": "server_error"}, "usage": usage}) + DONE, prices=True
+    )
+    counted = (receipt["prompt_tokens"], receipt["completion_tokens"], receipt["usage_source"])
+    assert counted == (1100, 700, "provider_partial")
+    assert receipt["cost_usd"] == frames[-1]["usage"]["cost_usd"] == "0.002500"
+    assert receipt["provider_usage"] == usage
+
+
+async def test_the_receipt_keeps_the_providers_own_words(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    usage = {"prompt_tokens": 11, "completion_tokens": 7, "cost": 0.00014, "cost_details": {"x": None}}
+    with caplog.at_level(logging.WARNING, "millstream"):
+        for _ in range(2):
+            frames, receipt = await ask(run, say("a", "wound_up") + event({"usage": usage}) + DONE)
+    assert frames[-1]["finish_reason"] == receipt["finish_reason"] == "stop"
+    assert receipt["status"] == "completed"
+    assert receipt["provider_finish_reason"] == "wound_up"
+    assert receipt["provider_usage"] == usage
+    assert receipt["provider_cost_usd"] == "0.000140"
+    assert receipt["cost_usd"] is None
+    assert [record.message for record in caplog.records if "wound_up" in record.message] == [
+        "provider oracle ends answers with 'wound_up', which nobody here knows: taken as 'stop'"
+    ]
+
+
+async def test_a_usage_object_without_end_is_not_kept(run: Run) -> None:
+    usage = {"prompt_tokens": 11, "completion_tokens": 7, "more": "x" * 5000}
+    _, receipt = await ask(run, say("a", "stop") + event({"usage": usage}) + DONE)
+    assert (receipt["completion_tokens"], receipt["provider_usage"]) == (7, None)
+
+
+async def test_a_prompt_that_the_provider_does_not_count_is_counted(run: Run) -> None:
+    usage = {"prompt_tokens": 0, "completion_tokens": 7}
+    _, receipt = await ask(run, say("a", "stop") + event({"usage": usage}) + DONE)
+    assert receipt["prompt_tokens"] > 0
+    assert (receipt["completion_tokens"], receipt["usage_source"]) == (7, "counted")
+
+
+async def test_a_file_is_a_frame_and_part_of_the_whole_answer(run: Run) -> None:
+    url = "data:image/png;base64," + "A" * 2_000_000
+    image = {"type": "image_url", "image_url": {"url": url}}
+    delta = {"content": "see", "images": [image]}
+    frames, receipt = await ask(
+        run, event({"choices": [{"index": 0, "delta": delta}]}) + say("", "stop") + DONE
+    )
+    assert [frame["file"] for frame in frames if "file" in frame] == [{"media_type": "image/png", "url": url}]
+    assert receipt["status"] == "completed"
