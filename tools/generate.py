@@ -163,7 +163,7 @@ ROOMS = (
     ("the server, the only package that knows FastAPI", ("server",)),
     ("settings, and everything that runs", ("runtime", "settings")),
     ("streams", ("streams",)),
-    ("models and their metering", ("catalog", "meter", "traces")),
+    ("models and their metering", ("catalog", "listings", "meter", "traces")),
     ("providers", ("providers",)),
     ("wire formats", ("dialects", "messages", "bodies")),
     ("logs", ("logs",)),

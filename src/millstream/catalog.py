@@ -5,21 +5,20 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from msgspec import Struct
 
 from millstream import tokens
 from millstream.errors import (
-    ConfigurationError,
     InvalidRequest,
     ModelNotFound,
-    ProviderError,
     UpstreamError,
     safe_traceback,
 )
 from millstream.events import FinishReason, TextDelta
+from millstream.listings import Listings, ProviderEntry
 from millstream.messages import ChatMessage, ChatRequest
 from millstream.prices import Price, Prices
 from millstream.providers import Finish, Provider
@@ -47,21 +46,6 @@ class ChunkResponse(Struct, frozen=True):
     token_count: int | None = None
 
 
-class ProviderEntry(Struct, frozen=True):
-    """A provider and what is known of it before it is asked.
-
-    ``models`` are its models where they are configured, else it is asked for them. With ``any_model`` it
-    gets every name that no other provider claims. ``price_id`` is its name in genai-prices.
-    """
-
-    provider: Provider
-    models: Sequence[str] = ()
-    any_model: bool = False
-    price_id: str | None = None
-    preferred: Sequence[str] = ()  # defaults to choose from, best first
-    hidden: Collection[str] = ()  # parts of names that are no chat models
-
-
 class LLMService:
     """Models by name. ``discover`` asks the providers which they have."""
 
@@ -76,64 +60,53 @@ class LLMService:
         self._prices = prices or Prices({})
         self._configured_default = default_model
         self._resolved: dict[str, tuple[Model, Price | None]] = {}
-        self._models: dict[str, str] = {}  # name -> provider
-        self.unready: dict[str, str] = {}  # provider -> why it has no models
-        for name, entry in self._providers.items():
-            self._add(name, entry.models)
+        self._listings = Listings(self._providers, changed=self._resolved.clear)
+        self._unready: dict[str, str] = {}
 
     async def discover(self) -> None:
         """Asks every provider for its models; those that do not answer are in ``unready``."""
-        await asyncio.gather(*(self._ask(name) for name in self._providers))
+        await self._listings.ask()
 
-    async def _ask(self, name: str) -> None:
-        entry = self._providers[name]
-        why: str | None = None
-        try:
-            found = await entry.provider.models()
-        except (ProviderError, ConfigurationError) as error:
-            why = str(error)
-        except Exception as error:  # somebody's own provider; the others are none the worse for it
-            log.error("provider %s: %s", name, safe_traceback(error))
-            why = "it does not say which models it has; the server's log has the details"
-        if why is not None:
-            if not entry.models:
-                self.unready[name] = why
-            return
-        self.unready.pop(name, None)
-        if not entry.models:
-            self._add(name, [m for m in found if not any(part in m for part in entry.hidden)])
+    async def keep_models_true(self) -> None:
+        """Asks again: providers that did not answer, and from time to time those that did. Runs until it is
+        cancelled.
+        """
+        await self._listings.keep_true()
 
-    def _add(self, provider: str, models: Sequence[str]) -> None:
-        for model in models:
-            self._models.setdefault(model, provider)
+    @property
+    def unready(self) -> Mapping[str, str]:
+        """Why a provider has no models, by its name."""
+        return self._listings.unready | self._unready
+
+    def add_unready(self, why: Mapping[str, str]) -> None:
+        """Providers that there are none of, and why."""
+        self._unready |= why
 
     @property
     def models(self) -> Mapping[str, str]:
         """Every model that is ready, with its provider's name. The default comes first."""
-        default = self.default_model
-        if default not in self._models:
-            return self._models
-        return {default: self._models[default]} | self._models
+        default, models = self.default_model, self._listings.models
+        if default not in models:
+            return models
+        return {default: models[default]} | models
 
     @property
     def default_model(self) -> str | None:
-        if self._configured_default is not None:
-            return self._configured_default
-        for entry in self._providers.values():
-            for name in entry.preferred:
-                if name in self._models:
-                    return name
-        return next(iter(self._models), None)
+        return self._configured_default or self._listings.default
 
     async def resolve(self, name: str | None) -> tuple[Model, Price | None]:
         """The model of that name (or the default) and its price now. Raises ``ModelNotFound``, or
         ``InvalidRequest`` where no model is named and there is no default.
         """
+        if name is None and self.default_model is None:
+            await self._listings.ask_for_a_caller()
         name = name or self.default_model
         if name is None:
             raise InvalidRequest("no model is given and there is no default; see GET /v1/models")
         if found := self._resolved.get(name):
             return found
+        if not self._is_known(name):
+            await self._listings.ask_for_a_caller()
         provider_name, upstream_name = self._locate(name)
         entry = self._providers[provider_name]
         model = Model(name, provider_name, entry.provider, upstream_name, tokens.encoding_for(upstream_name))
@@ -143,10 +116,14 @@ class LLMService:
             self._resolved[name] = (model, price)
         return model, price
 
+    def _is_known(self, name: str) -> bool:
+        """Whether a provider has it, or is named with it."""
+        return name in self._listings.models or name.partition("/")[0] in self._providers
+
     def _locate(self, name: str) -> tuple[str, str]:
         """Provider and upstream name: ``gpt-4o`` where it is known, ``openai/gpt-4o`` anywhere."""
-        if name in self._models:
-            return self._models[name], name
+        if provider := self._listings.models.get(name):
+            return provider, name
         prefix, _, rest = name.partition("/")
         if rest and prefix in self._providers:
             entry = self._providers[prefix]
@@ -190,6 +167,7 @@ class LLMService:
         raise UpstreamError(f"provider '{target.provider_name}' cut its answer off")
 
     async def close(self) -> None:
+        await self._listings.close()
         closing = (entry.provider.close() for entry in self._providers.values())
         for result in await asyncio.gather(*closing, return_exceptions=True):
             if isinstance(result, Exception):

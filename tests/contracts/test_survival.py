@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from millstream.auth import Keys, Principal
-from millstream.catalog import LLMService, ProviderEntry
+from millstream.catalog import LLMService
 from millstream.database import Database
 from millstream.errors import BadPosition, StreamGone
 from millstream.events import TERMINAL_TYPES, Event, Position, StreamEnd, Terminal, TextDelta
 from millstream.ledger import Ledger, leases
+from millstream.listings import ProviderEntry
 from millstream.logs.memory import MemoryLog
 from millstream.logs.redis import RedisLog
 from millstream.messages import ChatRequest

@@ -70,8 +70,8 @@ class Runtime:
             # The tokenizer now, though it is built in a thread: the library holds the interpreter for 100 ms
             # of that, which would stop whatever streams by then.
             await asyncio.gather(self.llm_service.discover(), tokens.load(tokens.DEFAULT_ENCODING))
-            self._warming_up = asyncio.create_task(self._warm_up(), name="warm-up")
-            stack.push_async_callback(self._stop_warming_up)
+            for work in (self._warm_up, self.llm_service.keep_models_true):
+                stack.push_async_callback(_stop, asyncio.create_task(work(), name=work.__name__))
             self._exits = stack.pop_all()
         return self
 
@@ -83,6 +83,7 @@ class Runtime:
         with suppress(MillstreamError):  # there is no default model
             await self.llm_service.resolve(None)
 
-    async def _stop_warming_up(self) -> None:
-        self._warming_up.cancel()
-        await asyncio.gather(self._warming_up, return_exceptions=True)
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

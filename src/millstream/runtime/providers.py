@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from millstream.catalog import LLMService, ProviderEntry
+from millstream.catalog import LLMService
 from millstream.errors import ConfigurationError
+from millstream.listings import ProviderEntry
 from millstream.prices import FlatPrice, Prices
 from millstream.providers import Provider
 from millstream.providers.clocks import Clocks
@@ -36,7 +37,7 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
         for name, price in settings.prices.items()
     }
     service = LLMService(entries, default_model=settings.default_model, prices=Prices(prices))
-    service.unready |= unready
+    service.add_unready(unready)
     return service
 
 
