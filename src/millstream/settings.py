@@ -46,6 +46,7 @@ class _Section(BaseModel):
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Proxy = Annotated[str, Field(pattern="^(environment|https?://.+)$")]
 _PROXY = "`environment` for `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, or a proxy's URL"
 
 
@@ -90,7 +91,7 @@ class ProviderSettings(_Section):
     path: str | None = Field(None, description="of a GGUF file, for `local`")
     preferred: tuple[str, ...] = Field((), description="models to take as the default, best first")
     hidden: tuple[str, ...] = Field((), description="parts of model names not to list")
-    proxy: str | None = Field(None, description=f"{_PROXY}; else what `MILLSTREAM_PROXY` says")
+    proxy: Proxy | None = Field(None, description=f"{_PROXY}; else what `MILLSTREAM_PROXY` says")
     connect_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_CONNECT_SECONDS`")
     first_byte_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_FIRST_BYTE_SECONDS`")
     first_content_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_FIRST_CONTENT_SECONDS`")
@@ -165,7 +166,7 @@ class Settings(BaseSettings):
         300, description="from there to its first word, thought or tool call: models may think in silence"
     )
     idle_seconds: Seconds = Field(60, description="longest silence of a provider between two of them")
-    proxy: str | None = Field(
+    proxy: Proxy | None = Field(
         None, description=f"for requests to providers: {_PROXY}; without, they are asked directly"
     )
     drain_seconds: float = Field(10, ge=0, le=3600, description="what running streams get at shutdown")
@@ -176,6 +177,7 @@ class Settings(BaseSettings):
     providers: dict[str, ProviderSettings] = Field({}, description="more providers, by name")
     prices: dict[str, PriceSettings] = Field({}, description="prices, by model")
     unready_providers: dict[str, str] = Field({}, exclude=True, repr=False)
+    unused_proxy: str | None = Field(None, exclude=True, repr=False)  # the variable that names one
 
     @field_validator("signing_secret")
     @classmethod
@@ -218,7 +220,11 @@ class Settings(BaseSettings):
                 raise ConfigurationError(f"there is no setting {name}; see docs/reference/settings.md")
         found, unready = _from_environment(os.environ)
         return settings.model_copy(
-            update={"providers": found | settings.providers, "unready_providers": unready}
+            update={
+                "providers": found | settings.providers,
+                "unready_providers": unready,
+                "unused_proxy": None if settings.proxy else _proxy_variable(os.environ),
+            }
         )
 
     @property
@@ -271,6 +277,11 @@ def _from_environment(
             price_id="azure",
         )
     return found, unready
+
+
+def _proxy_variable(environ: "os._Environ[str]") -> str | None:
+    names = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy")
+    return next((name for name in names if environ.get(name)), None)
 
 
 def _checked(variable: str, **values: Any) -> ProviderSettings:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 
 
 async def ask(
-    run: Run, events: bytes, *, prices: bool = False
+    run: Run, events: bytes, price: dict[str, str] | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The frames that come of the provider's ``events``, sent in one write, and the receipt."""
 
@@ -25,7 +27,7 @@ async def ask(
         await request.chunk(events)
         return await request.end()
 
-    settings: dict[str, Any] = {"prices": {"m": {"input": "1", "output": "2"}}} if prices else {}
+    settings: dict[str, Any] = {"prices": {"m": price}} if price else {}
     async with oracle(handler) as server, run(openai=server, **settings) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as exchange:
             await exchange.finished()
@@ -62,7 +64,9 @@ async def test_words_that_come_with_a_fault_in_one_read_are_delivered_and_counte
 async def test_an_error_that_says_what_was_used_is_billed_as_it_says(run: Run) -> None:
     usage = {"prompt_tokens": 1100, "completion_tokens": 700, "total_tokens": 1800}
     frames, receipt = await ask(
-        run, say("half") + event({"error": {"code": "server_error"}, "usage": usage}) + DONE, prices=True
+        run,
+        say("half") + event({"error": {"code": "server_error"}, "usage": usage}) + DONE,
+        {"input": "1", "output": "2"},
     )
     counted = (receipt["prompt_tokens"], receipt["completion_tokens"], receipt["usage_source"])
     assert counted == (1100, 700, "provider_partial")
@@ -108,3 +112,68 @@ async def test_a_file_is_a_frame_and_part_of_the_whole_answer(run: Run) -> None:
     )
     assert [frame["file"] for frame in frames if "file" in frame] == [{"media_type": "image/png", "url": url}]
     assert receipt["status"] == "completed"
+
+
+D = Decimal
+
+# Usage objects as the vendors' references show them, dollars for a million tokens of input, cached input and
+# output, and the vendor's own sum over its own fields.
+VENDORS: dict[str, tuple[dict[str, Any], tuple[str, str, str], Callable[[dict[str, Any]], Decimal]]] = {
+    "openai": (
+        {
+            "prompt_tokens": 2006,
+            "completion_tokens": 300,
+            "total_tokens": 2306,
+            "prompt_tokens_details": {"cached_tokens": 1920, "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 192, "accepted_prediction_tokens": 0},
+        },
+        ("0.25", "0.025", "2"),
+        lambda u: (u["prompt_tokens"] - 1920) * D("0.25") + 1920 * D("0.025") + u["completion_tokens"] * 2,
+    ),
+    "deepseek": (
+        {
+            "prompt_tokens": 1200,
+            "completion_tokens": 640,
+            "total_tokens": 1840,
+            "prompt_cache_hit_tokens": 1024,
+            "prompt_cache_miss_tokens": 176,
+            "completion_tokens_details": {"reasoning_tokens": 500},
+        },
+        ("0.27", "0.07", "1.10"),
+        lambda u: (
+            u["prompt_cache_hit_tokens"] * D("0.07")
+            + u["prompt_cache_miss_tokens"] * D("0.27")
+            + 640 * D("1.10")
+        ),
+    ),
+    "xai": (
+        {
+            "prompt_tokens": 32,
+            "completion_tokens": 9,
+            "total_tokens": 151,
+            "prompt_tokens_details": {"text_tokens": 32, "cached_tokens": 6},
+            "completion_tokens_details": {"reasoning_tokens": 110},
+        },
+        ("0.30", "0.075", "0.50"),
+        lambda u: (32 - 6) * D("0.30") + 6 * D("0.075") + (u["completion_tokens"] + 110) * D("0.50"),
+    ),
+    "gemini": (
+        {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 317},
+        ("0.30", "0.03", "2.50"),
+        lambda u: 12 * D("0.30") + (u["total_tokens"] - 12) * D("2.50"),
+    ),
+    "moonshot": (
+        {"prompt_tokens": 1900, "completion_tokens": 40, "total_tokens": 1940, "cached_tokens": 1792},
+        ("0.60", "0.15", "2.50"),
+        lambda u: (1900 - u["cached_tokens"]) * D("0.60") + u["cached_tokens"] * D("0.15") + 40 * D("2.50"),
+    ),
+}
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+async def test_the_cost_is_the_vendors_own_sum(run: Run, vendor: str) -> None:
+    usage, (of_input, of_cached, of_output), own_sum = VENDORS[vendor]
+    price = {"input": of_input, "cached_input": of_cached, "output": of_output}
+    frames, receipt = await ask(run, say("a", "stop") + event({"choices": [], "usage": usage}) + DONE, price)
+    assert Decimal(receipt["cost_usd"]) == own_sum(usage) / 1_000_000
+    assert frames[-1]["usage"]["cost_usd"] == receipt["cost_usd"]

@@ -1,5 +1,6 @@
 """Who answers: the settings -> the providers, with their prices."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from millstream.providers.scripted import ScriptedProvider
 from millstream.providers.upstream import Upstream
 from millstream.settings import ProviderSettings, Settings
 
+log = logging.getLogger("millstream.providers")
+
 
 def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService:
     """The providers of the settings and those ``given``; without any, a model on this machine or a script.
@@ -24,6 +27,11 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
     entries = {
         name: _ENTRIES[config.type](name, settings, config) for name, config in settings.providers.items()
     }
+    if settings.unused_proxy and any(config.type == "openai" for config in settings.providers.values()):
+        log.warning(
+            "%s is set, and providers are asked without it; MILLSTREAM_PROXY=environment makes use of it",
+            settings.unused_proxy,
+        )
     entries |= {name: ProviderEntry(provider) for name, provider in given.items()}
     unready = dict(settings.unready_providers)
     if not entries:

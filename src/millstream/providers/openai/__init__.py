@@ -183,18 +183,18 @@ class Reading:
                 return  # an event that nobody here knows
             raise UpstreamError(f"provider '{self._name}' sent a chunk that cannot be read") from error
         failed = None if whole is None else reported_error(whole)
-        if message.event == "error":
-            failed = failed or whole or {}
+        if message.event == "error" and failed is None:
+            failed = whole or {}
         word = ""
         for choice in chunk.choices or ():
             if choice.index == 0:
-                failed = failed or choice.error
+                failed = choice.error if failed is None and choice.error else failed
                 self._say(choice.delta or choice.message, produced)
                 word = _finish_word(choice) or word
                 self._is_whole = choice.delta is None and choice.message is not None
         # Before the end is looked at: an answer that failed has used tokens too.
         self._count(chunk, produced)
-        if failed:
+        if failed is not None:
             raise failure(self._name, failed)
         reason = finish_reason(self._name, word, self._quirks.ends) if word else None
         # "stop" is what some servers add to any other end.
