@@ -168,6 +168,7 @@ def test_every_stream_is_right_or_has_failed(stream: tuple[list[bytes], int | No
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(3600)
 @settings(max_examples=50_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(streams())
 def test_fifty_thousand_streams_are_right_or_have_failed(stream: tuple[list[bytes], int | None]) -> None:

@@ -69,18 +69,20 @@ class Decoder:
         """Raises ``SSELimitExceeded``; after that the decoder is of no more use."""
         messages: list[Message] = []
         try:
-            if self._started and b"\n" not in chunk and b"\r" not in chunk and not self._skip_lf:
-                self._keep(chunk)
-            else:
-                self._feed(b"".join((*self._pieces, chunk)), messages)
+            if self._pieces:
+                if b"\n" not in chunk and b"\r" not in chunk and self._started:
+                    self._keep(chunk)
+                    return messages
+                chunk = b"".join((*self._pieces, chunk))
+                self._pieces.clear()
+                self._buffered = 0
+            self._feed(chunk, messages)
         except SSELimitExceeded as error:
             error.before = messages
             raise
         return messages
 
     def _feed(self, buffer: bytes, messages: list[Message]) -> None:
-        self._pieces.clear()
-        self._buffered = 0
         if not self._started:
             if len(buffer) < 3 and _BOM.startswith(buffer):
                 self._keep(buffer)

@@ -135,7 +135,7 @@ class Reading:
         produced: list[Produced] = []
         try:
             for message in messages:
-                if message.data.startswith(b"[DONE]"):
+                if message.data[:6] == b"[DONE]":
                     self.is_done = True
                     self._finish(produced)
                     break
@@ -174,7 +174,7 @@ class Reading:
             produced.extend(self._calls.end())
 
     def _message(self, message: Message, produced: list[Produced]) -> None:
-        if message.event in _PING_EVENTS or message.data.strip().lower() in _PINGS:
+        if (message.event != "message" or message.data[:1] != b"{") and _is_ping(message):
             return
         try:
             chunk, whole = chunks.read(message.data)
@@ -185,37 +185,44 @@ class Reading:
         failed = None if whole is None else reported_error(whole)
         if message.event == "error" and failed is None:
             failed = whole or {}
-        word = ""
+        word: str | None = None
         for choice in chunk.choices or ():
             if choice.index == 0:
-                failed = choice.error if failed is None and choice.error else failed
-                self._say(choice.delta or choice.message, produced)
-                word = _finish_word(choice) or word
-                self._is_whole = choice.delta is None and choice.message is not None
+                self._say(choice, produced)
+                if failed is None and choice.error:
+                    failed = choice.error
+                if choice.finish_reason or choice.native_finish_reason:
+                    word = _finish_word(choice) or word
+                if choice.usage is not None:
+                    self._count(choice.usage, produced)
         # Before the end is looked at: an answer that failed has used tokens too.
-        self._count(chunk, produced)
+        if chunk.usage is not None or chunk.timings is not None or chunk.x_groq is not None:
+            self._count(chunk.usage or chunk.timings or _at_groq(chunk), produced)
         if failed is not None:
             raise failure(self._name, failed)
-        reason = finish_reason(self._name, word, self._quirks.ends) if word else None
+        if word and (reason := finish_reason(self._name, word, self._quirks.ends)):
+            self._end(reason, word)
+
+    def _end(self, reason: FinishReason, word: str) -> None:
         # "stop" is what some servers add to any other end.
-        if reason is not None and (self._reason is None or reason != "stop"):
+        if self._reason is None or reason != "stop":
             self._reason, self._word = reason, word
 
-    def _say(self, delta: chunks.Delta | None, produced: list[Produced]) -> None:
-        if delta is not None:
-            before = len(produced)
-            self._delta(delta, produced)
-            if len(produced) > before:
-                self.contents += len(produced) - before
-                self._report_is_stale = True
-
-    def _delta(self, delta: chunks.Delta, produced: list[Produced]) -> None:
-        if reasoning := chunks.reasoning_of(delta):
+    def _say(self, choice: chunks.Choice, produced: list[Produced]) -> None:
+        delta = choice.delta
+        if delta is None:
+            if choice.message is None or self.contents:
+                return
+            delta = choice.message
+            self._is_whole = True
+        before = len(produced)
+        if reasoning := delta.reasoning_content or delta.reasoning or chunks.details_of(delta):
             produced.append(ReasoningDelta(reasoning))
-        if isinstance(delta.content, list):
-            produced += chunks.prose(delta.content)
-        elif delta.content:
-            produced.append(TextDelta(delta.content))
+        if content := delta.content:
+            if isinstance(content, str):
+                produced.append(TextDelta(content))
+            else:
+                produced += chunks.prose(content)
         if delta.refusal:
             produced.append(RefusalDelta(delta.refusal))
         if delta.images:
@@ -224,26 +231,26 @@ class Reading:
             produced += self._calls.add(delta.tool_calls)
         elif delta.function_call:
             produced += self._calls.add([chunks.CallPiece(0, function=delta.function_call)])
+        if said := len(produced) - before:
+            self.contents += said
+            self._report_is_stale = True
 
-    def _count(self, chunk: chunks.Chunk, produced: list[Produced]) -> None:
-        places = [chunk.usage]
-        if chunk.choices:
-            places.append(chunk.choices[0].usage)
-        if isinstance(chunk.x_groq, dict):
-            places.append(chunk.x_groq.get("usage"))
-        report = next(
-            (found for raw in places if raw and (found := usage_report(raw, self._quirks))),
-            None,
-        )
-        if report is None and chunk.timings is not None:
-            report = timings_report(chunk.timings)
-        if report is None:
+    def _count(self, raw: object, produced: list[Produced]) -> None:
+        """Takes the usage object ``raw``, unless it counts nothing after something was counted."""
+        report = usage_report(raw, self._quirks) or timings_report(raw)
+        if report is None or (self._report is not None and not report.usage.completion_tokens):
             return
-        if self._report is not None and not report.usage.completion_tokens:
-            return  # it has counted already
         self._report = report
         self._report_is_stale = False
         produced.append(report)
+
+
+def _is_ping(message: Message) -> bool:
+    return message.event in _PING_EVENTS or message.data.strip().lower() in _PINGS
+
+
+def _at_groq(chunk: chunks.Chunk) -> object:
+    return chunk.x_groq.get("usage") if isinstance(chunk.x_groq, dict) else None
 
 
 def _finish_word(choice: chunks.Choice) -> str | None:

@@ -15,12 +15,12 @@ from msgspec import Struct
 from millstream.events import File, ReasoningDelta, RefusalDelta, TextDelta
 
 
-class Function(Struct):
+class Function(Struct, gc=False):
     name: str | None = None
     arguments: str | None = None
 
 
-class CallPiece(Struct):
+class CallPiece(Struct, gc=False):
     """A piece of a tool call as it came: any field may be missing."""
 
     index: int | None = None
@@ -29,7 +29,7 @@ class CallPiece(Struct):
     extra_content: Any = None  # Gemini's thought signature
 
 
-class Delta(Struct):
+class Delta(Struct, gc=False):
     content: str | list[Any] | None = None
     reasoning_content: str | None = None  # DeepSeek, llama.cpp, older vLLM
     reasoning: str | None = None  # OpenRouter, Ollama, newer vLLM
@@ -40,7 +40,7 @@ class Delta(Struct):
     images: Any = None  # OpenRouter
 
 
-class Choice(Struct):
+class Choice(Struct, gc=False):
     index: int = 0
     delta: Delta | None = None
     message: Delta | None = None  # of an answer that is whole
@@ -50,7 +50,7 @@ class Choice(Struct):
     usage: Any = None  # Moonshot
 
 
-class Chunk(Struct):
+class Chunk(Struct, gc=False):
     choices: list[Choice] | None = None
     usage: Any = None
     timings: Any = None  # llama.cpp's running count, where asked for
@@ -182,14 +182,11 @@ def _number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def reasoning_of(delta: Delta) -> str | None:
-    """Its reasoning, in the one field that has it."""
-    if said := delta.reasoning_content or delta.reasoning:
-        return said
-    details = delta.reasoning_details
-    if not isinstance(details, list):
+def details_of(delta: Delta) -> str | None:
+    """Its reasoning in parts, for a server that says it nowhere else."""
+    if not isinstance(delta.reasoning_details, list):
         return None
-    return "".join(text for detail in details if (text := _words(detail)))
+    return "".join(text for detail in delta.reasoning_details if (text := _words(detail)))
 
 
 def prose(content: list[Any]) -> Iterator[TextDelta | ReasoningDelta | RefusalDelta | File]:
