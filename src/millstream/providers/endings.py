@@ -230,6 +230,8 @@ def _of_status(status: int, detail: object) -> Failure:
             return Failure(UpstreamRefused, "the request is longer than it takes")
         case 408 | 504:
             return Failure(UpstreamTimeout)
+        case _ if status < 400:  # a redirect, which would carry the key along
+            return Failure(UpstreamError, "it sends us elsewhere; its base URL has to be where it is")
     return Failure(UpstreamRefused if 400 <= status < 500 else UpstreamError)
 
 

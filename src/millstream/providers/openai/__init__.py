@@ -15,6 +15,7 @@ data (``known.Quirks``). What holds for all of them:
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
@@ -36,6 +37,8 @@ from millstream.sse import Message
 _DRAIN_SECONDS = 0.2
 _AFTERTHOUGHT_SECONDS = 5  # for [DONE] and the end of the connection, once nothing is missing
 
+# As OpenAI has it, and as what rewrites streams makes of it.
+_DONE = re.compile(rb'\s*"?\[DONE\]"?\s*', re.IGNORECASE)
 _PING_EVENTS = frozenset(("ping", "heartbeat", "keepalive", "keep-alive"))
 _PINGS = frozenset((b"", b"ping", b"heartbeat", b"keepalive", b"keep-alive", b"null"))
 
@@ -135,7 +138,7 @@ class Reading:
         produced: list[Produced] = []
         try:
             for message in messages:
-                if message.data[:6] == b"[DONE]":
+                if message.data[:1] != b"{" and _DONE.fullmatch(message.data):
                     self.is_done = True
                     self._finish(produced)
                     break
