@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Never
 
 from millstream import tokens
 from millstream.auth import Keys
 from millstream.bodies import BodyValidator
+from millstream.catalog import LLMService
 from millstream.database import Database
 from millstream.errors import MillstreamError
 from millstream.ledger import Ledger
@@ -20,13 +22,35 @@ from millstream.settings import Settings
 from millstream.streams.registry import Limits, Streams
 
 
+class NotRunning(RuntimeError):
+    """A part of the runtime was asked for while it does not run. The text is written for the operator."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Millstream is not running: it runs within its lifespan, FastAPI(lifespan=millstream.lifespan); "
+            "in a test, within 'with TestClient(app)'"
+        )
+
+
 class Runtime:
-    """Runs while it is entered (``async with``), once. Leaving it cancels and settles what still runs first,
-    then closes the providers, then the database.
+    """Runs while it is entered (``async with``), as often as you like, one at a time. Nothing is opened
+    before; leaving it cancels and settles what still runs first, then closes the providers, then the
+    database.
 
     ``settings`` default to the environment and ``millstream.toml``. ``providers`` are added to those of the
-    settings, under names of yours. Raises ``ConfigurationError`` where the settings cannot work.
+    settings, under names of yours. Raises ``ConfigurationError`` where the settings cannot work, when it is
+    made or when it is entered; ``NotRunning`` where one of its parts is asked for while it does not run.
     """
+
+    database: Database
+    bodies: BodyValidator
+    keys: Keys
+    ledger: Ledger
+    meter: Meter
+    event_log: EventLog
+    llm_service: LLMService
+    streams: Streams
+    readiness: Readiness
 
     def __init__(
         self,
@@ -35,36 +59,37 @@ class Runtime:
         providers: Mapping[str, Provider] | None = None,
     ) -> None:
         self.settings = settings or Settings.load()
-        self.database = Database(
-            self.settings.resolved_database_url, own_folder=self.settings.database_has_own_folder
-        )
-        self.database.migrate()
-        self.bodies = BodyValidator()
-        self.keys = Keys(self.database, self.settings.signing_secrets)
-        self.ledger = Ledger(self.database)
-        self.meter = Meter(self.ledger)
-        self.event_log: EventLog = event_log(self.settings)
-        self.llm_service = llm_service(self.settings, providers or {})
-        self.streams = Streams(
-            self.llm_service,
-            self.event_log,
-            self.ledger,
-            self.keys,
-            Limits(
-                self.settings.stream_seconds,
-                self.settings.max_streams,
-                self.settings.max_lag_seconds,
-                self.settings.max_readers,
-            ),
-        )
-        self.readiness = Readiness(self.database, self.event_log)
-        self._exits = AsyncExitStack()
+        self._given = dict(providers or {})
+        self._exits: AsyncExitStack | None = None
+
+    if not TYPE_CHECKING:  # it would hide a misspelt name
+
+        def __getattr__(self, name: str) -> Never:
+            if name in Runtime.__annotations__:
+                raise NotRunning
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     async def __aenter__(self) -> "Runtime":
+        if self._exits is not None:
+            raise RuntimeError("this Millstream runs already; one application, one Millstream")
+        settings = self.settings
         async with AsyncExitStack() as stack:
+            stack.callback(self._forget_parts)
+            self.database = await asyncio.to_thread(_open_database, settings)
             stack.callback(self.database.close)
+            self.bodies = BodyValidator()
             stack.callback(self.bodies.close)
+            self.llm_service = llm_service(settings, self._given)
             stack.push_async_callback(self.llm_service.close)
+            self.keys = Keys(self.database, settings.signing_secrets)
+            self.ledger = Ledger(self.database)
+            self.meter = Meter(self.ledger)
+            self.event_log = event_log(settings)
+            self.readiness = Readiness(self.database, self.event_log)
+            limits = Limits(
+                settings.stream_seconds, settings.max_streams, settings.max_lag_seconds, settings.max_readers
+            )
+            self.streams = Streams(self.llm_service, self.event_log, self.ledger, self.keys, limits)
             for part in (self.event_log, self.ledger, self.streams):
                 await stack.enter_async_context(part)
             # The tokenizer now, though it is built in a thread: the library holds the interpreter for 100 ms
@@ -76,12 +101,28 @@ class Runtime:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._exits.aclose()
+        exits, self._exits = self._exits, None
+        assert exits is not None
+        await exits.aclose()
+
+    def _forget_parts(self) -> None:
+        for name in Runtime.__annotations__:
+            self.__dict__.pop(name, None)
 
     async def _warm_up(self) -> None:
         """Loads what the first stream would otherwise wait for: the default model's price."""
         with suppress(MillstreamError):  # there is no default model
             await self.llm_service.resolve(None)
+
+
+def _open_database(settings: Settings) -> Database:
+    database = Database(settings.resolved_database_url, own_folder=settings.database_has_own_folder)
+    try:
+        database.migrate()
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

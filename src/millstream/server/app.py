@@ -31,10 +31,9 @@ class Millstream(Runtime):
         app = FastAPI(lifespan=millstream.lifespan)
         app.include_router(millstream.router)
 
-    One instance runs once, in one event loop.
+    Nothing is opened before the lifespan, so it may be made before a server forks. It runs as often as its
+    lifespan is entered, one application at a time.
     """
-
-    _ran = False
 
     @cached_property
     def router(self) -> APIRouter:
@@ -44,16 +43,15 @@ class Millstream(Runtime):
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
         """Serves while it is entered."""
-        if self._ran or hasattr(app.state, STATE):
-            raise RuntimeError("an application runs one Millstream, and a Millstream runs once")
-        self._ran = True
-        setattr(app.state, STATE, self)
-        try:
-            with access_log.hidden_tickets():
-                async with self:
+        if hasattr(app.state, STATE):
+            raise RuntimeError("an application runs one Millstream")
+        with access_log.hidden_tickets():
+            async with self:
+                setattr(app.state, STATE, self)
+                try:
                     yield
-        finally:
-            delattr(app.state, STATE)
+                finally:
+                    delattr(app.state, STATE)
 
 
 def create_app(millstream: Millstream) -> FastAPI:
