@@ -18,6 +18,7 @@ from services import REDIS, RedisServers, redis_programs, redis_server
 for name in list(os.environ):
     if name.startswith("MILLSTREAM_") or name.endswith(("_API_KEY", "_BASE_URL", "_ENDPOINT")):
         del os.environ[name]
+os.environ["MILLSTREAM_REQUIRE_PROVIDER"] = "false"
 
 
 @pytest.fixture(autouse=True)

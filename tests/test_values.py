@@ -40,19 +40,26 @@ def test_positions_are_short_and_plain() -> None:
 
 async def test_a_set_price_comes_before_the_list() -> None:
     prices = Prices({"gpt-4o": FlatPrice(Decimal(1), Decimal(2), Decimal("0.5"))})
-    price = await prices.find("gpt-4o", "openai", "gpt-4o")
+    price = await prices.find("gpt-4o", "openai", "openai", "gpt-4o")
     assert price is not None
     assert price.cost(Usage(1_000_000, 1_000_000, "counted", 400_000)) == Decimal("2.8")
 
 
+@pytest.mark.parametrize("price_of", ["m", "p/m", "alias"])
+async def test_a_price_holds_under_every_name_of_its_model(price_of: str) -> None:
+    prices = Prices({price_of: FlatPrice(Decimal(1), Decimal(2))})
+    assert await prices.find("alias", "p", None, "m") is not None
+    assert await prices.find("other", "q", None, "n") is None
+
+
 async def test_a_list_price_knows_cached_tokens_and_an_unknown_model_has_none() -> None:
     prices = Prices({})
-    price = await prices.find("x", "openai", "gpt-4o")
+    price = await prices.find("x", "p", "openai", "gpt-4o")
     assert price is not None
     whole = price.cost(Usage(1000, 100, "counted"))
     assert 0 < price.cost(Usage(1000, 100, "counted", 500)) < whole
-    assert await prices.find("x", "openai", "no-such-model") is None
-    assert await prices.find("x", None, "gpt-4o") is None
+    assert await prices.find("x", "p", "openai", "no-such-model") is None
+    assert await prices.find("x", "p", None, "gpt-4o") is None
 
 
 def codes(kind: type[errors.MillstreamError]) -> set[str]:

@@ -110,7 +110,7 @@ class LLMService:
         provider_name, upstream_name = self._locate(name)
         entry = self._providers[provider_name]
         model = Model(name, provider_name, entry.provider, upstream_name, tokens.encoding_for(upstream_name))
-        price = await self._prices.find(name, entry.price_id, upstream_name)
+        price = await self._prices.find(name, provider_name, entry.price_id, upstream_name)
         # Names come from callers where a provider takes any; what they can make us remember is bounded.
         if len(self._resolved) < _MAX_RESOLVED:
             self._resolved[name] = (model, price)

@@ -8,6 +8,7 @@ its own: one hop for a whole transaction, where an async driver hops for every s
 import asyncio
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -355,7 +356,8 @@ class Database:
 
 def _engine(url: str) -> Engine:
     try:
-        parsed = make_url(url)
+        # What Heroku and others still call it.
+        parsed = make_url(re.sub("^postgres:", "postgresql:", url))
     except ArgumentError as error:
         raise ConfigurationError(
             "MILLSTREAM_DATABASE_URL is not a database URL; try sqlite:///millstream.db "

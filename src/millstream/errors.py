@@ -30,6 +30,7 @@
         └── StreamGone            stream_gone             410
 
     ConfigurationError            a setting that cannot work; the CLI prints it and exits with 2
+    Misuse                        an application that uses Millstream in a way that cannot work
 
 The list of codes is closed (spec/protocol.md §8). A message says what happened, with which value, and
 what to do. It never carries a provider's text, a key, a URL or a prompt: it is shown to callers.
@@ -45,6 +46,12 @@ _MAX_LOGGED = 200  # characters of a text that somebody else has chosen
 
 class ConfigurationError(Exception):
     """A setting, an extra or a port that cannot work. The message is one line for the operator."""
+
+
+class Misuse(RuntimeError):
+    """An application makes use of Millstream in a way that cannot work. The text is written for its operator,
+    and goes to the log.
+    """
 
 
 class MillstreamError(Exception):
@@ -315,6 +322,8 @@ def safe_traceback(error: BaseException) -> str:
     """An unexpected exception for the log: its type and the innermost calls, without its text, which may
     hold a prompt, a key or an address.
     """
+    if isinstance(error, Misuse):
+        return str(error)
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     calls = " < ".join(f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in reversed(frames))
     return f"{type(error).__name__} in {calls}"

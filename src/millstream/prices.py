@@ -73,15 +73,18 @@ def _list_price(provider_id: str, model: str) -> Price | None:
 
 
 class Prices:
-    """``overrides`` maps a model's public name to its price."""
+    """``overrides`` are prices by the names that callers use: ``gpt-4o`` or ``openai/gpt-4o``."""
 
     def __init__(self, overrides: Mapping[str, FlatPrice]) -> None:
         self._overrides = overrides
 
-    async def find(self, name: str, provider_id: str | None, upstream_name: str) -> Price | None:
+    async def find(
+        self, name: str, provider: str, provider_id: str | None, upstream_name: str
+    ) -> Price | None:
         """None where nobody knows the price. Off the event loop at a model's first look-up."""
-        if override := self._overrides.get(name):
-            return override
+        for alias in (name, f"{provider}/{upstream_name}", upstream_name):
+            if override := self._overrides.get(alias):
+                return override
         if provider_id is None:
             return None  # nobody lists prices for it
         return await asyncio.to_thread(_list_price, provider_id, upstream_name)

@@ -3,6 +3,7 @@
 The only module that reads the environment, but for the two variables of ``millstream chat``.
 """
 
+import json
 import os
 import re
 from decimal import Decimal
@@ -18,8 +19,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -35,6 +38,7 @@ TOML_FILE = "millstream.toml"
 # What Kubernetes sets in every pod beside a service that is called millstream.
 _KUBERNETES = re.compile(r"MILLSTREAM_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)")
 
+_ORIGIN = re.compile(r"https?://[^/?#\s]+")
 _OF_CHAT = {"MILLSTREAM_URL", "MILLSTREAM_KEY"}  # what `millstream chat` reads
 
 # Of a provider's request: without them answers could not be told apart or metered.
@@ -119,7 +123,10 @@ _SIGNING_SECRET_BYTES = 32  # RFC 7518 §3.2: as many as the hash has
 
 
 class Settings(BaseSettings):
-    """Set by ``MILLSTREAM_<NAME>`` or in ``millstream.toml``. ``Settings.load`` reads them."""
+    """Set by ``MILLSTREAM_<NAME>`` or in ``millstream.toml``; providers also by their usual variables. Both
+    are read when ``Settings`` is made, and what is given to it wins. ``Settings.load`` does the same and says
+    what is wrong in one line.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="MILLSTREAM_",
@@ -147,7 +154,14 @@ class Settings(BaseSettings):
         description="where streams live: `memory:`, or `redis://host:6379/0` for several workers",
     )
     workers: int = Field(1, ge=1, le=256, description="processes that serve; over 1 with a shared log only")
-    cors_origins: tuple[str, ...] = Field((), description="other origins whose pages may call, `*` for all")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="other origins whose pages may call, separated by commas; `*` for all"
+    )
+    require_provider: bool | None = Field(
+        None,
+        description="refuse to start without a provider, instead of serving a small local model or a script. "
+        "Without it: unless this runs in a terminal",
+    )
     default_model: str | None = Field(None, description="for requests that name none")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="longest request body")
     max_streams: int = Field(10_000, ge=1, description="most streams that run at a time")
@@ -179,6 +193,20 @@ class Settings(BaseSettings):
     unready_providers: dict[str, str] = Field({}, exclude=True, repr=False)
     unused_proxy: str | None = Field(None, exclude=True, repr=False)  # the variable that names one
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, given: object) -> object:
+        """Also as JSON, and as people write them: with a slash at the end, which no browser sends."""
+        if isinstance(given, str):
+            given = json.loads(given) if given.lstrip().startswith("[") else given.split(",")
+        if not isinstance(given, (list, tuple)):
+            raise ValueError("has to be origins, separated by commas: https://a.example,https://b.example")
+        origins = tuple(str(origin).strip().rstrip("/") for origin in given)
+        origins = tuple(origin for origin in origins if origin)
+        if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("an origin is a scheme, a host and maybe a port, such as https://a.example")
+        return origins
+
     @field_validator("signing_secret")
     @classmethod
     def _cannot_be_guessed(cls, given: SecretStr | None) -> SecretStr | None:
@@ -196,36 +224,34 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        toml = TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, toml, _ProviderVariables(settings_cls)
 
-    @classmethod
-    def load(cls, **overrides: Any) -> "Settings":
-        """Reads the environment and the file, with the providers whose usual variables are set. Raises
-        ``ConfigurationError`` with one line that names the setting.
-        """
-        try:
-            settings = cls(**overrides)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            name = ".".join(map(str, first["loc"]))
-            raise ConfigurationError(f"setting {name}: {first['msg']}") from None
-        except SettingsError as error:
-            raise ConfigurationError(f"a MILLSTREAM_ variable is not valid JSON: {error}") from None
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{TOML_FILE} cannot be read: {error}") from None
-        known = {f"MILLSTREAM_{name.upper()}" for name in cls.model_fields} | _OF_CHAT
+    @model_validator(mode="after")
+    def _knows_every_variable(self) -> "Settings":
+        known = {f"MILLSTREAM_{name.upper()}" for name in type(self).model_fields} | _OF_CHAT
         for name in os.environ:
             ours = name.startswith("MILLSTREAM_") and not _KUBERNETES.fullmatch(name)
             if ours and name.partition("__")[0] not in known:
-                raise ConfigurationError(f"there is no setting {name}; see docs/reference/settings.md")
-        found, unready = _from_environment(os.environ)
-        return settings.model_copy(
-            update={
-                "providers": found | settings.providers,
-                "unready_providers": unready,
-                "unused_proxy": None if settings.proxy else _proxy_variable(os.environ),
-            }
-        )
+                raise ValueError(f"there is no setting {name}; see docs/reference/settings.md")
+        return self
+
+    @classmethod
+    def load(cls, **overrides: Any) -> "Settings":
+        """Raises ``ConfigurationError`` with one line that names the setting."""
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = ".".join(map(str, first["loc"]))
+            message = first["msg"].removeprefix("Value error, ")
+            raise ConfigurationError(f"setting {name}: {message}" if name else message) from None
+        except SettingsError as error:
+            field = re.search(r'field "(\w+)"', str(error))
+            name = f"MILLSTREAM_{field[1].upper()}" if field else "a MILLSTREAM_ variable"
+            raise ConfigurationError(f"{name} is not valid JSON; see docs/reference/settings.md") from None
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{TOML_FILE} cannot be read: {error}") from None
 
     @property
     def resolved_database_url(self) -> str:
@@ -238,6 +264,24 @@ class Settings(BaseSettings):
     @property
     def database_has_own_folder(self) -> bool:
         return self.database_url is None  # the data folder is there for the database
+
+
+class _ProviderVariables(PydanticBaseSettingsSource):
+    """The providers whose usual variables are set, apart from those that are set in another way: a variable's
+    key goes to the variable's provider and nowhere else.
+    """
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        found, unready = _from_environment(os.environ)
+        set_otherwise = self.current_state.get("providers") or {}
+        return {
+            "providers": {name: found[name] for name in found if name not in set_otherwise},
+            "unready_providers": {name: why for name, why in unready.items() if name not in set_otherwise},
+            "unused_proxy": None if self.current_state.get("proxy") else _proxy_variable(os.environ),
+        }
 
 
 def _separated(given: SecretStr | None) -> tuple[bytes, ...]:

@@ -1,5 +1,6 @@
 """The example application, run as its reader would."""
 
+import asyncio
 import importlib.util
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -7,13 +8,17 @@ from types import ModuleType
 
 import pytest
 from fastapi import Depends, FastAPI
+from fastapi.testclient import TestClient
 
+from application import Run
 from asgi import get, post
-from millstream import ChatMessage, ChunkResponse, Millstream, Settings, get_api_key
-from millstream.errors import ModelNotFound, UpstreamError
+from millstream import ChatMessage, ChunkResponse, Millstream, Principal, Settings, get_api_key
+from millstream.errors import ConfigurationError, ModelNotFound, UpstreamError
 from millstream.events import TextDelta
 from millstream.providers import Finish
 from millstream.providers.scripted import Script, ScriptedProvider
+from millstream.server.app import create_app
+from millstream.streams import upkeep
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_app" / "main.py"
 
@@ -92,3 +97,75 @@ async def test_the_service_counts_where_the_provider_does_not_and_raises_where_i
         for model, error in [("cut", UpstreamError), ("broken", UpstreamError), ("x", ModelNotFound)]:
             with pytest.raises(error):
                 await ask(model)
+
+
+def test_an_application_is_tested_as_fastapi_says_as_often_as_one_likes(tmp_path: Path) -> None:
+    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    app = FastAPI(lifespan=millstream.lifespan)
+    app.include_router(millstream.router)
+    app.dependency_overrides[get_api_key] = lambda: Principal("key_test", frozenset({"chat"}))
+    body = {"model": "s/scripted/3x0", "messages": [{"role": "user", "content": "Hello"}]}
+    for _ in range(3):
+        with TestClient(app) as client:
+            answer = client.post("/v1/chat", json=body)
+            assert (answer.status_code, answer.json()["content"]) == (200, "stream after stream ")
+            assert client.get("/v1/models").status_code == 200
+            assert client.get(f"/v1/streams/{answer.json()['stream_id']}").json()["status"] == "completed"
+
+
+@pytest.mark.parametrize("url", [None, "postgresql://nobody@127.0.0.1:9/x"])
+def test_making_one_opens_nothing(tmp_path: Path, url: str | None) -> None:
+    folder = tmp_path / "data"
+    millstream = Millstream(Settings(data_dir=folder, database_url=url))
+    app = FastAPI(lifespan=millstream.lifespan)
+    app.include_router(millstream.router)
+    create_app(millstream)
+    assert not folder.exists()
+    with pytest.raises(RuntimeError, match="lifespan"):
+        _ = millstream.keys
+    if url is not None:
+        with pytest.raises(ConfigurationError, match="cannot open the database"), TestClient(app):
+            pass
+
+
+async def test_the_log_says_what_is_missing_where_nobody_runs_the_lifespan(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    inner = FastAPI(lifespan=millstream.lifespan)
+    inner.include_router(millstream.router)
+    outer = FastAPI()
+    outer.mount("/ai", inner)
+    async with get(outer, "/ai/v1/models", "x") as call:
+        await call.finished()
+        assert (call.status, call.json["error"]["code"]) == (500, "internal")
+        assert "lifespan" not in call.text
+    assert "include the router in the application itself" in caplog.text
+
+
+async def test_the_log_says_at_start_what_is_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Down(ScriptedProvider):
+        async def models(self) -> list[str]:
+            raise UpstreamError("provider 'd' cannot be reached: the connection was refused")
+
+    millstream = Millstream(Settings(data_dir=tmp_path), providers={"d": Down()})
+    app = FastAPI(lifespan=millstream.lifespan)
+    async with millstream.lifespan(app):
+        await millstream.keys.create("n", ["chat"])
+    assert "provider d has no models yet: provider 'd' cannot be reached" in caplog.text
+    assert "there is no API key yet" in caplog.text
+    caplog.clear()
+    async with millstream.lifespan(app):
+        assert "API key" not in caplog.text
+
+
+async def test_two_workers_that_cannot_see_each_others_streams_are_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("BEAT_SECONDS", "SWEEP_SECONDS"):
+        monkeypatch.setattr(upkeep, name, 0.02)
+    async with run() as _, run() as _, asyncio.timeout(20):
+        while "another worker uses the same database" not in caplog.text:
+            await asyncio.sleep(0.02)

@@ -29,6 +29,7 @@ class Leases:
         self._beats: dict[str, tuple[int, float]] = {}
         self._looked_at = 0.0
         self._beaten_at = 0.0  # when a beat of ours was last written
+        self.has_company = False  # another worker's beat was seen to rise
 
     async def enlist(self) -> None:
         """Makes this a new worker."""
@@ -68,6 +69,8 @@ class Leases:
         for worker_id, beat in found:
             last, since = known.get(worker_id, (None, now))
             self._beats[worker_id] = (beat, since if beat == last else now)
+            if last not in (None, beat) and worker_id != self.worker_id:
+                self.has_company = True
             if beat == last and now - since > LEASE_SECONDS and worker_id != self.worker_id:
                 expired.append((worker_id, beat))
 

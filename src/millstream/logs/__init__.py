@@ -42,6 +42,8 @@ class EventLog(Protocol):
     - A stream that was interrupted goes on at ``2-1``, where nothing of its producer's can follow.
     """
 
+    is_shared: bool  # whether other workers can read what is appended here
+
     async def __aenter__(self) -> "EventLog": ...
 
     async def __aexit__(self, *_: object) -> None: ...

@@ -65,6 +65,8 @@ class MemoryLog:
     ``ahead`` events more than there are: then it waits for them. ``clock`` is monotonic, in seconds.
     """
 
+    is_shared = False
+
     def __init__(
         self,
         *,

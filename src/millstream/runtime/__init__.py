@@ -10,7 +10,7 @@ from millstream.auth import Keys
 from millstream.bodies import BodyValidator
 from millstream.catalog import LLMService
 from millstream.database import Database
-from millstream.errors import MillstreamError
+from millstream.errors import MillstreamError, Misuse
 from millstream.ledger import Ledger
 from millstream.logs import EventLog
 from millstream.meter import Meter
@@ -22,13 +22,14 @@ from millstream.settings import Settings
 from millstream.streams.registry import Limits, Streams
 
 
-class NotRunning(RuntimeError):
-    """A part of the runtime was asked for while it does not run. The text is written for the operator."""
+class NotRunning(Misuse):
+    """A part of the runtime was asked for while it does not run."""
 
     def __init__(self) -> None:
         super().__init__(
-            "Millstream is not running: it runs within its lifespan, FastAPI(lifespan=millstream.lifespan); "
-            "in a test, within 'with TestClient(app)'"
+            "Millstream is not running in this application. It runs within its lifespan: "
+            "FastAPI(lifespan=millstream.lifespan), and in a test 'with TestClient(app)'. The lifespan of a "
+            "mounted sub-application is run by nobody: include the router in the application itself"
         )
 
 
@@ -71,7 +72,7 @@ class Runtime:
 
     async def __aenter__(self) -> "Runtime":
         if self._exits is not None:
-            raise RuntimeError("this Millstream runs already; one application, one Millstream")
+            raise Misuse("this Millstream runs already; one application, one Millstream")
         settings = self.settings
         async with AsyncExitStack() as stack:
             stack.callback(self._forget_parts)

@@ -1,6 +1,7 @@
 """Who answers: the settings -> the providers, with their prices."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
     entries |= {name: ProviderEntry(provider) for name, provider in given.items()}
     unready = dict(settings.unready_providers)
     if not entries:
+        _demo_is_wanted(settings)
         try:
             entries["local"] = ProviderEntry(LocalProvider(weights()))
         except ConfigurationError as error:
@@ -47,6 +49,19 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
     service = LLMService(entries, default_model=settings.default_model, prices=Prices(prices))
     service.add_unready(unready)
     return service
+
+
+def _demo_is_wanted(settings: Settings) -> None:
+    """Raises ``ConfigurationError`` where a model that is no more than a first look must not be served:
+    whoever misspelt a variable would not know.
+    """
+    required = settings.require_provider
+    if required if required is not None else not sys.stderr.isatty():
+        variables = ", ".join(known.variable for known in KNOWN)
+        raise ConfigurationError(
+            f"no provider is set: set one of {variables}, AZURE_OPENAI_ENDPOINT, OPENAI_BASE_URL, or a "
+            "section [providers.<name>]; MILLSTREAM_REQUIRE_PROVIDER=false serves a small model or a script"
+        )
 
 
 def _scripted(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:

@@ -1,5 +1,6 @@
 """The web application: a Millstream to mount in an application of yours, and the one that ``serve`` runs."""
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -8,6 +9,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from millstream.errors import Misuse
 from millstream.runtime import Runtime
 from millstream.server import access_log, openapi
 from millstream.server.dependencies import STATE
@@ -15,6 +17,8 @@ from millstream.server.direct import DirectRoutes
 from millstream.server.errors import http_error
 from millstream.server.routes import chat, health, keys, models, pages, streams, usage
 from millstream.version import __version__
+
+log = logging.getLogger("millstream")
 
 # In one flat list: an included router is one more round of matching for every request.
 _ROUTES = [
@@ -42,9 +46,25 @@ class Millstream(Runtime):
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
-        """Serves while it is entered."""
+        """Serves while it is entered. The log says what is ready, and what is missing."""
+        async with self.running_in(app):
+            await self._say_what_is_ready()
+            yield
+
+    async def _say_what_is_ready(self) -> None:
+        service = self.llm_service
+        log.info("%d models; the default is %s", len(service.models), service.default_model)
+        if not service.models:
+            for name, why in service.unready.items():
+                log.warning("provider %s has no models yet: %s", name, why)
+        if not await self.keys.all():
+            log.warning("there is no API key yet; make one with: millstream keys create --name me")
+
+    @asynccontextmanager
+    async def running_in(self, app: FastAPI) -> AsyncGenerator[None]:
+        """``lifespan`` without a word."""
         if hasattr(app.state, STATE):
-            raise RuntimeError("an application runs one Millstream")
+            raise Misuse("an application runs one Millstream")
         with access_log.hidden_tickets():
             async with self:
                 setattr(app.state, STATE, self)
@@ -59,7 +79,7 @@ def create_app(millstream: Millstream) -> FastAPI:
     app = FastAPI(
         title="Millstream",
         version=__version__,
-        lifespan=millstream.lifespan,
+        lifespan=millstream.running_in,
         docs_url=None,  # FastAPI's page loads its script from elsewhere; routes/pages.py has ours
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name the caller's Host

@@ -3,7 +3,9 @@
 None of them holds anything while a response streams: no database session, no slot.
 """
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from inspect import isawaitable, signature
+from typing import Any
 
 from fastapi import Request
 
@@ -11,7 +13,7 @@ from millstream.auth import Principal, Scope
 from millstream.catalog import LLMService
 from millstream.errors import Forbidden, Overloaded, Unauthorized
 from millstream.meter import Meter
-from millstream.runtime import Runtime
+from millstream.runtime import NotRunning, Runtime
 from millstream.server.errors import Refused
 from millstream.tickets import is_signed
 
@@ -20,13 +22,10 @@ STATE = "millstream"  # its name in ``app.state``
 
 
 def get_runtime(request: Request) -> Runtime:
-    """What runs in the application. Raises ``RuntimeError`` where its lifespan does not."""
+    """What runs in the application. Raises ``NotRunning`` where its lifespan does not."""
     runtime: Runtime | None = getattr(request.app.state, STATE, None)
     if runtime is None:
-        raise RuntimeError(
-            "Millstream is not running in this application; start its lifespan: "
-            "FastAPI(lifespan=millstream.lifespan)"
-        )
+        raise NotRunning
     return runtime
 
 
@@ -74,13 +73,28 @@ def require_principal(*, scopes: Collection[Scope] = _CHAT) -> Callable[[Request
     return _require(get_principal, scopes)
 
 
+async def identify(
+    request: Request, get: Callable[[Request], Awaitable[Principal]] = get_principal
+) -> Principal:
+    """What ``get`` says, or what the application has put in its place or in that of ``get_api_key``
+    (``app.dependency_overrides``), which takes the request or nothing.
+    """
+    overrides: Mapping[Any, Callable[..., Any]] = getattr(request.app, "dependency_overrides", {})
+    instead = overrides.get(get) or overrides.get(get_api_key)
+    if instead is None:
+        return await get(request)
+    found = instead(request) if signature(instead).parameters else instead()
+    principal: Principal = await found if isawaitable(found) else found
+    return principal
+
+
 def _require(
     get: Callable[[Request], Awaitable[Principal]], scopes: Collection[Scope]
 ) -> Callable[[Request], Awaitable[Principal]]:
     needed = frozenset(scopes)
 
     async def principal(request: Request) -> Principal:
-        found = await get(request)
+        found = await identify(request, get)
         if not found.may(needed):
             lacking = ", ".join(sorted(needed - found.scopes))
             raise Refused(Forbidden(f"this key lacks the scope {lacking}"))

@@ -48,6 +48,7 @@ class Upkeep:
         self._followed = followed
         self._postponed: dict[str, StreamFailed] = {}  # terminal events that the log could not take yet
         self._suspects: set[str] = set()  # followed here, settled in the ledger, still open in the log
+        self._has_warned = False  # of company that cannot see our streams
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Upkeep":
@@ -100,6 +101,13 @@ class Upkeep:
     async def _remove_expired_workers(self) -> None:
         if expired := await self._ledger.leases.remove_expired():
             log.warning("%d workers have died", expired)
+        if self._ledger.leases.has_company and not self._log.is_shared and not self._has_warned:
+            self._has_warned = True
+            log.error(
+                "another worker uses the same database, and each of the two keeps its streams in its own "
+                "memory: a stream cannot be followed or stopped at the other one. Set MILLSTREAM_LOG_URL to a "
+                "Redis, or run one worker"
+            )
 
     # -- streams without a producer ---------------------------------------------------------
 

@@ -41,6 +41,8 @@ class RedisLog:
     in its own memory beside those that run.
     """
 
+    is_shared = True
+
     def __init__(
         self,
         url: str,

@@ -207,7 +207,7 @@ class _Server(uvicorn.Server):
         """Raises ``ConfigurationError`` where the operator has to mend something, whichever part says so."""
         try:
             async with AsyncExitStack() as stack:
-                await stack.enter_async_context(self._millstream.lifespan(self._app))
+                await stack.enter_async_context(self._millstream.running_in(self._app))
                 await self._serve_from_now_on()
                 self._lifespan = stack.pop_all()
         except DatabaseAway as error:

@@ -14,7 +14,7 @@ from millstream.errors import BadPosition, NotFound, Overloaded
 from millstream.events import Position
 from millstream.ledger.rows import Receipt
 from millstream.messages import ChatRequest, Grace
-from millstream.server.dependencies import get_principal, get_runtime
+from millstream.server.dependencies import get_runtime, identify
 from millstream.server.errors import Route
 from millstream.server.openapi import STREAMED
 from millstream.server.requests import idempotency_key, read_body
@@ -111,7 +111,7 @@ async def _caller(
     if not _STREAM_ID.fullmatch(stream_id):
         raise NotFound(f"there is no stream '{stream_id[:64]}'")
     if ticket is None:
-        return await get_principal(request)
+        return await identify(request)
     keys = get_runtime(request).keys
     owner_id = (await keys.signer()).check_ticket(ticket, stream_id, purpose, proof=proof)
     await keys.check(owner_id.partition("/")[0])

@@ -1,0 +1,86 @@
+"""What settings are read from, and what is said of one that cannot be."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from millstream.errors import ConfigurationError
+from millstream.runtime.providers import llm_service
+from millstream.settings import ProviderSettings, Settings
+
+
+def test_making_settings_reads_the_environment_as_loading_them_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", "gsk")
+    monkeypatch.setenv("MILLSTREAM_PORT", "9")
+    for settings in (Settings(), Settings.load()):
+        assert (settings.port, list(settings.providers)) == (9, ["groq"])
+        assert "OPENAI_API_KEY is not set" in settings.unready_providers["openai"]
+
+
+def test_a_key_of_the_environment_goes_to_no_other_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary")
+    (tmp_path / "millstream.toml").write_text(
+        '[providers.openai]\nbase_url = "http://elsewhere.example/v1"\n'
+    )
+    given = {"openai": ProviderSettings(base_url="http://elsewhere.example/v1")}
+    for settings in (Settings(), Settings(providers=given)):
+        assert settings.providers["openai"].base_url == "http://elsewhere.example/v1"
+        assert settings.providers["openai"].api_key is None
+
+
+@pytest.mark.parametrize(
+    ("value", "origins"),
+    [
+        ("https://a.example,https://b.example/", ("https://a.example", "https://b.example")),
+        (" https://a.example , ", ("https://a.example",)),
+        ('["https://a.example/"]', ("https://a.example",)),
+        ("*", ("*",)),
+        ("", ()),
+    ],
+)
+def test_origins_are_read_as_people_write_them(
+    value: str, origins: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLSTREAM_CORS_ORIGINS", value)
+    assert Settings.load().cors_origins == origins
+
+
+@pytest.mark.parametrize("value", ["a.example", "https://a.example/path", "[1", '{"a": 1}'])
+def test_a_wrong_origin_is_said_with_the_settings_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLSTREAM_CORS_ORIGINS", value)
+    with pytest.raises(ConfigurationError, match="cors_origins"):
+        Settings.load()
+
+
+@pytest.mark.parametrize("name", ["providers", "prices"])
+def test_broken_json_names_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"MILLSTREAM_{name.upper()}", "{bad")
+    with pytest.raises(ConfigurationError, match=f"MILLSTREAM_{name.upper()} is not valid JSON"):
+        Settings.load()
+
+
+@pytest.mark.parametrize(
+    ("required", "terminal", "refused"),
+    [(None, True, False), (None, False, True), (True, True, True), (False, False, False)],
+)
+def test_the_demo_is_served_only_where_somebody_looks_or_has_asked_for_it(
+    required: bool | None, terminal: bool, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MILLSTREAM_REQUIRE_PROVIDER")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    settings = Settings(require_provider=required)
+    if refused:
+        with pytest.raises(ConfigurationError, match="no provider is set: set one of OPENAI_API_KEY"):
+            llm_service(settings, {})
+    else:
+        assert llm_service(settings, {}).models is not None
+
+
+def test_a_provider_is_all_that_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLSTREAM_REQUIRE_PROVIDER", "true")
+    monkeypatch.setenv("MILLSTREAM_PROVIDERS", json.dumps({"p": {"type": "scripted"}}))
+    assert llm_service(Settings(), {}).unready is not None
