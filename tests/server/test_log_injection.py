@@ -48,7 +48,7 @@ async def test_a_path_in_the_log_is_one_short_line(
         raise error("broken")
         yield
 
-    async with millstream.lifespan(app):
+    async with millstream.running_in(app):  # which says nothing of its own
         _, key = await millstream.keys.create("n", ["chat"])
         monkeypatch.setattr(millstream.meter, "totals", broken)
         monkeypatch.setattr(millstream.event_log, "read", read)

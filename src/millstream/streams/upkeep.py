@@ -104,9 +104,9 @@ class Upkeep:
         if self._ledger.leases.has_company and not self._log.is_shared and not self._has_warned:
             self._has_warned = True
             log.error(
-                "another worker uses the same database, and each of the two keeps its streams in its own "
-                "memory: a stream cannot be followed or stopped at the other one. Set MILLSTREAM_LOG_URL to a "
-                "Redis, or run one worker"
+                "another worker uses the same database, and each of the two keeps its streams in its "
+                "own memory: a stream cannot be followed or stopped at the other one. Set "
+                "MILLSTREAM_LOG_URL to a Redis, or run one worker"
             )
 
     # -- streams without a producer ---------------------------------------------------------
