@@ -267,6 +267,96 @@ async def test_trailers_are_no_headers() -> None:
     assert [name for name, _ in headers] == [b"host", b"transfer-encoding"]
 
 
+# -- offers and old versions ------------------------------------------------------------------
+
+# What Java's HttpClient sends with each request that may be HTTP/2, and others.
+OFFERS = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\nUpgrade: h2c\r\n",
+    "websocket": b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: eA==\r\n",
+    "tls": b"upgrade: TLS/1.2, HTTP/1.1\r\nconnection: keep-alive\r\nConnection: upgrade\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+@pytest.mark.parametrize("cut", ["at once", "by bytes"])
+@on_uvloop
+async def test_an_offer_to_change_the_protocol_is_ignored(offer: bytes, cut: str) -> None:
+    """spec/faults.md: C30."""
+    app = Greeter()
+    lengths = b"POST /a HTTP/1.1\r\n%bHost: x\r\nContent-Length: 5\r\n\r\nhello" % offer
+    chunks = b"POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n%b\r\n" % offer
+    chunks += b"3\r\nwor\r\n2\r\nld\r\n0\r\n\r\n"
+    bare = b"GET /c HTTP/1.1\r\n%bX: y\r\n\r\n" % offer
+    sent = lengths + chunks + bare + GET + lengths
+    async with edge(app) as port, client(port) as (reader, writer):
+        for piece in [sent] if cut == "at once" else [sent[i : i + 1] for i in range(len(sent))]:
+            writer.write(piece)
+            await writer.drain()
+        for path in (b"/a", b"/b", b"/c", b"/", b"/a"):
+            received = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n" + path), 5)
+            assert received.startswith(b"HTTP/1.1 200")
+    assert app.bodies == [b"hello", b"world", b"", b"", b"hello"]
+
+
+@on_uvloop
+async def test_an_offer_does_not_change_what_a_head_may_have() -> None:
+    async with edge(Greeter()) as port:
+        for head, expected in [
+            (b"X: %b\r\n" % (b"x" * 70_000), 431),
+            (b"X: y\r\n" * 300, 431),
+            (b"Content-Length: 5\r\nContent-Length: 6\r\n", 400),
+        ]:
+            async with client(port) as (reader, writer):
+                writer.write(b"POST / HTTP/1.1\r\n%b%b\r\nhello" % (OFFERS["h2c"], head))
+                assert refusal(await everything(reader))[0] == expected
+
+
+@on_uvloop
+async def test_an_offer_under_a_running_answer_waits_for_its_turn_and_leaving_is_noticed() -> None:
+    app = Silent()
+    async with edge(app) as port, client(port) as (_, writer):
+        writer.write(GET + b"POST /a HTTP/1.1\r\n%bContent-Length: 5\r\n\r\nhel" % OFFERS["h2c"])
+        await app.begun.wait()
+        writer.close()
+        await asyncio.wait_for(app.left.wait(), 2)
+
+
+@pytest.mark.parametrize(
+    "request_", [b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\nx", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+)
+@on_uvloop
+async def test_what_would_be_another_protocol_is_a_400(request_: bytes) -> None:
+    async with edge(Greeter()) as port, client(port) as (reader, writer):
+        writer.write(request_)
+        assert refusal(await everything(reader)) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "more", [b"", b"Connection: keep-alive\r\n", OFFERS["h2c"]], ids=["", "stays", "h2c"]
+)
+@on_uvloop
+async def test_http_1_0_gets_its_answer_without_chunks_and_to_the_connections_end(more: bytes) -> None:
+    """spec/faults.md: C31."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/whole":
+            return await answer(send, 200, b"Hello")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for word in (b"Hel", b"", b"lo"):
+            await send({"type": "http.response.body", "body": word, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with edge(app) as port:
+        for path in (b"/whole", b"/stream"):
+            async with client(port) as (reader, writer):
+                writer.write(b"POST %b HTTP/1.0\r\n%bContent-Length: 2\r\n\r\nxx" % (path, more))
+                head, _, body = (await everything(reader)).partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                assert b"connection: close" in head
+                assert b"transfer-encoding" not in head.lower()
+                assert body == b"Hello"
+
+
 # -- clocks -----------------------------------------------------------------------------------
 
 

@@ -12,6 +12,9 @@ uvicorn's protocol on httptools, which leaves these to a proxy. What is differen
 5. There are as many connections as descriptors allow. For one more an idle one is closed; where none is, it
    is answered 503.
 6. What the protocol refuses by itself has the shape of all our errors.
+7. An offer to change the protocol, as Java's HttpClient makes with each request, is ignored (RFC 9110 §7.8).
+   httptools stops at it and takes the body for the other protocol.
+8. HTTP/1.0 knows no chunks: a response of unknown length ends with its connection (RFC 9112 §6.3).
 
 What a connection is waited for:
 
@@ -21,12 +24,13 @@ What a connection is waited for:
     None      the request is, its response not   -> request, head, body, rest
     rest      what is sent now is thrown away    -> request, closed
 
-Whoever is not waited for (None) is watched for leaving only. One timer looks at all the others.
+Whoever is not waited for (None) is watched for leaving only. One timer looks at the others.
 """
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -137,7 +141,7 @@ class Connection(HttpToolsProtocol):
                     self._take_no_more()
                     return
         self._loose += size
-        super().data_received(data)
+        self._feed(data)
         if self._loose > self._bounds.head_bytes and not self._deaf:
             self._refuse(self._too_large() if self._reads == "head" else _malformed())
         if self.pipeline:
@@ -176,6 +180,26 @@ class Connection(HttpToolsProtocol):
 
     # -- the parser's side ------------------------------------------------------------------
 
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._ignore_offer(data[offer.args[0] :])
+        except httptools.HttpParserError:  # which the parser found, or one of these methods
+            self._refuse(self._refusal or _malformed())
+
+    def _ignore_offer(self, rest: bytes) -> None:
+        """Reads the request again without its offer (7)."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._refuse(_malformed())
+            return
+        head = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        head += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(b"\r\n".join([*head, b"", rest]))
+
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= self._bounds.ahead_requests:
             raise ValueError  # stops the parser (3)
@@ -193,6 +217,8 @@ class Connection(HttpToolsProtocol):
         if self._loose > self._bounds.head_bytes and self._head_bytes() > self._bounds.head_bytes:
             self._refusal = self._too_large()
             raise ValueError
+        if self.parser.should_upgrade():
+            return  # the parser stops next (7)
         self._loose = self._discarded = 0
         self._reads = "body"
         super().on_headers_complete()
@@ -203,18 +229,18 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._loose = 0
         self._reads = "request"
         super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """Called when the parser was stopped, by itself or by one of the above."""
-        self._refuse(self._refusal or _malformed())
 
     # -- the application's side -------------------------------------------------------------
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
         self._running = cycle
+        if cycle.scope["http_version"] == "1.0":
+            app = _without_chunks(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
@@ -273,8 +299,6 @@ class Connection(HttpToolsProtocol):
                 self._refuse(_late("the body", self._bounds.body_seconds))
             case "rest":
                 self._socket.abort()
-            case None:
-                pass
 
     # -- what is refused --------------------------------------------------------------------
 
@@ -358,6 +382,18 @@ class _PoliteTransport(asyncio.Transport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._transport.get_extra_info(name, default)
+
+
+def _without_chunks(app: "ASGI3Application", cycle: RequestResponseCycle) -> "ASGI3Application":
+    """``app`` for a client of HTTP/1.0 (8)."""
+
+    async def send(message: Any) -> None:
+        cycle.chunked_encoding = False
+        if message["type"] == "http.response.body":
+            cycle.expected_content_length = len(message.get("body", b""))
+        await cycle.send(message)
+
+    return lambda scope, receive, _: app(scope, receive, send)
 
 
 def _malformed() -> MillstreamError:
