@@ -10,7 +10,7 @@ from live.conftest import Serve
 from live.test_workers import Provider
 from oracle import oracle
 
-WORDS = [f"wörd{i} " for i in range(50)]
+WORDS = [f"wörd{i} \u2028 " for i in range(50)]
 
 PROGRAM = """
 import java.net.URI;
@@ -52,7 +52,7 @@ async def test_java_is_answered(serve: Serve, tmp_path: Path) -> None:
             output, _ = await asyncio.wait_for(process.communicate(), 60)
         finally:
             await asyncio.to_thread(context.__exit__, None, None, None)
-    lines = output.decode().splitlines()
+    lines = output.decode().splitlines()  # which cuts at all that any reader of lines cuts at
     assert process.returncode == 0
     assert [line for line in lines if line.isdecimal()] == ["200", "200"]
     assert lines[-1].startswith('{"stream_id"')

@@ -47,6 +47,10 @@ describe("frames", () => {
     };
     expect(frame?.kind).toBe(kinds[one.event.type] ?? "boundary");
     if (frame?.kind === "text") expect(frame.text).toBe(one.event["text"]);
+    if (frame?.kind === "reasoning") expect(frame.text).toBe(one.event["text"]);
+    if (frame?.kind === "refusal") expect(frame.text).toBe(one.event["text"]);
+    if (frame?.kind === "tool-call") expect(frame.call.arguments).toBe(one.event["arguments"]);
+    expect(one.frame).not.toMatch(/[\v\f\r\x1c-\x1e\x85\u2028\u2029]/);
     if (frame?.kind === "error") expect(frame.error.code).toBe(one.event["code"]);
     if (frame?.kind === "end") expect(frame.usage?.source).toBeTruthy();
     if (frame?.kind === "file") expect(frame.file.url).toBe(one.event["url"]);

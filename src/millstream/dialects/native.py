@@ -89,7 +89,7 @@ class NativeDialect:
             else:
                 frames.append(_frame(event, f"{epoch}-{seq}"))
             seq += 1
-        return b"".join(frames)
+        return sse.one_line(b"".join(frames))
 
     def answer(self, info: StreamInfo, answer: Answer) -> bytes:
         end = answer.terminal
@@ -115,13 +115,15 @@ class NativeDialect:
             ]
         if answer.files:
             shown["files"] = [_file(file) for file in answer.files]
-        return _json(shown | {"finish_reason": end.finish_reason, "usage": usage_json(end.bill)})
+        shown |= {"finish_reason": end.finish_reason, "usage": usage_json(end.bill)}
+        return sse.one_line(_json(shown))
 
     def retry(self, milliseconds: int) -> bytes:
         return b"retry: %d\n\n" % milliseconds
 
     def error(self, error: MillstreamError, request_id: str) -> bytes:
-        return _json({"error": {"code": error.code, "message": error.message, "request_id": request_id}})
+        said = {"code": error.code, "message": error.message, "request_id": request_id}
+        return sse.one_line(_json({"error": said}))
 
 
 NATIVE = NativeDialect()

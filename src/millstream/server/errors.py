@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
+from millstream import sse
 from millstream.bodies import invalid
 from millstream.database import DatabaseAway
 from millstream.errors import (
@@ -95,9 +96,8 @@ def error_headers(error: MillstreamError, request_id: str, stream_id: str = "") 
 
 def error_body(error: MillstreamError, request_id: str) -> bytes:
     """``error`` in the one shape that all of ours have."""
-    return msgspec.json.encode(
-        {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
-    )
+    said = {"code": error.code, "message": error.message, "request_id": request_id}
+    return sse.one_line(msgspec.json.encode({"error": said}))
 
 
 def error_response(error: MillstreamError, request: Request) -> Response:

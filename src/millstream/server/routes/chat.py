@@ -10,6 +10,7 @@ from millstream.dialects.native import NATIVE
 from millstream.messages import ChatRequest
 from millstream.runtime import Runtime
 from millstream.server import openapi
+from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, require_principal
 from millstream.server.errors import Route
 from millstream.server.requests import idempotency_key, read_body
@@ -18,7 +19,7 @@ from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
 from millstream.streams.audience import ReadableStream
 
-router = APIRouter(route_class=Route)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
 
 authenticate = require_principal(scopes=["chat"])
 Caller = Annotated[Principal, Depends(authenticate)]

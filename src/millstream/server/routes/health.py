@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter, Request, Response
 
+from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Route
 
-router = APIRouter(route_class=Route)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
 
 
 @router.get("/healthz")

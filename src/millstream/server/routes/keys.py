@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from millstream.auth import ApiKey, Principal, Scope
 from millstream.errors import NotFound
 from millstream.server import openapi
+from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, require_api_key
 from millstream.server.errors import Route
 from millstream.server.requests import read_body
 
-router = APIRouter(route_class=Route)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
 
 _MAX_KEY_BODY_BYTES = 4096
 _MAX_TOKEN_BODY_BYTES = 32_768

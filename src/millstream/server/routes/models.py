@@ -4,11 +4,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Route
 from millstream.server.routes.chat import Caller
 
-router = APIRouter(route_class=Route)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
 
 
 @router.get("/v1/models")

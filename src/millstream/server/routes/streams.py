@@ -14,6 +14,7 @@ from millstream.errors import BadPosition, NotFound, Overloaded
 from millstream.events import Position
 from millstream.ledger.rows import Receipt
 from millstream.messages import ChatRequest, Grace
+from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, identify
 from millstream.server.errors import Route
 from millstream.server.openapi import STREAMED
@@ -23,7 +24,7 @@ from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse, reconnect_response
 from millstream.tickets import FIRST_USE_SECONDS, Purpose
 
-router = APIRouter(route_class=Route)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
 
 _STREAM_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _POSITION = re.compile(r"(?P<position>[^.]+)(?:\.(?P<proof>[\w-]{12}))?", re.ASCII)

@@ -6,11 +6,12 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request
 
 from millstream.auth import Principal
+from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_api_key, get_runtime
 from millstream.server.errors import Route
 from millstream.usage import Group
 
-router = APIRouter(route_class=Route)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
 
 
 @router.get("/v1/usage")
