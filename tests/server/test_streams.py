@@ -409,6 +409,96 @@ async def test_an_idempotency_key_is_for_one_request_of_one_caller(run: Run) -> 
                 assert (await call.finished()).status == 422
 
 
+@pytest.mark.parametrize("how", ["header", "lastEventId", "after"])
+async def test_a_repeated_start_goes_on_after_the_position_that_it_shows(
+    run: Run, log_url: str, how: str
+) -> None:
+    """As fetch-event-source and TanStack repeat their POST. spec/faults.md: C33."""
+    gate = asyncio.Event()
+    calls, provider = gated(gate)
+    async with run(provider, log_url=log_url) as app:
+
+        def again(position: str) -> Exchange:
+            headers = {"last_event_id": position} if how == "header" else {}
+            query = "" if how == "header" else f"?{how}={position}"
+            return post(app.app, "/v1/chat/stream" + query, GRACE, app.key, idempotency_key="k", **headers)
+
+        async with post(app.app, "/v1/chat/stream", GRACE, app.key, idempotency_key="k") as first:
+            await first.until(said)
+        async with again("1-3") as call:
+            gate.set()
+            await call.finished()
+            whole = call.received
+        assert (call.status, call.text) == (200, "lo")
+        assert call.frames[-1] == "[DONE]"
+        assert call.response_headers["x-stream-id"] == first.response_headers["x-stream-id"]
+        await app.idle()
+        async with again("1-3") as call:
+            assert (await call.finished()).received == whole
+        # One that has all but the last byte ends well: 204 would be an error to fetch-event-source.
+        async with again("1-6") as call:
+            assert ((await call.finished()).status, call.received) == (200, b"retry: 1000\n")
+            assert call.response_headers["content-type"].startswith("text/event-stream")
+        for bad in ("1-99", "x"):
+            async with again(bad) as call:
+                assert ((await call.finished()).status, call.json["error"]["code"]) == (400, "bad_position")
+        assert calls == ["called"]
+        assert len(await app.receipts()) == 1
+
+
+@pytest.mark.parametrize("headers", [{}, {"idempotency_key": "unused"}])
+async def test_a_position_in_nothing_starts_nothing(run: Run, headers: dict[str, str]) -> None:
+    calls, provider = gated(asyncio.Event())
+    async with run(provider) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key, last_event_id="1-3", **headers) as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (400, "bad_position")
+            assert "Idempotency-Key" in call.json["error"]["message"]
+        assert not calls
+        assert not await app.receipts()
+
+
+async def test_a_position_is_for_one_request_of_one_caller(run: Run) -> None:
+    gate = asyncio.Event()
+    gate.set()
+    shown = {"idempotency_key": "k", "last_event_id": "1-3"}
+    async with run(gated(gate)[1]) as app:
+        await start(app, idempotency_key="k")
+        async with post(app.app, "/v1/chat/stream", BODY | {"seed": 1}, app.key, **shown) as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (422, "idempotency_conflict")
+        _, other = await app.millstream.keys.create("other", ["chat"])
+        async with post(app.app, "/v1/chat/stream", BODY, other, **shown) as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (400, "bad_position")
+
+
+async def test_a_position_comes_in_the_header_or_in_what_polyfills_add_to_the_url(run: Run) -> None:
+    """spec/faults.md: C33."""
+    gate = asyncio.Event()
+    gate.set()
+    async with run(gated(gate)[1]) as app:
+        made = await start(app)
+        url = f"/v1/streams/{made['stream_id']}/events"
+        for query, header, expected in [
+            ("?lastEventId=1-3", "", "lo"),
+            ("?after=1-1&lastEventId=1-3", "", "lo"),  # a position of the page's own, and the polyfill's
+            ("?lastEventId=1-1", "1-3", "lo"),
+            ("?lastEventId=", "", "Hello"),
+        ]:
+            headers = {"last_event_id": header} if header else {}
+            async with get(app.app, url + query, app.key, **headers) as call:
+                assert (await call.finished()).text == expected, query
+        async with get(app.app, url + "?lastEventId=nothing", app.key) as call:
+            assert (await call.finished()).status == 400
+        ticket = made["events_url"].rpartition("/v1/")[2]
+        async with get(app.app, f"/v1/{ticket}", None) as call:
+            await call.finished()
+        (ids,) = [[line[4:] for line in call.received.decode().split("\n") if line.startswith("id: ")]]
+        async with get(app.app, f"/v1/{ticket}&lastEventId={ids[2]}", None) as call:
+            assert (await call.finished()).text == "lo"
+
+
 async def test_a_client_that_leaves_while_its_key_is_claimed_leaves_nothing_behind(run: Run) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key, idempotency_key="k") as call:

@@ -79,18 +79,27 @@ class Ledger:
 
     async def claim_error(self, owner_id: str, claim: Claim) -> Exception:
         """The error for an opening whose claim the database refused: who has the claim already."""
+        try:
+            stream_id = await self.claimed(owner_id, claim)
+        except IdempotencyConflict as conflict:
+            return conflict
+        except DatabaseAway:
+            stream_id = None
+        return not_opened() if stream_id is None else Claimed(stream_id)
+
+    async def claimed(self, owner_id: str, claim: Claim) -> str | None:
+        """The stream that has the claim. Raises ``IdempotencyConflict`` where it was started by another
+        request, ``DatabaseAway``.
+        """
         query = sa.select(streams.c.id, streams.c.request_digest).where(
             streams.c.owner_id == owner_id, streams.c.idempotency_key == claim.key
         )
-        try:
-            found = await self._db.read(lambda connection: connection.execute(query).first())
-        except DatabaseAway:
-            found = None
+        found = await self._db.read(lambda connection: connection.execute(query).first())
         if found is None:
-            return not_opened()
+            return None
         if found.request_digest != claim.digest:
-            return IdempotencyConflict("this Idempotency-Key was used for another request; take a new one")
-        return Claimed(found.id)
+            raise IdempotencyConflict("this Idempotency-Key was used for another request; take a new one")
+        return str(found.id)
 
     async def settle(self, settlement: Settlement) -> None:
         """Closes the row, once, for the stream's own producer. Returns when that is committed, however long

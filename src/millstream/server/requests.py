@@ -6,11 +6,13 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
-from millstream.errors import InvalidRequest, TooLarge
+from millstream.errors import BadPosition, InvalidRequest, TooLarge
+from millstream.events import Position
 from millstream.server.dependencies import get_runtime
 
 Body = TypeVar("Body", bound=BaseModel)
 
+_POSITION = re.compile(r"(?P<position>[^.]+)(?:\.(?P<proof>[\w-]{12}))?", re.ASCII)
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,128}")
 
 
@@ -37,3 +39,22 @@ def idempotency_key(request: Request) -> str | None:
     if given is not None and not _IDEMPOTENCY_KEY.fullmatch(given):
         raise InvalidRequest("an Idempotency-Key has 1 to 128 characters of ASCII without spaces")
     return given
+
+
+def last_event_id(request: Request) -> str:
+    """The id of the last frame that a client has seen, or ``""``. The header goes first, then what polyfills
+    of EventSource add to the URL, which may have a position of its own already.
+    """
+    query = request.query_params
+    return request.headers.get("last-event-id") or query.get("lastEventId") or query.get("after") or ""
+
+
+def position(last_id: str) -> Position | None:
+    """The position in the id of a frame, with a proof behind it or not. Raises ``BadPosition``."""
+    if not last_id:
+        return None
+    match = _POSITION.fullmatch(last_id)
+    try:
+        return Position.parse(match["position"] if match else "")
+    except ValueError:
+        raise BadPosition("a position is <epoch>-<seq>, such as 1-42") from None

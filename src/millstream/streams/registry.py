@@ -15,7 +15,15 @@ from msgspec import Struct
 
 from millstream.auth import Keys, Principal
 from millstream.catalog import LLMService
-from millstream.errors import Draining, Forbidden, NotFound, Overloaded, StreamGone, TooManyStreams
+from millstream.errors import (
+    BadPosition,
+    Draining,
+    Forbidden,
+    NotFound,
+    Overloaded,
+    StreamGone,
+    TooManyStreams,
+)
 from millstream.events import StreamInfo, StreamStart
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Receipt
@@ -172,6 +180,21 @@ class Streams:
                 raise
         producer.audience.await_first_reader()
         return producer
+
+    async def started(
+        self, principal: Principal, request: ChatRequest, idempotency_key: str | None
+    ) -> ReadableStream:
+        """The stream that this start has begun before, for a reader that shows a position in it. Raises
+        ``BadPosition`` where there is none, ``IdempotencyConflict``, and what ``follow`` raises.
+        """
+        stream_id = None
+        if idempotency_key is not None:
+            request = _within_limits(principal, request, self._service.default_model)
+            claim = Claim(idempotency_key, _digest(request))
+            stream_id = await self._ledger.claimed(principal.owner_id, claim)
+        if stream_id is None:
+            raise BadPosition("a position needs the Idempotency-Key of the start whose stream it is in")
+        return (await self.follow(principal, stream_id)).source
 
     async def follow(self, principal: Principal, stream_id: str) -> FoundStream:
         """Finds a stream to read. Raises ``TooManyReaders`` before it looks, here and when the source is

@@ -13,7 +13,7 @@ from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, require_principal
 from millstream.server.errors import Route
-from millstream.server.requests import idempotency_key, read_body
+from millstream.server.requests import idempotency_key, last_event_id, position, read_body
 from millstream.server.streaming.answer import AnswerResponse
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
@@ -33,10 +33,14 @@ BODY = openapi.body(ChatRequest)
     responses=openapi.STREAMED,
 )
 async def stream(request: Request, caller: Caller) -> Response:
-    """Starts a stream and follows it."""
+    """Starts a stream and follows it. Repeated with its `Idempotency-Key` and a `Last-Event-ID`, goes on
+    after that position."""
     runtime = get_runtime(request)
-    client, source = await _start(request, caller, runtime)
-    return EventStreamResponse(request, client, source, runtime.event_log, NATIVE)
+    seen = position(last_event_id(request))
+    client, source = await _start(request, caller, runtime, resumes=seen is not None)
+    return EventStreamResponse(
+        request, client, source, runtime.event_log, NATIVE, followed=seen is not None, after=seen
+    )
 
 
 @router.post("/v1/chat", response_class=Response, openapi_extra=BODY)
@@ -47,7 +51,9 @@ async def answer(request: Request, caller: Caller) -> Response:
     return AnswerResponse(request, client, source, runtime.event_log, NATIVE)
 
 
-async def _start(request: Request, caller: Principal, runtime: Runtime) -> tuple[ClientWatch, ReadableStream]:
+async def _start(
+    request: Request, caller: Principal, runtime: Runtime, *, resumes: bool = False
+) -> tuple[ClientWatch, ReadableStream]:
     """Raises ``ClientDisconnect`` where the client leaves first; the stream's policy then applies."""
     runtime.streams.admit()
     body = await read_body(request, ChatRequest, runtime.settings.max_body_bytes)
@@ -55,7 +61,8 @@ async def _start(request: Request, caller: Principal, runtime: Runtime) -> tuple
     client = ClientWatch(request.receive)
     try:
         async with client:
-            return client, await runtime.streams.start(caller, body, key)
+            find = runtime.streams.started if resumes else runtime.streams.start
+            return client, await find(caller, body, key)
         raise ClientDisconnect
     except BaseException:
         client.stop()

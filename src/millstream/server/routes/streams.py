@@ -11,14 +11,13 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from millstream.auth import Principal
 from millstream.dialects.native import NATIVE
 from millstream.errors import BadPosition, NotFound, Overloaded
-from millstream.events import Position
 from millstream.ledger.rows import Receipt
 from millstream.messages import ChatRequest, Grace
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, identify
 from millstream.server.errors import Route
 from millstream.server.openapi import STREAMED
-from millstream.server.requests import idempotency_key, read_body
+from millstream.server.requests import idempotency_key, last_event_id, position, read_body
 from millstream.server.routes.chat import BODY, Caller
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse, reconnect_response
@@ -27,7 +26,6 @@ from millstream.tickets import FIRST_USE_SECONDS, Purpose
 router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
 
 _STREAM_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
-_POSITION = re.compile(r"(?P<position>[^.]+)(?:\.(?P<proof>[\w-]{12}))?", re.ASCII)
 _GRACE = Grace(grace_seconds=30)
 
 StreamId = Annotated[str, Path(description="as in `X-Stream-Id` and the first frame")]
@@ -62,7 +60,15 @@ async def start(request: Request, response: Response, caller: Caller) -> dict[st
 async def follow(
     request: Request,
     stream_id: StreamId,
-    after: Annotated[str, Query(description="a position; the header `Last-Event-ID` goes first")] = "",
+    after: Annotated[str, Query(description="a position")] = "",
+    last_id: Annotated[
+        str,
+        Query(
+            alias="lastEventId",
+            description="the same, from a polyfill of EventSource; goes before `after`. The header "
+            "`Last-Event-ID` goes before both",
+        ),
+    ] = "",
     dialect: Annotated[
         Literal["millstream"], Query(description="the wire format of the frames")
     ] = "millstream",
@@ -70,24 +76,24 @@ async def follow(
 ) -> Response:
     """What follows a position, then live; 204 where nothing is left."""
     runtime = get_runtime(request)
-    last_id = request.headers.get("last-event-id") or after
+    last_id = last_event_id(request)
     caller = await _caller(request, stream_id, ticket, "follow", proof=last_id.partition(".")[2])
-    position = _position(last_id)
+    seen = position(last_id)
     if runtime.streams.draining and stream_id not in runtime.streams:
         return reconnect_response(NATIVE)
     try:
         found = await runtime.streams.follow(caller, stream_id)
     except Overloaded:  # a browser's EventSource gives up for ever on a 503
         return reconnect_response(NATIVE)
-    if found.state.closed and position is not None and position >= found.state.last:
-        if position > found.state.last:
+    if found.state.closed and seen is not None and seen >= found.state.last:
+        if seen > found.state.last:
             raise BadPosition(f"the stream ends at {found.state.last}")
         return Response(status_code=204)
 
     proof = "" if ticket is None else (await runtime.keys.signer()).proof(ticket)
     client = ClientWatch(request.receive)
     return EventStreamResponse(
-        request, client, found.source, runtime.event_log, NATIVE, followed=True, after=position, proof=proof
+        request, client, found.source, runtime.event_log, NATIVE, followed=True, after=seen, proof=proof
     )
 
 
@@ -117,17 +123,6 @@ async def _caller(
     owner_id = (await keys.signer()).check_ticket(ticket, stream_id, purpose, proof=proof)
     await keys.check(owner_id.partition("/")[0])
     return Principal(owner_id, frozenset())
-
-
-def _position(last_id: str) -> Position | None:
-    """The position in the id of a frame, with a proof behind it or not."""
-    if not last_id:
-        return None
-    match = _POSITION.fullmatch(last_id)
-    try:
-        return Position.parse(match["position"] if match else "")
-    except ValueError:
-        raise BadPosition("a position is <epoch>-<seq>, such as 1-42") from None
 
 
 def _shown(receipt: Receipt) -> dict[str, Any]:
