@@ -36,6 +36,7 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
             ("post", "/v1/chat/stream"): (post(app, "/v1/chat/stream", BODY, key), 200),
             ("post", "/v1/chat"): (post(app, "/v1/chat", BODY, key), 200),
             ("get", "/v1/models"): (get(app, "/v1/models", key), 200),
+            ("get", "/v1/models/{model_id}"): (get(app, "/v1/models/scripted", key), 200),
             ("post", "/v1/streams"): (post(app, "/v1/streams", BODY, key), 201),
             ("get", "/v1/streams/{stream_id}/events"): (get(app, events), 200),
             ("get", "/v1/streams/{stream_id}"): (get(app, stream, key), 200),
@@ -59,7 +60,7 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
         await kept_by_nobody(Exchange(app, "GET", f"{stream}/events", ended), 204)
         for method, path in operations:
             if path.startswith("/v1/"):
-                path = path.format(stream_id=started["stream_id"], key_id="key_x")
+                path = path.format(stream_id=started["stream_id"], key_id="key_x", model_id="x")
                 await kept_by_nobody(Exchange(app, method.upper(), path), 401)
         await kept_by_nobody(get(app, "/v1/streams/str_none", key), 404)
         await kept_by_nobody(post(app, "/v1/tokens", b"{", key), 400)

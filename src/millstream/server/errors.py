@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from millstream import sse
 from millstream.bodies import invalid
@@ -143,17 +143,20 @@ class Route(APIRoute):
     """A route whose errors have our shape, whatever application it is mounted in.
 
     A path with a slash behind it is nothing, where nobody else's route has it. An application's router would
-    redirect it, over http, to whatever ``Host`` the caller has named.
+    redirect it, over http, to whatever ``Host`` the caller has named. HEAD is answered wherever GET is, but
+    for streams; FastAPI does not do so.
     """
 
     def get_route_handler(self) -> Handler:
         return with_errors(super().get_route_handler())
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        scope = self._as_get(scope)
         match, child_scope = super().matches(scope)
-        if match is Match.NONE and scope["type"] == "http" and scope["path"].endswith("/"):
-            match, child_scope = super().matches({**scope, "path": scope["path"].rstrip("/")})
-            if match is not Match.NONE:
+        if scope["type"] == "http" and scope["path"].endswith("/"):
+            if match is Match.NONE:
+                match, child_scope = super().matches({**scope, "path": scope["path"].rstrip("/")})
+            if match is Match.FULL:
                 match = Match.PARTIAL  # the router goes on looking for a whole match
         return match, child_scope
 
@@ -161,8 +164,24 @@ class Route(APIRoute):
         if scope["path"].endswith("/"):
             response = error_response(_nothing_at(scope["path"]), Request(scope))
             await response(scope, receive, send)
-        else:
+        elif (asked := self._as_get(scope)) is scope:
             await super().handle(scope, receive, send)
+        else:
+            await super().handle(asked, receive, _without_body(send))
+
+    def _as_get(self, scope: Scope) -> Scope:
+        """The scope of the GET that a HEAD is about, else ``scope``."""
+        if scope["type"] != "http" or scope["method"] != "HEAD" or "GET" not in (self.methods or ()):
+            return scope
+        streams = any("text/event-stream" in said.get("content", {}) for said in self.responses.values())
+        return scope if streams else {**scope, "method": "GET"}
+
+
+def _without_body(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_head
 
 
 def _nothing_at(path: str) -> NotFound:

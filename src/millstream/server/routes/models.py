@@ -4,10 +4,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from millstream.errors import ModelNotFound
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Route
 from millstream.server.routes.chat import Caller
+
+_MAX_SHOWN = 256
 
 router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
 
@@ -16,10 +19,20 @@ router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
 async def models(request: Request, caller: Caller) -> dict[str, Any]:
     """The models that are ready, the default first."""
     found = get_runtime(request).llm_service.models
-    return {
-        "object": "list",
-        "data": [
-            {"id": name, "object": "model", "created": 0, "owned_by": provider}
-            for name, provider in found.items()
-        ],
-    }
+    return {"object": "list", "data": [_shown(name, provider) for name, provider in found.items()]}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def model(request: Request, model_id: str, caller: Caller) -> dict[str, Any]:
+    """One of them. Its name may have its provider's before it: `openai/gpt-4o`."""
+    found = get_runtime(request).llm_service.models
+    if model_id in found:
+        return _shown(model_id, found[model_id])
+    provider, _, name = model_id.partition("/")
+    if found.get(name) == provider:
+        return _shown(name, provider)
+    raise ModelNotFound(f"there is no model '{model_id[:_MAX_SHOWN]}'; see GET /v1/models")
+
+
+def _shown(name: str, provider: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": provider}

@@ -21,12 +21,12 @@ _HEADERS = {
 router = APIRouter(include_in_schema=False)
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 async def chat_page() -> Response:
     return _page("index.html", "The chat page")
 
 
-@router.get("/docs")
+@router.api_route("/docs", methods=["GET", "HEAD"])
 async def docs_page() -> Response:
     """The OpenAPI document, shown by Swagger UI."""
     return _page("docs.html", "The page that shows /openapi.json")
