@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 from pydantic import BaseModel, ValidationError
 
-from millstream.errors import InvalidRequest, MalformedBody, Overloaded, TooLarge
+from millstream.errors import InvalidRequest, MalformedBody, Overloaded, TooLarge, UnsupportedEncoding
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -31,6 +31,11 @@ MAX_VALUES = 100_000  # objects, lists and what is in them
 _MAX_SHOWN_ERRORS = 3
 _MAX_SHOWN_LOCATION = 100
 _MAX_SHOWN_MESSAGE = 300
+
+# What bodies begin with that are no JSON in UTF-8. UTF-16 and UTF-32 without a mark have zeros there.
+_MARK = b"\xef\xbb\xbf"
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_WIDE = (b"\xff\xfe", b"\xfe\xff")
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
@@ -50,9 +55,9 @@ class BodyValidator:
     async def validate(self, model: type[Model], chunks: Sequence[bytes]) -> Model:
         """The body as a ``model``.
 
-        Raises ``MalformedBody`` where it is not JSON (or is nested over 200 deep), ``TooLarge`` where it has
-        too many parts, ``InvalidRequest`` saying which field is wrong, ``Overloaded`` where too many large
-        bodies wait already.
+        Raises ``MalformedBody`` where it is not JSON (or is nested over 200 deep), ``UnsupportedEncoding``
+        where it is compressed or not in UTF-8, ``TooLarge`` where it has too many parts, ``InvalidRequest``
+        saying which field is wrong, ``Overloaded`` where too many large bodies wait already.
         """
         size = sum(map(len, chunks))
         if size <= _INLINE_BYTES:
@@ -73,6 +78,7 @@ def _validate_chunks(model: type[Model], chunks: Sequence[bytes]) -> Model:
 
 def validate(model: type[Model], body: bytes) -> Model:
     """``BodyValidator.validate`` in this thread."""
+    body = _in_utf8(body)
     if len(body) > _SMALL_BYTES:
         if len(body) > _INLINE_BYTES:
             _count_values(body)
@@ -83,10 +89,22 @@ def validate(model: type[Model], body: bytes) -> Model:
         raise invalid(error.errors(include_url=False, include_input=False)) from None
 
 
+def _in_utf8(body: bytes) -> bytes:
+    """The body without the mark that some clients put before it. Raises ``UnsupportedEncoding``."""
+    if body.startswith(_MARK):
+        return body[len(_MARK) :]
+    for start, name in _COMPRESSED.items():
+        if body.startswith(start):
+            raise UnsupportedEncoding(f"the body is compressed by {name}; send it as it is")
+    if body.startswith(_WIDE) or b"\0" in body[:4]:
+        raise UnsupportedEncoding("the body is in UTF-16 or UTF-32; JSON has to be in UTF-8")
+    return body
+
+
 def invalid(errors: Sequence[Any]) -> InvalidRequest:
     """What pydantic found wrong, in a few words."""
     if errors[0]["type"] == "json_invalid":
-        return MalformedBody(f"the body is not JSON: {errors[0]['msg'].partition(': ')[2]}")
+        return _malformed(errors[0]["msg"].partition(": ")[2])
     shown = []
     for error in errors[:_MAX_SHOWN_ERRORS]:
         where = ".".join(map(str, error["loc"]))[:_MAX_SHOWN_LOCATION]
@@ -127,7 +145,18 @@ def _hold_against_shape(model: type[BaseModel], body: bytes) -> None:
         path = re.sub(r"\[(\d+)\]", r".\1", where[1])[:_MAX_SHOWN_LOCATION] if where else ""
         raise InvalidRequest(f"{path}: {what}" if path else what) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise MalformedBody(f"the body is not JSON: {str(error)[:_MAX_SHOWN_MESSAGE]}") from None
+        raise _malformed(str(error)) from None
+
+
+def _malformed(said: str) -> MalformedBody:
+    """What a parser said, in words that name the cause."""
+    if said.startswith(("EOF while parsing", "Input data was truncated")):
+        said = "it is empty, or ends too early"
+    if "surrogate" in said or "hex escape" in said:
+        said = "a text has half of a character (a lone \\ud800 to \\udfff)"
+    if "'utf-8' codec" in said or "unicode code point" in said:
+        said = "it is not in UTF-8"
+    return MalformedBody(f"the body is not JSON: {said[:_MAX_SHOWN_MESSAGE]}")
 
 
 # -- shapes ----------------------------------------------------------------------------------------

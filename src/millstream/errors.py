@@ -3,6 +3,7 @@
     MillstreamError
     ├── InvalidRequest            invalid_request         422
     │   ├── MalformedBody         invalid_request         400
+    │   ├── UnsupportedEncoding   invalid_request         415
     │   ├── BadPosition           bad_position            400
     │   ├── IdempotencyConflict   idempotency_conflict    422
     │   └── TooLarge              too_large               413
@@ -78,6 +79,12 @@ class MalformedBody(InvalidRequest):
     """The body is not JSON at all."""
 
     status = 400
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """The body is JSON perhaps, but compressed, or not in UTF-8."""
+
+    status = 415
 
 
 class TooLarge(InvalidRequest):

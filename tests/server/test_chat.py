@@ -489,7 +489,7 @@ async def test_no_more_streams_run_than_there_may(run: Run) -> None:
 BAD: dict[str, tuple[object, int, str]] = {
     "not JSON": (b"{", 400, "not JSON"),
     "nothing": (b"", 400, "not JSON"),
-    "not UTF-8": (b"\xff\xfe", 400, "not JSON"),
+    "not UTF-8": (b"\xff\xff", 400, "not JSON"),
     "a list": (b"[]", 422, "object"),
     "a lone surrogate": (b'{"messages":[{"role":"user","content":"\\ud800"}]}', 400, "not JSON"),
     "nested too deep": (

@@ -29,6 +29,7 @@ from millstream.errors import (
     ReportedError,
     TooLarge,
     Unauthorized,
+    UnsupportedEncoding,
     fault,
     printable,
 )
@@ -87,6 +88,8 @@ def error_headers(error: MillstreamError, request_id: str, stream_id: str = "") 
         headers["X-Stream-Id"] = stream_id
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.status == UnsupportedEncoding.status:
+        headers["Accept-Encoding"] = "identity"
     if error.code == Unauthorized.code:
         headers["WWW-Authenticate"] = "Bearer"
     if error.code in (TooLarge.code, Draining.code):

@@ -6,20 +6,33 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
-from millstream.errors import BadPosition, InvalidRequest, TooLarge
+from millstream.errors import (
+    BadPosition,
+    InvalidRequest,
+    MalformedBody,
+    TooLarge,
+    UnsupportedEncoding,
+    printable,
+)
 from millstream.events import Position
 from millstream.server.dependencies import get_runtime
 
 Body = TypeVar("Body", bound=BaseModel)
 
+_MAX_SHOWN = 80
 _POSITION = re.compile(r"(?P<position>[^.]+)(?:\.(?P<proof>[\w-]{12}))?", re.ASCII)
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,128}")
 
 
 async def read_body(request: Request, model: type[Body], limit: int) -> Body:
-    """The body as a ``model``. Raises ``TooLarge`` where it is over ``limit`` bytes, and what
-    ``BodyValidator.validate`` raises.
+    """The body as a ``model``, whatever its ``Content-Type`` says: no credential of ours is one that a
+    browser sends by itself. Raises ``TooLarge`` where it is over ``limit`` bytes, ``UnsupportedEncoding``
+    where it says that it is compressed, and what ``BodyValidator.validate`` raises.
     """
+    coding = request.headers.get("content-encoding", "")
+    if coding.lower() not in ("", "identity"):
+        shown = printable(coding[:_MAX_SHOWN])
+        raise UnsupportedEncoding(f"the body has the Content-Encoding '{shown}'; send it without one")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise TooLarge(f"the body is over {limit} bytes")
@@ -30,7 +43,15 @@ async def read_body(request: Request, model: type[Body], limit: int) -> Body:
         if size > limit:
             raise TooLarge(f"the body is over {limit} bytes")
         chunks.append(chunk)
-    return await get_runtime(request).bodies.validate(model, chunks)
+    try:
+        return await get_runtime(request).bodies.validate(model, chunks)
+    except MalformedBody as error:
+        kind = request.headers.get("content-type", "json")
+        if "json" in kind:
+            raise
+        raise MalformedBody(
+            f"{error.message}; its Content-Type is '{printable(kind[:_MAX_SHOWN])}'"
+        ) from None
 
 
 def idempotency_key(request: Request) -> str | None:
