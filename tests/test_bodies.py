@@ -63,6 +63,32 @@ GOOD: list[dict[str, Any]] = [
         "tool_choice": "auto",
         "on_disconnect": "continue",
     },
+    {
+        "messages": [
+            {
+                "role": "assistant",
+                "content": None,
+                "refusal": None,
+                "audio": None,
+                "function_call": None,
+                "annotations": [{"a": 1}],
+                "id": "m",
+                "reasoning_content": "x",
+                "reasoning_details": [{"a": None}],
+                "extra_content": {"google": {"thought_signature": "x"}},
+                "tool_calls": [
+                    {
+                        "id": "a",
+                        "type": None,
+                        "index": 0,
+                        "function": {"name": "f", "arguments": "{}", "parsed_arguments": {"x": [1]}},
+                        "extra_content": {"google": {"thought_signature": "x"}},
+                    }
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "x"}], "parsed": 1},
+        ],
+    },
 ]
 
 
@@ -86,6 +112,33 @@ def hostile(size: int) -> Iterator[tuple[str, bytes]]:
     yield "tools", repeated(user + b'"tools":[', b'{"function":{"name":"f"}},', b'],"bad":1}', size)
     schema = user + b'"tools":[{"function":{"name":"f","parameters":{"a":['
     yield "a schema", repeated(schema, b"1,", b"1e999]}}}]}", size)
+    answer = b'{"messages":[{"role":"assistant","content":"x",'
+    for field, start, end in [
+        (b"annotations", b"[", b"]"),
+        (b"reasoning_details", b"[", b"]"),
+        (b"extra_content", b'{"a":[', b"]}"),
+    ]:
+        begin = answer + b'"%b":' % field + start
+        yield f"{field.decode()} that are not finite", repeated(begin, b"1,", b"1e999" + end + b"}]}", size)
+    yield (
+        "signatures",
+        repeated(
+            answer + b'"tool_calls":[',
+            b'{"id":"a","function":{"name":"f","arguments":""},"extra_content":{"a":{"b":"c"}}},',
+            b"1]}]}",
+            size,
+        ),
+    )
+    yield (
+        "refusals",
+        repeated(
+            b'{"messages":[{"role":"assistant","content":[',
+            b'{"type":"refusal","refusal":"x"},',
+            b"1]}]}",
+            size,
+        ),
+    )
+    yield "nested annotations", answer + b'"annotations":' + b"[" * size
     yield "a nested schema", schema + b"[" * size
     yield "nested lists", b'{"messages":' + b"[" * size
     yield "nested objects", b'{"a":' * (size // 5)

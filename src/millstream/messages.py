@@ -4,6 +4,9 @@ Unknown fields are refused at every depth: a misspelt ``max_token`` must not bec
 in a body can name an endpoint or a key. The exceptions are JSON Schemas (``parameters`` of a tool, ``schema``
 of a response format), which are the caller's own and are passed on as they are. A list gives up at its first
 fault (``fail_fast``): a body may have thousands of them.
+
+History is taken as SDKs return it, with the fields that answers have. Of those a provider is sent what some
+want back (reasoning, ``extra_content``); the others are left out, because most refuse them.
 """
 
 import math
@@ -46,6 +49,17 @@ def _finite(value: JsonValue) -> JsonValue:
 JsonObject: TypeAlias = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
 
 
+JsonList: TypeAlias = Annotated[list[JsonValue], AfterValidator(_finite)]
+
+
+def _left_out(value: JsonValue) -> None:
+    _finite(value)
+
+
+# A field of answers that no provider wants back.
+LeftOut: TypeAlias = Annotated[JsonValue, AfterValidator(_left_out)]
+
+
 def _few(value: object) -> object:
     if isinstance(value, dict) and len(value) > _MAX_METADATA:
         raise ValueError(f"at most {_MAX_METADATA} entries")
@@ -67,18 +81,26 @@ class ImagePart(_Strict):
     image_url: ImageUrl
 
 
-ContentPart: TypeAlias = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class RefusalPart(_Strict):
+    type: Literal["refusal"]
+    refusal: str
+
+
+ContentPart: TypeAlias = Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")]
 
 
 class FunctionCall(_Strict):
     name: Annotated[str, Field(max_length=128)]
     arguments: str
+    parsed_arguments: LeftOut = None
 
 
 class ToolCall(_Strict):
     id: Annotated[str, Field(max_length=512)]
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = "function"
     function: FunctionCall
+    index: LeftOut = None
+    extra_content: JsonObject | None = None  # Gemini's thought signature
 
 
 class ChatMessage(_Strict):
@@ -90,11 +112,28 @@ class ChatMessage(_Strict):
     tool_calls: Annotated[list[ToolCall], Field(max_length=512, fail_fast=True)] | None = None
     tool_call_id: Annotated[str, Field(max_length=512)] | None = None
 
+    # What answers have besides. Only an assistant's are passed on.
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # the same by another name
+    reasoning_details: JsonList | None = None
+    extra_content: JsonObject | None = None
+    audio: None = None
+    function_call: None = None
+    annotations: LeftOut = None
+    context: LeftOut = None
+    end_turn: LeftOut = None
+    executed_tools: LeftOut = None
+    id: LeftOut = None
+    parsed: LeftOut = None
+    provider_specific_fields: LeftOut = None
+    thinking_blocks: LeftOut = None
+
     @model_validator(mode="after")
     def _complete(self) -> "ChatMessage":
         if self.role == "tool" and self.tool_call_id is None:
             raise ValueError("a message of role 'tool' needs a tool_call_id")
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        if self.content is None and self.role != "assistant":
             raise ValueError("content is missing")
         return self
 
@@ -102,8 +141,9 @@ class ChatMessage(_Strict):
     def text(self) -> str:
         """The message's words; images have none."""
         if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+            return self.content or self.refusal or ""
+        parts = (part for part in self.content if not isinstance(part, ImagePart))
+        return "".join(part.text if isinstance(part, TextPart) else part.refusal for part in parts)
 
 
 class Function(_Strict):
@@ -176,8 +216,60 @@ class ChatRequest(_Strict):
     ) = None
     on_disconnect: OnDisconnect = "cancel"
 
-    def for_provider(self) -> dict[str, Any]:
-        """What was asked of the model, in OpenAI's words, without what only concerns us."""
-        return self.model_dump(
-            mode="json", by_alias=True, exclude_none=True, exclude={"model", "on_disconnect"}
-        )
+    def for_provider(
+        self, *, reasoning_field: str | None = "reasoning_content", extra_content: bool = True
+    ) -> dict[str, Any]:
+        """What was asked of the model, in OpenAI's words, without what only concerns us.
+
+        ``reasoning_field`` is the provider's name for the reasoning of earlier answers; None, and
+        ``extra_content=False``, are for one that refuses such fields.
+        """
+        left_out = {"messages", "model", "on_disconnect"}
+        body = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)
+        sent = [_sent(message, reasoning_field, extra_content) for message in self.messages]
+        return {"messages": sent, **body}
+
+
+def _sent(message: ChatMessage, reasoning_field: str | None, extra_content: bool) -> dict[str, Any]:
+    """A message as a provider takes it. By hand: there may be thousands, most with few of their fields."""
+    content: Any = message.content
+    if isinstance(content, list):
+        content = [_sent_part(part) for part in content]
+    sent: dict[str, Any] = {"role": message.role, "content": content}
+    if message.name is not None:
+        sent["name"] = message.name
+    if message.tool_call_id is not None:
+        sent["tool_call_id"] = message.tool_call_id
+    if message.role != "assistant":
+        return sent
+    if message.tool_calls:  # some refuse an empty list
+        sent["tool_calls"] = [_sent_call(call, extra_content) for call in message.tool_calls]
+    if content is None and not message.tool_calls:
+        sent["content"] = message.refusal or ""
+    if extra_content and message.extra_content is not None:
+        sent["extra_content"] = message.extra_content
+    if reasoning_field is not None:
+        if message.reasoning_content is not None or message.reasoning is not None:
+            sent[reasoning_field] = message.reasoning_content or message.reasoning or ""
+        if message.reasoning_details is not None:
+            sent["reasoning_details"] = message.reasoning_details
+    return sent
+
+
+def _sent_call(call: ToolCall, extra_content: bool) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    sent = {"id": call.id, "type": "function", "function": function}
+    if extra_content and call.extra_content is not None:
+        sent["extra_content"] = call.extra_content
+    return sent
+
+
+def _sent_part(part: ContentPart) -> dict[str, Any]:
+    match part:
+        case TextPart():
+            return {"type": "text", "text": part.text}
+        case RefusalPart():  # of which only OpenAI knows
+            return {"type": "text", "text": part.refusal}
+        case ImagePart():
+            detail = {} if part.image_url.detail is None else {"detail": part.image_url.detail}
+            return {"type": "image_url", "image_url": {"url": part.image_url.url, **detail}}

@@ -379,4 +379,4 @@ def _within_limits(principal: Principal, request: ChatRequest, default_model: st
 
 
 def _digest(request: ChatRequest) -> bytes:
-    return hashlib.sha256(request.model_dump_json().encode()).digest()
+    return hashlib.sha256(request.model_dump_json(exclude_none=True).encode()).digest()
