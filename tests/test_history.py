@@ -7,9 +7,13 @@ import pytest
 from openai.types.chat import ChatCompletionMessage, ParsedChatCompletionMessage
 from pydantic import ValidationError
 
+from millstream.answer import Answer, ends_of_open_parts
 from millstream.bodies import validate
+from millstream.dialects.native import NATIVE
 from millstream.errors import InvalidRequest
+from millstream.events import Event, StreamEnd, StreamInfo, ToolCallDelta, ToolCallStart, from_json, to_json
 from millstream.messages import ChatRequest
+from millstream.usage import Bill, Usage
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 SIGNED = {"google": {"thought_signature": "AY89+/=", "more": [None, {"x": None}]}}
@@ -189,3 +193,22 @@ def test_numbers_have_to_be_finite_wherever_they_are() -> None:
         message = b'{"messages":[{"role":"assistant","content":"x","%b":%b}]}' % (field.encode(), value)
         with pytest.raises(ValidationError, match="finite"):
             ChatRequest.model_validate_json(message)
+
+
+def test_what_an_answer_hands_out_is_what_its_history_takes() -> None:
+    """Gemini's signature of a thought, from the log to the client and back."""
+    events: list[Event] = [
+        ToolCallStart(0, "call_1", "look", SIGNED),
+        ToolCallStart(1, "call_2", "hear"),
+        ToolCallDelta(0, "call_1", "{}"),
+        ToolCallDelta(1, "call_2", "{}", {"late": True}),
+    ]
+    events = from_json(to_json(events))
+    events += ends_of_open_parts(events)
+    answer = Answer()
+    answer.add([*events, StreamEnd("tool_calls", Bill(Usage(1, 1, "counted"), None))])
+    shown = json.loads(NATIVE.answer(StreamInfo("str_1", "k", "m", 0), answer))
+    history = {"role": "assistant", "content": shown["content"], "tool_calls": shown["tool_calls"]}
+    (found,) = sent(history)
+    assert [call["extra_content"] for call in found["tool_calls"]] == [SIGNED, {"late": True}]
+    assert found == history

@@ -71,7 +71,9 @@ class OpenParts:
             case ToolCallStart():
                 self.calls[event.index] = OpenCall(event.call_id, event.name, event.extra_content)
             case ToolCallDelta():
-                self.calls[event.index].arguments.append(event.arguments)
+                call = self.calls[event.index]
+                call.arguments.append(event.arguments)
+                call.extra_content = event.extra_content or call.extra_content
             case ToolCallEnd():
                 del self.calls[event.index]
             case _:

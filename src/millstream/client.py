@@ -38,7 +38,9 @@ class Unreachable(MillstreamError):
 
 
 class ToolCallPiece(Struct, frozen=True):
-    """Of a tool call: its start has an id and a name, the rest pieces of its arguments."""
+    """Of a tool call: its start has an id and a name, the rest pieces of its arguments. ``extra_content``
+    has to go back to the provider with the call.
+    """
 
     index: int
     id: str | None = None

@@ -81,12 +81,13 @@ class ToolCallStart(Struct, frozen=True, gc=False, tag="tool-call-start", omit_d
     extra_content: dict[str, Any] | None = None
 
 
-class ToolCallDelta(Struct, frozen=True, gc=False, tag="tool-call-delta"):
-    """A piece of the call's arguments, which together are JSON."""
+class ToolCallDelta(Struct, frozen=True, gc=False, omit_defaults=True, tag="tool-call-delta"):
+    """A piece of the call's arguments, which together are JSON; or its extra content, if that comes late."""
 
     index: int
     call_id: str
     arguments: str
+    extra_content: dict[str, Any] | None = None
 
 
 class ToolCallEnd(Struct, frozen=True, gc=False, tag="tool-call-end", omit_defaults=True):

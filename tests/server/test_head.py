@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from application import Run
 from asgi import Exchange, get, post
 from millstream import Millstream, Settings
-from millstream.catalog import ProviderEntry
+from millstream.listings import ProviderEntry
 from millstream.providers.scripted import ScriptedProvider
 from millstream.server.routes import pages
 

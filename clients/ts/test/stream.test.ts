@@ -50,6 +50,7 @@ describe("frames", () => {
     if (frame?.kind === "reasoning") expect(frame.text).toBe(one.event["text"]);
     if (frame?.kind === "refusal") expect(frame.text).toBe(one.event["text"]);
     if (frame?.kind === "tool-call") expect(frame.call.arguments).toBe(one.event["arguments"]);
+    if (frame?.kind === "tool-call") expect(frame.call.extraContent).toEqual(one.event["extra_content"]);
     expect(one.frame).not.toMatch(/[\v\f\r\x1c-\x1e\x85\u2028\u2029]/);
     if (frame?.kind === "error") expect(frame.error.code).toBe(one.event["code"]);
     if (frame?.kind === "end") expect(frame.usage?.source).toBeTruthy();

@@ -21,6 +21,7 @@ from millstream.events import (
     StreamStart,
     TextDelta,
     ToolCallDelta,
+    ToolCallEnd,
     ToolCallStart,
 )
 from millstream.usage import Bill
@@ -104,15 +105,7 @@ class NativeDialect:
         if refusal := answer.refusal:
             shown["refusal"] = refusal
         if answer.tool_calls:
-            shown["tool_calls"] = [
-                {
-                    "id": call.call_id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                    **({"extra_content": call.extra_content} if call.extra_content else {}),
-                }
-                for call in answer.tool_calls
-            ]
+            shown["tool_calls"] = [_shown_call(call) for call in answer.tool_calls]
         if answer.files:
             shown["files"] = [_file(file) for file in answer.files]
         shown |= {"finish_reason": end.finish_reason, "usage": usage_json(end.bill)}
@@ -127,6 +120,13 @@ class NativeDialect:
 
 
 NATIVE = NativeDialect()
+
+
+def _shown_call(call: ToolCallEnd) -> dict[str, Any]:
+    """A tool call as it goes back into a request's history."""
+    function = {"name": call.name, "arguments": call.arguments}
+    shown: dict[str, Any] = {"id": call.call_id, "type": "function", "function": function}
+    return shown | ({"extra_content": call.extra_content} if call.extra_content else {})
 
 
 def _frame(event: Event, position: str) -> bytes:
@@ -152,11 +152,14 @@ def _frame(event: Event, position: str) -> bytes:
         case RefusalDelta():
             return sse.frame(_json(_Frame(refusal=event.text)), id=position)
         case ToolCallStart():
-            extra = event.extra_content or UNSET
-            call = _ToolCall(event.index, id=event.call_id, name=event.name, extra_content=extra)
+            call = _ToolCall(
+                event.index, id=event.call_id, name=event.name, extra_content=event.extra_content or UNSET
+            )
             return sse.frame(_json(_Frame(tool_call=call)), id=position)
         case ToolCallDelta():
-            call = _ToolCall(event.index, arguments=event.arguments)
+            call = _ToolCall(
+                event.index, arguments=event.arguments, extra_content=event.extra_content or UNSET
+            )
             return sse.frame(_json(_Frame(tool_call=call)), id=position)
         case File():
             return sse.frame(_json(_Frame(file=_file(event))), id=position)
