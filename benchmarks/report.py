@@ -1,4 +1,4 @@
-"""Measures Millstream beside nginx and the tutorial's code in one run and writes RESULTS.md.
+"""Measures Millstream beside nginx and the tutorial's code in one run and writes the top of RESULTS.md.
 
     python benchmarks/report.py [TARGET ...]
 
@@ -38,14 +38,16 @@ def main() -> None:
     )
     loads = [json.loads(line)["host_load"] for line in rows.read_text().splitlines()]
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    (HERE / "RESULTS.md").write_text(
+    results = HERE / "RESULTS.md"
+    _, heading, kept = results.read_text().partition("\n## ")
+    results.write_text(
         f"# Results\n\nWritten by `make bench` on {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores of "
         f"{processor}, shared with the load and the provider; Python {platform.python_version()}, "
         f"{versions}. One worker process each. Load of the machine at the ends: {min(loads):.1f} to "
         f"{max(loads):.1f}.\n\n`millstream` runs on its defaults: with a key checked, a durable ledger row, "
         "the log and its positions. `lean-asgi` relays bytes and does nothing else: the floor of this "
         "server in Python. `tutorial` is the widely copied endpoint. `direct` is the load straight at the "
-        f"provider: the floor of the harness itself.\n\n{table}"
+        f"provider: the floor of the harness itself.\n\n{table}{heading}{kept}"
     )
     print(table)
 
