@@ -14,7 +14,6 @@ from nemesis.plans import SetUp
 from nemesis.run import Options, run, summary
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("set_up", get_args(SetUp))
 async def test_nothing_that_happens_breaks_an_invariant(set_up: SetUp) -> None:
