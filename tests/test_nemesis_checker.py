@@ -259,6 +259,40 @@ def test_what_is_broken_is_found(invariant: str, make: Callable[[], Evidence], b
     assert invariant in {violation.invariant for violation in checker.check(found)}
 
 
+def timed_out() -> Evidence:
+    """The provider fell silent, though it was to go on."""
+    found = cancelled()
+    found.rows = [
+        {**found.rows[0], "status": "failed", "finish_reason": None, "error_code": "upstream_timeout"}
+    ]
+    found.changes = [{**found.changes[0], "became": "failed"}]
+    found.clients[0].cancels.clear()
+    found.clients[0].frames[-1] = replace(
+        found.clients[0].frames[-1],
+        end={"error": {"code": "upstream_timeout"}, "usage": found.clients[0].end["usage"]},  # type: ignore[index]
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("late", "excused"), [((10.4, 6.7), True), ((10.4, 0.3), False), ((30.0, 6.7), False)]
+)
+def test_a_provider_is_silent_while_its_process_stands_still(
+    late: tuple[float, float], excused: bool
+) -> None:
+    found = timed_out()
+    found.harness_lag = [late]
+    said = [v for v in checker.check(found) if "upstream_timeout, and the provider's plan" in str(v)]
+    assert (not said) == excused
+
+
+def test_a_ticket_that_never_got_a_connection_is_a_client_without_an_end() -> None:
+    found = good()
+    found.clients[0].plan = replace(found.clients[0].plan, kind="ticket")
+    found.clients[0].connections, found.clients[0].outcome = [], "no-stream"
+    assert "I4" in {violation.invariant for violation in checker.check(found)}
+
+
 def test_a_seed_makes_the_same_plans_again() -> None:
     for seed in range(20):
         assert stream_plan(seed, MARKER) == stream_plan(seed, MARKER)
