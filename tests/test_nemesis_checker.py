@@ -159,6 +159,30 @@ def test_what_another_worker_set_may_be_corrected_once() -> None:
     assert [violation.invariant for violation in checker.check(found)] == ["I1"]
 
 
+@pytest.mark.parametrize(
+    ("corrected", "lost", "text", "found"),
+    [
+        (31.0, True, "", []),
+        (None, True, "", ["I3"]),
+        (31.0, False, "", ["I3"]),
+        (31.0, True, " more", ["I3"]),
+    ],
+)
+def test_a_corrected_bill_may_be_told_where_the_first_end_was_lost(
+    corrected: float | None, lost: bool, text: str, found: list[str]
+) -> None:
+    made = killed()
+    (kept,) = made.rows
+    made.rows = [{**kept, "corrected_at": corrected}]
+    again = replace(made.clients[0], frames=list(made.clients[0].frames))
+    later = {"error": {"code": "interrupted"}, "usage": usage(count_prompt(MARKER), TOKENS[2], "counted")}
+    again.frames[-1] = Frame((2, 1), 40.0, text, later)
+    made.clients.append(again)
+    if lost:
+        made.faults.append(Fault("redis-kill", frozenset({"log"}), 31.0, 35.0))
+    assert [v.invariant for v in checker.check(made) if "different frames" in str(v)] == found
+
+
 Break = Callable[[Evidence], Any]
 
 
