@@ -19,7 +19,7 @@ from millstream.events import File, ReasoningDelta, RefusalDelta, TextDelta
 from millstream.messages import ChatRequest
 from millstream.providers import Finish, Produced, ToolCallPiece, UsageReport
 from millstream.providers.clocks import Clocks
-from millstream.providers.known import Quirks
+from millstream.providers.known import KNOWN, Quirks
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.upstream import Upstream
 from millstream.usage import Usage
@@ -108,9 +108,9 @@ def found(produced: Sequence[Produced | ProviderError]) -> dict[str, object]:
             begun: dict[str, object] = {"id": piece.call_id, "name": piece.name, "arguments": ""}
             if re.fullmatch("call_[0-9a-f]{24}", piece.call_id):
                 begun["id"] = "*"
-            if piece.extra_content:
-                begun["extra_content"] = piece.extra_content
             call = calls.setdefault(piece.index, begun)
+            if piece.extra_content:
+                call["extra_content"] = piece.extra_content
             call["arguments"] = f"{call['arguments']}{piece.arguments}"
     finish = produced[-1] if produced and isinstance(produced[-1], Finish) else None
     reports = [item for item in produced if isinstance(item, UsageReport)]
@@ -186,6 +186,47 @@ async def test_what_a_provider_does_differently_is_in_the_request() -> None:
         await asked.close()
     del seen["messages"]
     assert seen == {"model": "m", "most": 5, "s": 1, "stream": True}
+
+
+@pytest.mark.parametrize(
+    ("vendor", "wanted"),
+    [
+        ("deepseek", {"reasoning_content": "hm"}),
+        ("openrouter", {"reasoning": "hm"}),
+        ("gemini", {"extra_content": {"google": {"thought_signature": "c2ln"}}}),
+        ("openai", {}),
+        ("mistral", {}),
+    ],
+)
+async def test_in_a_tool_loop_a_provider_gets_back_what_it_wants(vendor: str, wanted: dict[str, Any]) -> None:
+    seen: dict[str, Any] = {}
+
+    async def handler(request: Request) -> None:
+        seen.update(request.json)
+        await request.head()
+        await request.finish()
+
+    call = {"id": "call_a", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    extra = {"extra_content": {"google": {"thought_signature": "c2ln"}}}
+    answer = {"role": "assistant", "content": None, "reasoning_content": "hm", "refusal": None}
+    request = ChatRequest.model_validate(
+        {
+            "messages": [
+                {"role": "user", "content": "Hello"},
+                answer | {"tool_calls": [call | extra]},
+                {"role": "tool", "tool_call_id": "call_a", "content": "seen"},
+            ]
+        }
+    )
+    quirks = next(known.quirks for known in KNOWN if known.name == vendor)
+    async with oracle(handler) as server:
+        asked = OpenAIProvider("p", server.base_url, Upstream("p", {}), quirks=quirks)
+        assert [batch async for batch in asked.stream(request, "m")]
+        await asked.close()
+    sent = seen["messages"][1]
+    back = {k: v for k, v in sent.items() if k not in ("role", "content", "tool_calls")}
+    back |= {k: v for k, v in sent["tool_calls"][0].items() if k not in call}
+    assert back == wanted
 
 
 async def test_what_a_provider_says_differently_can_be_set() -> None:

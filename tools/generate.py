@@ -131,9 +131,12 @@ def _quirks(quirks: "Quirks") -> str:
     said += [f"calls `{field}` `{theirs}`" for field, theirs in quirks.renamed.items()]
     if quirks.refused:
         said.append("refuses " + ", ".join(f"`{field}`" for field in quirks.refused))
-    if quirks.wants_back != Quirks().wants_back:
-        fields = ", ".join(f"`{field}`" for field in quirks.wants_back) or "nothing"
-        said.append(f"wants {fields} of earlier answers back")
+    if quirks.reasoning_field is None:
+        said.append("refuses the reasoning of earlier answers")
+    elif quirks.reasoning_field != Quirks().reasoning_field:
+        said.append(f"takes the reasoning of earlier answers as `{quirks.reasoning_field}`")
+    if not quirks.extra_content:
+        said.append("takes no `extra_content` back")
     if quirks.reasoning_beside:
         said.append("counts reasoning beside the completion")
     said += [f"ends with `{word}` for {meaning}" for word, meaning in quirks.ends.items()]

@@ -192,7 +192,7 @@ class ChatRequest(_Strict):
     """The body of ``POST /v1/chat/stream`` and ``POST /v1/chat``."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
-    model: Annotated[str, Field(pattern=r"^[!-~]{1,256}$")] | None = None
+    model: Annotated[str, Field(pattern=r"^[!-~]([ -~]{0,254}[!-~])?$")] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None

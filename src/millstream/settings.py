@@ -60,9 +60,11 @@ class QuirkSettings(_Section):
     stream_options: bool = Field(True, description="whether it takes that field, by which usage is asked for")
     renamed: dict[str, str] = Field({}, description="fields of a request that have another name there")
     refused: tuple[str, ...] = Field((), description="fields of a request that it refuses: they are left out")
-    wants_back: tuple[str, ...] = Field(
-        Quirks().wants_back, description="fields of earlier answers that it wants to see again"
+    reasoning_field: str = Field(
+        "reasoning_content",
+        description="its name for the reasoning of earlier answers; empty where it refuses that",
     )
+    extra_content: bool = Field(True, description="whether it takes back what it has sent in that field")
     ends: dict[str, FinishReason | Literal["failed"]] = Field(
         {}, description="finish reasons in words of its own -> ours, or `failed`"
     )
@@ -76,7 +78,7 @@ class QuirkSettings(_Section):
     )
 
     def quirks(self) -> Quirks:
-        return Quirks(**self.model_dump())
+        return Quirks(**self.model_dump() | {"reasoning_field": self.reasoning_field or None})
 
 
 class ProviderSettings(_Section):

@@ -18,9 +18,9 @@ MAX_TOOL_CALLS = 1000  # of one answer: an index is less than that
 
 
 class ToolCallPiece(Struct, frozen=True, gc=False):
-    """A piece of a tool call. The first piece of an ``index`` has the call's id and name, and in
-    ``extra_content`` what the provider wants back with the call. An index is 0 to 999; with any other one the
-    provider has failed.
+    """A piece of a tool call. The first piece of an ``index`` has the call's id and name. In
+    ``extra_content``, of any piece, is what the provider wants back with the call. An index is 0 to 999; with
+    any other one the provider has failed.
     """
 
     index: int

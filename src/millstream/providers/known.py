@@ -15,17 +15,19 @@ class Quirks(Struct, frozen=True):
 
     ``stream_options`` whether it takes that field, by which usage is asked for; ``renamed`` fields of a
     request that have another name there; ``refused`` fields that it refuses, which are left out;
-    ``wants_back`` fields of earlier answers that it wants to see again; ``ends`` finish reasons in words of
-    its own -> ours, or ``failed``; ``cached_at`` where in its usage object the cached tokens are (``a.b``);
-    ``models_path`` where it lists its models, below its base URL; ``reasoning_beside`` whether its completion
-    tokens are without the reasoning where it gives no total; ``pings`` whether it documents comments or empty
-    events as signs of life while there is nothing to say.
+    ``reasoning_field`` its name for the reasoning of earlier answers, None where it refuses that;
+    ``extra_content`` whether it takes back what it has sent in that field; ``ends`` finish reasons in words
+    of its own -> ours, or ``failed``; ``cached_at`` where in its usage object the cached tokens are
+    (``a.b``); ``models_path`` where it lists its models, below its base URL; ``reasoning_beside`` whether its
+    completion tokens are without the reasoning where it gives no total; ``pings`` whether it documents
+    comments or empty events as signs of life while there is nothing to say.
     """
 
     stream_options: bool = True
     renamed: Mapping[str, str] = {}
     refused: tuple[str, ...] = ()
-    wants_back: tuple[str, ...] = ("reasoning_content", "extra_content")
+    reasoning_field: str | None = "reasoning_content"
+    extra_content: bool = True
     ends: Mapping[str, str] = {}
     cached_at: str | None = None
     models_path: str = "models"
@@ -51,7 +53,7 @@ class KnownProvider(Struct, frozen=True):
 
 
 # OpenAI has renamed the field; Azure follows it.
-OPENAI = Quirks(renamed={"max_tokens": "max_completion_tokens"}, wants_back=())
+OPENAI = Quirks(renamed={"max_tokens": "max_completion_tokens"}, reasoning_field=None, extra_content=False)
 
 # Parts of names of models that answer no chat, whoever serves them: such a model is never the default.
 NOT_CHAT = (
@@ -84,7 +86,7 @@ KNOWN = (
         "google",
         preferred=("gemini-2.5-flash", "gemini-2.0-flash"),
         hidden=("embedding", "imagen", "veo", "tts", "image", "live", "aqa", "audio"),
-        quirks=Quirks(refused=("seed", "metadata", "user"), wants_back=("extra_content",)),
+        quirks=Quirks(refused=("seed", "metadata", "user"), reasoning_field=None),
     ),
     KnownProvider(
         "groq",
@@ -92,7 +94,7 @@ KNOWN = (
         "https://api.groq.com/openai/v1",
         "groq",
         hidden=("whisper", "tts", "guard", "orpheus"),
-        quirks=Quirks(refused=("metadata",), wants_back=()),
+        quirks=Quirks(refused=("metadata",), reasoning_field=None, extra_content=False),
     ),
     KnownProvider(
         "openrouter",
@@ -100,7 +102,7 @@ KNOWN = (
         "https://openrouter.ai/api/v1",
         "openrouter",
         # https://openrouter.ai/docs/api-reference/streaming: comments, so that the connection is not given up
-        quirks=Quirks(pings=True),
+        quirks=Quirks(reasoning_field="reasoning", extra_content=False, pings=True),
     ),
     KnownProvider(
         "mistral",
@@ -114,7 +116,8 @@ KNOWN = (
             stream_options=False,
             renamed={"seed": "random_seed"},
             refused=("user", "reasoning_effort", "metadata"),
-            wants_back=(),
+            reasoning_field=None,
+            extra_content=False,
         ),
     ),
     KnownProvider(
@@ -124,7 +127,7 @@ KNOWN = (
         "deepseek",
         # https://api-docs.deepseek.com/quick_start/rate_limit: comments while a request waits;
         # https://api-docs.deepseek.com/guides/thinking_mode: reasoning is wanted back in tool loops
-        quirks=Quirks(refused=("metadata", "user", "seed"), wants_back=("reasoning_content",), pings=True),
+        quirks=Quirks(refused=("metadata", "user", "seed"), extra_content=False, pings=True),
     ),
     KnownProvider(
         "together",
@@ -140,7 +143,9 @@ KNOWN = (
         "x-ai",
         hidden=("image", "imagine", "video"),
         # https://docs.x.ai/docs/guides/reasoning: counted apart from the completion
-        quirks=Quirks(refused=("metadata",), wants_back=(), reasoning_beside=True),
+        quirks=Quirks(
+            refused=("metadata",), reasoning_field=None, extra_content=False, reasoning_beside=True
+        ),
     ),
     KnownProvider(
         "moonshot",
@@ -148,6 +153,6 @@ KNOWN = (
         "https://api.moonshot.ai/v1",
         "moonshotai",
         # https://platform.moonshot.ai/docs: a thinking model wants its reasoning back in tool loops
-        quirks=Quirks(refused=("metadata", "seed"), wants_back=("reasoning_content",)),
+        quirks=Quirks(refused=("metadata", "seed"), extra_content=False),
     ),
 )

@@ -89,13 +89,16 @@ class Assembler:
         if type(piece.index) is not int or not 0 <= piece.index < MAX_TOOL_CALLS:
             raise UpstreamError(f"the provider sent a tool call whose index is not 0 to {MAX_TOOL_CALLS - 1}")
         self.usage_is_stale = True
+        extra = None
         call = self._open.calls.get(piece.index)
         if call is None:
             events += self._open.end_prose()
             call = self._open.calls[piece.index] = OpenCall(piece.call_id, piece.name, piece.extra_content)
             self.generated.add(piece.name)
             events.append(ToolCallStart(piece.index, piece.call_id, piece.name, piece.extra_content))
-        if piece.arguments:
+        elif extra := piece.extra_content:
+            call.extra_content = extra
+        if piece.arguments or extra:
             call.arguments.append(piece.arguments)
             self.generated.add(piece.arguments)
-            events.append(ToolCallDelta(piece.index, call.call_id, piece.arguments))
+            events.append(ToolCallDelta(piece.index, call.call_id, piece.arguments, extra))

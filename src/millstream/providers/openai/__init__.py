@@ -95,7 +95,9 @@ class OpenAIProvider:
 
     def _body(self, request: ChatRequest, model: str) -> bytes:
         quirks = self._quirks
-        body = request.for_provider()
+        body = request.for_provider(
+            reasoning_field=quirks.reasoning_field, extra_content=quirks.extra_content
+        )
         for field, theirs in quirks.renamed.items():
             if field in body:
                 body[theirs] = body.pop(field)

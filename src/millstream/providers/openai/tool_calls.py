@@ -87,8 +87,9 @@ class ToolCalls:
         if arguments:
             call.arguments.append(arguments)
         if call.sent:
-            if arguments:
-                yield ToolCallPiece(call.index, arguments)
+            if arguments or piece.extra_content:
+                late = call.extra if piece.extra_content else None
+                yield ToolCallPiece(call.index, arguments, extra_content=late)
             return
         call.held.append(arguments)
         if call.name and (call.call_id or arguments):
