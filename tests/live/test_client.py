@@ -80,7 +80,7 @@ async def test_errors_are_the_servers(serve: Serve) -> None:
             assert (caught.value.code, caught.value.status) == ("unauthorized", 401)
         async with AsyncClient(server.url, server.key, attempts=2) as client:
             with pytest.raises(MillstreamError) as caught:
-                await read(client, model="none such")
+                await read(client, model=" none such")
             assert caught.value.code == "invalid_request"
             with pytest.raises(MillstreamError) as caught:
                 await client.receipt("str_none")

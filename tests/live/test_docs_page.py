@@ -30,7 +30,7 @@ async def test_the_api_is_shown_and_tried_out_with_nothing_from_elsewhere(
             await page.locator(".auth-container input").fill(server.key)
             await page.locator(".auth-btn-wrapper .authorize").click()
             await page.locator(".auth-btn-wrapper .btn-done").click()
-            models = operations.filter(has_text="/v1/models")
+            models = operations.filter(has_text="/v1/models").first
             await models.locator(".opblock-summary-control").click()
             await models.get_by_role("button", name="Try it out").click()
             await models.get_by_role("button", name="Execute").click()

@@ -13,9 +13,8 @@ from asgi import post
 from live.conftest import Serve
 from millstream.events import TextDelta
 from millstream.messages import ChatRequest
-from millstream.providers import Finish
+from millstream.providers import Finish, UsageReport
 from millstream.providers.local import LocalProvider, weights
-from millstream.usage import Usage
 
 MODEL = "smollm2-135m"
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
@@ -35,8 +34,8 @@ async def test_every_running_count_is_exact_and_the_last_is_the_final_one(model:
     finish: Finish | None = None
     async for batch in model.stream(request, MODEL):
         for item in batch:
-            if isinstance(item, Usage):
-                counts.append(item.completion_tokens)
+            if isinstance(item, UsageReport):
+                counts.append(item.usage.completion_tokens)
             elif isinstance(item, TextDelta):
                 pieces += 1
             elif isinstance(item, Finish):

@@ -4,7 +4,7 @@ export type { ChatOptions, ChatState, ChatStatus } from "./chat";
 export { Chat } from "./chat";
 export type { ErrorCode } from "./errors";
 export { errorFromResponse, StreamError } from "./errors";
-export type { FinishReason, Frame, Position, ToolCallPiece, Usage } from "./frames";
+export type { FinishReason, Frame, ModelFile, Position, ToolCallPiece, Usage } from "./frames";
 export type { AssistantMessage, Message, Part, UserMessage } from "./messages";
 export { reduce, textOf } from "./messages";
 export type { ConnectionState, Positioned, Server, StreamOptions } from "./stream";

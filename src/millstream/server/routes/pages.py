@@ -1,5 +1,6 @@
 """The pages: files that ``web/`` was built into."""
 
+import os
 from pathlib import Path
 
 from fastapi import APIRouter, Response
@@ -47,6 +48,10 @@ def _page(name: str, words: str) -> Response:
 class _Assets(StaticFiles):
     async def check_config(self) -> None:
         """A folder that was never built is none to fail for: nothing is found in it."""
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        # Older versions of Starlette let the file system complain of such a name.
+        return ("", None) if "\0" in path else super().lookup_path(path)
 
 
 def assets() -> Mount:
