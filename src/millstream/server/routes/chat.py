@@ -19,7 +19,7 @@ from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
 from millstream.streams.audience import ReadableStream
 
-router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.CHAT)
 
 authenticate = require_principal(scopes=["chat"])
 Caller = Annotated[Principal, Depends(authenticate)]
@@ -43,7 +43,12 @@ async def stream(request: Request, caller: Caller) -> Response:
     )
 
 
-@router.post("/v1/chat", response_class=Response, openapi_extra=BODY)
+@router.post(
+    "/v1/chat",
+    response_class=Response,
+    openapi_extra=BODY,
+    responses=openapi.answer("The whole answer", openapi.ANSWER),
+)
 async def answer(request: Request, caller: Caller) -> Response:
     """The whole answer at once, as JSON."""
     runtime = get_runtime(request)

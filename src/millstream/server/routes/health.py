@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
+from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Route
@@ -15,7 +16,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=openapi.answer("What is missing", openapi.STATUS, status=503))
 async def readyz(request: Request, response: Response) -> dict[str, str]:
     """The database and the log answer and the server is not shutting down; else 503."""
     runtime = get_runtime(request)

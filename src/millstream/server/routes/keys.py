@@ -14,8 +14,11 @@ from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, require_api_key
 from millstream.server.errors import Route
 from millstream.server.requests import read_body
+from millstream.tickets import BrowserToken
 
-router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
+_BODY_ERRORS = openapi.errors(400, 413, 415, 422)
+_KEY = openapi.of(ApiKey)
 
 _MAX_KEY_BODY_BYTES = 4096
 _MAX_TOKEN_BODY_BYTES = 32_768
@@ -34,7 +37,13 @@ class NewKey(BaseModel):
     test: bool = False
 
 
-@router.post("/v1/keys", status_code=201, openapi_extra=openapi.body(NewKey))
+@router.post(
+    "/v1/keys",
+    status_code=201,
+    openapi_extra=openapi.body(NewKey),
+    responses=_BODY_ERRORS
+    | openapi.answer("The key", openapi.of(ApiKey, key={"type": "string"}), status=201),
+)
 async def create_key(request: Request, caller: Admin) -> dict[str, Any]:
     """Makes a key. ``key`` is in this answer and nowhere else."""
     asked = await read_body(request, NewKey, _MAX_KEY_BODY_BYTES)
@@ -42,13 +51,13 @@ async def create_key(request: Request, caller: Admin) -> dict[str, Any]:
     return {"key": secret, **_shown(created)}
 
 
-@router.get("/v1/keys")
+@router.get("/v1/keys", responses=openapi.answer("All keys", openapi.listed(_KEY)))
 async def list_keys(request: Request, caller: Admin) -> dict[str, Any]:
     """All keys, without their secrets."""
     return {"data": [_shown(key) for key in await get_runtime(request).keys.all()]}
 
 
-@router.delete("/v1/keys/{key_id}")
+@router.delete("/v1/keys/{key_id}", responses=openapi.errors(404, 422) | openapi.answer("The key", _KEY))
 async def revoke_key(request: Request, key_id: str, caller: Admin) -> dict[str, Any]:
     """Revokes a key. Its running streams end within 5 s."""
     if not _KEY_ID.fullmatch(key_id):
@@ -68,7 +77,13 @@ class NewToken(BaseModel):
     expires_in_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
 
 
-@router.post("/v1/tokens", status_code=201, openapi_extra=openapi.body(NewToken))
+@router.post(
+    "/v1/tokens",
+    status_code=201,
+    openapi_extra=openapi.body(NewToken),
+    responses=_BODY_ERRORS
+    | openapi.answer("The token", openapi.of(BrowserToken, token={"type": "string"}), status=201),
+)
 async def create_token(
     request: Request, caller: Annotated[Principal, Depends(require_api_key(scopes=["chat"]))]
 ) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from millstream.errors import ModelNotFound
+from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Route
@@ -12,17 +13,27 @@ from millstream.server.routes.chat import Caller
 
 _MAX_SHOWN = 256
 
-router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
+
+_TEXT = {"type": "string"}
+_MODEL = {
+    "type": "object",
+    "required": ["id", "object", "created", "owned_by"],
+    "properties": {"id": _TEXT, "object": _TEXT, "created": {"type": "integer"}, "owned_by": _TEXT},
+}
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=openapi.answer("The models", openapi.listed(_MODEL)))
 async def models(request: Request, caller: Caller) -> dict[str, Any]:
     """The models that are ready, the default first."""
     found = get_runtime(request).llm_service.models
     return {"object": "list", "data": [_shown(name, provider) for name, provider in found.items()]}
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get(
+    "/v1/models/{model_id:path}",
+    responses=openapi.errors(404, 422) | openapi.answer("The model", _MODEL),
+)
 async def model(request: Request, model_id: str, caller: Caller) -> dict[str, Any]:
     """One of them. Its name may have its provider's before it: `openai/gpt-4o`."""
     found = get_runtime(request).llm_service.models

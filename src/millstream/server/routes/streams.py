@@ -13,17 +13,18 @@ from millstream.dialects.native import NATIVE
 from millstream.errors import BadPosition, NotFound, Overloaded
 from millstream.ledger.rows import Receipt
 from millstream.messages import ChatRequest, Grace
+from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, identify
 from millstream.server.errors import Route
-from millstream.server.openapi import STREAMED
 from millstream.server.requests import idempotency_key, last_event_id, position, read_body
 from millstream.server.routes.chat import BODY, Caller
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse, reconnect_response
 from millstream.tickets import FIRST_USE_SECONDS, Purpose
 
-router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
+_RECEIPT = openapi.errors(404, 422) | openapi.answer("The receipt", openapi.of(Receipt, without="owner_id"))
 
 _STREAM_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _GRACE = Grace(grace_seconds=30)
@@ -32,7 +33,12 @@ StreamId = Annotated[str, Path(description="as in `X-Stream-Id` and the first fr
 Ticket = Annotated[str | None, Query(description="instead of a key, for this one stream")]
 
 
-@router.post("/v1/streams", status_code=201, openapi_extra=BODY)
+@router.post(
+    "/v1/streams",
+    status_code=201,
+    openapi_extra=BODY,
+    responses=openapi.CHAT | openapi.answer("The stream's URLs", openapi.STARTED, status=201),
+)
 async def start(request: Request, response: Response, caller: Caller) -> dict[str, Any]:
     """Starts a stream without following it. Its URLs carry tickets and need no headers: the first is for
     `EventSource`, the second for `sendBeacon`."""
@@ -56,7 +62,13 @@ async def start(request: Request, response: Response, caller: Caller) -> dict[st
     }
 
 
-@router.get("/v1/streams/{stream_id}/events", response_class=Response, responses=STREAMED)
+@router.get(
+    "/v1/streams/{stream_id}/events",
+    response_class=Response,
+    responses=openapi.STREAMED
+    | {204: {"description": "Nothing is left to follow"}}
+    | openapi.errors(400, 404, 410, 422, 429),
+)
 async def follow(
     request: Request,
     stream_id: StreamId,
@@ -97,14 +109,14 @@ async def follow(
     )
 
 
-@router.get("/v1/streams/{stream_id}")
+@router.get("/v1/streams/{stream_id}", responses=_RECEIPT)
 async def receipt(request: Request, stream_id: StreamId) -> dict[str, Any]:
     """The stream's receipt. A stream of another key answers like one that does not exist."""
     caller = await _caller(request, stream_id, None, "follow")
     return _shown(await get_runtime(request).streams.receipt(caller, stream_id))
 
 
-@router.post("/v1/streams/{stream_id}/cancel")
+@router.post("/v1/streams/{stream_id}/cancel", responses=_RECEIPT)
 async def cancel(request: Request, stream_id: StreamId, ticket: Ticket = None) -> dict[str, Any]:
     """Stops the stream, whichever worker runs it. As often as you like. Answers the receipt so far."""
     caller = await _caller(request, stream_id, ticket, "cancel")

@@ -6,15 +6,20 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request
 
 from millstream.auth import Principal
+from millstream.ledger.reports import Total
+from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_api_key, get_runtime
 from millstream.server.errors import Route
 from millstream.usage import Group
 
-router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
 
 
-@router.get("/v1/usage")
+@router.get(
+    "/v1/usage",
+    responses=openapi.errors(422) | openapi.answer("The totals", openapi.listed(openapi.of(Total))),
+)
 async def usage(
     request: Request,
     caller: Annotated[Principal, Depends(get_api_key)],

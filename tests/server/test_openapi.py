@@ -1,0 +1,60 @@
+"""The OpenAPI document is valid, whosever application it is of, and says what every endpoint answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from openapi_spec_validator import validate
+
+from application import Run
+from asgi import get
+from millstream import Millstream, Settings
+from millstream.server.app import create_app
+
+
+def ours(tmp_path: Path) -> dict[str, Any]:
+    return create_app(Millstream(Settings(data_dir=tmp_path))).openapi()
+
+
+def somebody_elses(tmp_path: Path) -> dict[str, Any]:
+    millstream = Millstream(Settings(data_dir=tmp_path))
+    app = FastAPI(lifespan=millstream.lifespan)
+    app.include_router(millstream.router, prefix="/ai", tags=["ai"])
+    return app.openapi()
+
+
+@pytest.mark.parametrize("document", [ours, somebody_elses])
+def test_the_document_is_valid_and_refers_to_nothing_that_is_not_there(document: Any, tmp_path: Path) -> None:
+    found = document(tmp_path)
+    validate(found)
+    for name in {part.split(chr(34))[0] for part in json.dumps(found).split('"$ref": "#/')[1:]}:
+        place: Any = found
+        for key in name.split("/"):
+            place = place[key]
+
+
+def test_every_answer_and_error_is_described(tmp_path: Path) -> None:
+    for path, item in ours(tmp_path)["paths"].items():
+        for method, operation in item.items():
+            responses = operation["responses"]
+            where = f"{method} {path}"
+            assert any(status.startswith("2") for status in responses), where
+            if path.startswith("/v1/"):
+                assert {"401", "500", "503"} <= responses.keys(), where
+            for status, response in responses.items():
+                if status == "204":
+                    continue
+                (media,) = response["content"].values()
+                if path.startswith("/v1/"):
+                    said = media["schema"].get("properties") or media["schema"]["type"] == "string"
+                    assert said, f"{where} {status}"
+                if int(status) >= 400 and path != "/readyz":
+                    assert media["schema"]["required"] == ["error"], f"{where} {status}"
+
+
+async def test_it_is_served(run: Run) -> None:
+    async with run() as app, get(app.app, "/openapi.json") as call:
+        await call.finished()
+        assert call.json["openapi"].startswith("3.1")
