@@ -162,7 +162,7 @@ SOURCE = ROOT / "src" / "millstream"
 
 # From the outside in, as the layers of pyproject.toml.
 ROOMS = (
-    ("outside", ("cli", "terminal")),
+    ("outside", ("cli", "terminal", "testing")),
     ("the server, the only package that knows FastAPI", ("server",)),
     ("settings, and everything that runs", ("runtime", "settings")),
     ("streams", ("streams",)),
@@ -224,6 +224,7 @@ PUBLIC = {
     "millstream.auth": ("Keys",),
     "millstream.client": ("AsyncClient", "Frame", "Failure", "ToolCallPiece", "Unreachable"),
     "millstream.providers": ("Provider", "Finish", "ToolCallPiece", "UsageReport"),
+    "millstream.testing": ("answering", "create_key"),
     "millstream.logs": ("EventLog",),
     "millstream.dialects": ("Dialect",),
     "millstream.usage": ("Usage", "Bill"),
