@@ -15,6 +15,7 @@ from typing import Protocol
 
 import pytest
 
+from live.site import page, site
 from services import wait_for
 
 

@@ -13,7 +13,7 @@ from playwright.async_api import Page, Route, expect
 
 from live.browser import Wire, chromium
 from live.conftest import Serve
-from live.test_page import answer, ask
+from live.site import answer, ask
 from live.test_workers import Fleet, Provider, Rows, fleet
 from oracle import oracle
 

@@ -15,7 +15,7 @@ from playwright.async_api import Page, expect
 
 from live.browser import chromium, watched_page
 from live.conftest import Serve, Server, answers
-from live.test_page import Model
+from live.site import Model
 from oracle import Oracle, oracle
 from services import wait_for
 

@@ -1,5 +1,5 @@
 import type { ChatStatus } from "millstream/react";
-import { textOf, useStreamingChat } from "millstream/react";
+import { useStreamingChat } from "millstream/react";
 import { useCallback, useRef, useState } from "react";
 
 import { Brand } from "./Brand";
@@ -34,6 +34,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
     onError: (error) => error.code === "unauthorized" && onUnauthorized(),
   });
   const scroller = useRef<HTMLElement>(null);
+  const input = useRef<HTMLTextAreaElement>(null);
   const { follow } = useFollowEnd(scroller, messages);
 
   function ask(): void {
@@ -43,18 +44,22 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
     onDraft("");
   }
 
-  /** A question goes back to where it was written, and what came after it is forgotten. */
-  function edit(id: string): void {
+  /** Asks the question in other words. What came after it is forgotten with it. */
+  function edit(id: string, text: string): void {
     const at = messages.findIndex((message) => message.id === id);
-    const question = messages[at];
-    if (question === undefined) return;
-    onDraft(textOf(question));
+    if (at < 0 || busy) return;
+    follow();
     setMessages(messages.slice(0, at));
+    void send(text);
+    input.current?.focus();
   }
   const latestEdit = useRef(edit);
   latestEdit.current = edit;
-  const onEdit = useCallback((id: string) => latestEdit.current(id), []);
-  const onRetry = useCallback(() => void regenerate(), [regenerate]);
+  const onEdit = useCallback((id: string, text: string) => latestEdit.current(id, text), []);
+  const onRetry = useCallback(() => {
+    void regenerate();
+    input.current?.focus(); // the button that was pressed goes away
+  }, [regenerate]);
 
   function startOver(): void {
     follow();
@@ -111,6 +116,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
       <footer className="footer">
         <div className="column">
           <Composer
+            input={input}
             draft={draft}
             streaming={busy}
             ready={model !== undefined}

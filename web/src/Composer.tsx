@@ -1,7 +1,10 @@
-import type { KeyboardEvent } from "react";
-import { useEffect, useRef } from "react";
+import type { KeyboardEvent, RefObject } from "react";
+import { useEffect, useState } from "react";
+
+import { composes, sends } from "./keys";
 
 interface Props {
+  input: RefObject<HTMLTextAreaElement | null>;
   draft: string;
   streaming: boolean;
   ready: boolean;
@@ -10,22 +13,22 @@ interface Props {
   onStop(): void;
 }
 
-export function Composer({ draft, streaming, ready, onDraft, onSend, onStop }: Props) {
-  const input = useRef<HTMLTextAreaElement>(null);
+export function Composer({ input, draft, streaming, ready, onDraft, onSend, onStop }: Props) {
   const sendable = ready && !streaming && draft.trim() !== "";
+  const stoppable = useStays(streaming);
 
   useEffect(() => {
     if (!streaming) return;
     function stopOnEscape(event: globalThis.KeyboardEvent): void {
       // Escape also closes the suggestions of an input method and an open list of options.
-      if (event.key === "Escape" && !event.isComposing && !event.defaultPrevented) onStop();
+      if (event.key === "Escape" && !composes(event) && !event.defaultPrevented) onStop();
     }
     window.addEventListener("keydown", stopOnEscape);
     return () => window.removeEventListener("keydown", stopOnEscape);
   }, [streaming, onStop]);
 
   function sendOnEnter(event: KeyboardEvent): void {
-    if (event.key !== "Enter" || event.shiftKey || event.nativeEvent.isComposing) return;
+    if (!sends(event)) return;
     event.preventDefault();
     if (sendable) onSend();
   }
@@ -53,7 +56,14 @@ export function Composer({ draft, streaming, ready, onDraft, onSend, onStop }: P
       />
       {/* Two elements, told apart by key: a press that began on Stop must never end on Send. */}
       {streaming ? (
-        <button key="stop" className="button" type="button" data-testid="stop" onClick={() => act(onStop)}>
+        <button
+          key="stop"
+          className="button stop"
+          type="button"
+          data-testid="stop"
+          disabled={!stoppable}
+          onClick={() => act(onStop)}
+        >
           Stop
         </button>
       ) : (
@@ -70,4 +80,22 @@ export function Composer({ draft, streaming, ready, onDraft, onSend, onStop }: P
       )}
     </div>
   );
+}
+
+/** Longer than a double click takes. */
+const DOUBLE_CLICK_MS = 500;
+
+/**
+ * Whether Stop has been there long enough to be meant. It comes up where Send was: the second press of a double click
+ * would stop the answer that the first one asked for.
+ */
+function useStays(shown: boolean): boolean {
+  const [stays, setStays] = useState(false);
+  useEffect(() => {
+    setStays(false);
+    if (!shown) return;
+    const timer = setTimeout(() => setStays(true), DOUBLE_CLICK_MS);
+    return () => clearTimeout(timer);
+  }, [shown]);
+  return stays;
 }

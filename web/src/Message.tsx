@@ -1,42 +1,23 @@
 import type { Message as AnyMessage, AssistantMessage, Part } from "millstream/react";
-import { textOf } from "millstream/react";
 import { memo } from "react";
 
 import { ErrorNote } from "./ErrorNote";
 import { Markdown } from "./Markdown";
+import { Question } from "./Question";
 import { usageParts } from "./usage";
 
 interface Props {
   message: AnyMessage;
   /** What can be done with it now. */
   onRetry?: (() => void) | undefined;
-  onEdit: (id: string) => void;
+  onEdit: (id: string, text: string) => void;
   busy: boolean;
 }
 
 /** Memoised: while an answer streams, the messages above it stay untouched. */
 export const Message = memo(function Message({ message, onRetry, onEdit, busy }: Props) {
   if (message.role !== "assistant") {
-    return (
-      <article
-        className="message question"
-        data-testid="message"
-        data-role="user"
-        data-status="done"
-        aria-label="You"
-      >
-        <div className="text">{textOf(message)}</div>
-        <button
-          className="link edit"
-          type="button"
-          data-testid="edit"
-          disabled={busy}
-          onClick={() => onEdit(message.id)}
-        >
-          Edit
-        </button>
-      </article>
-    );
+    return <Question message={message} onEdit={onEdit} busy={busy} />;
   }
   return (
     <article
