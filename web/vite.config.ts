@@ -41,6 +41,7 @@ export default defineConfig({
   },
   test: {
     environment: "node",
-    include: ["src/**/*.test.ts"],
+    testTimeout: 120_000, // for every prefix of every example
+    include: ["src/**/*.test.{ts,tsx}"],
   },
 });

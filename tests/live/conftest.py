@@ -15,7 +15,7 @@ from typing import Protocol
 
 import pytest
 
-from live.site import page, site
+from live.site import page, site  # noqa: F401 - fixtures
 from services import wait_for
 
 

