@@ -3,11 +3,14 @@
 import { pause } from "./connection";
 import { StreamError } from "./errors";
 import type { Frame } from "./frames";
+import { parseJson } from "./json";
+import { keep, kept } from "./kept";
 import type { AssistantMessage, Message } from "./messages";
-import { newAnswer, reduce, toRequest, userMessage } from "./messages";
+import { newAnswer, openCalls, reduce, toRequest, userMessage } from "./messages";
 import type { ConnectionState, Server } from "./stream";
 import { cancelStream, findStream, openStream, randomKey } from "./stream";
 import { openShared } from "./tabs";
+import { throttled } from "./throttle";
 
 export type ChatStatus = "idle" | ConnectionState | "failed";
 
@@ -16,6 +19,8 @@ export interface ChatState {
   readonly status: ChatStatus;
   /** Why the last answer failed. */
   readonly error: StreamError | undefined;
+  /** The question that is asked when this answer has ended. */
+  readonly queued: string | undefined;
 }
 
 export interface ChatOptions extends Server {
@@ -27,7 +32,10 @@ export interface ChatOptions extends Server {
    * it at once, `continue` to let it run to its end.
    */
   onLeave?: "cancel" | "continue" | { graceSeconds: number } | undefined;
-  /** Keeps the conversation in this tab under that name, so that a reload resumes it. */
+  /**
+   * Keeps the conversation in this tab under that name, so that a reload resumes it. One `Chat` has a name at a time: the
+   * hooks of a page that give the same one share it.
+   */
   storageKey?: string | undefined;
   /**
    * One connection for all tabs of this origin that show the answer; each has its own without. With `onLeave: "cancel"`
@@ -55,15 +63,23 @@ export class Chat {
   /** May be replaced at any time, but for `storageKey`; what runs keeps what it was started with. */
   options: ChatOptions;
   #state: ChatState;
+  readonly #first: ChatState;
   #running: Running | undefined;
   readonly #storageKey: string | undefined;
   #listeners = new Set<() => void>();
   #flush: (() => void) | undefined;
+  /** Whether what is stored is of this one: another of the same name would store nothing over it. */
+  #changed = false;
+  #attached = 0;
+  #detach: () => void = () => undefined;
+  /** Tells the question that waits whether it is to be asked. */
+  #next: ((asks: boolean) => void) | undefined;
 
   constructor(options: ChatOptions = {}) {
     this.options = options;
     this.#storageKey = options.storageKey;
-    this.#state = { messages: options.messages ?? [], status: "idle", error: undefined };
+    this.#state = { messages: options.messages ?? [], status: "idle", error: undefined, queued: undefined };
+    this.#first = this.#state;
   }
 
   readonly subscribe = (listener: () => void): (() => void) => {
@@ -73,13 +89,29 @@ export class Chat {
 
   readonly getSnapshot = (): ChatState => this.#state;
 
+  /** How it was made: what a server renders, and a page before it knows more. */
+  readonly getServerSnapshot = (): ChatState => this.#first;
+
   /**
    * Connects the conversation with the page: restores it and resumes its answer after a reload, and handles the
    * page's end. Returns how to disconnect, which stops reading and leaves the rest to the server (`onLeave`).
    */
   readonly attach = (): (() => void) => {
-    this.#restore();
-    void this.resume();
+    this.#attached += 1;
+    if (this.#attached === 1) this.#detach = this.#connect();
+    let isDone = false;
+    return () => {
+      if (isDone) return;
+      isDone = true;
+      this.#attached -= 1;
+      if (this.#attached === 0) this.#detach();
+    };
+  };
+
+  #connect(): () => void {
+    const restoring = this.#restore();
+    if (restoring === undefined) void this.resume();
+    else void restoring.then(() => (this.#attached > 0 ? this.resume() : undefined));
     const leave = (event: PageTransitionEvent): void => {
       this.#flush?.();
       this.#store();
@@ -87,18 +119,43 @@ export class Chat {
       if (event.persisted || this.options.onLeave !== "cancel" || streamId === undefined) return;
       void cancelStream(this.options, streamId, { leaving: true }).catch(() => undefined);
     };
-    const page = typeof window === "undefined" ? undefined : window;
+    // React Native has a `window` that no page lives in.
+    const page = typeof window === "undefined" || !window.addEventListener ? undefined : window;
     page?.addEventListener("pagehide", leave);
     return () => {
       page?.removeEventListener("pagehide", leave);
       this.#disconnect();
     };
+  }
+
+  /**
+   * Asks a question; gives the answer as it has ended. While another one is on its way, also one that is being stopped,
+   * the question waits for its end (`queued`). One can wait: the next is refused with a `StreamError`, `busy`. Undefined
+   * where there was nothing to ask, or the conversation that it waited in is gone.
+   */
+  readonly send = async (text: string): Promise<AssistantMessage | undefined> => {
+    if (text === "") return undefined;
+    if (this.#running !== undefined) {
+      if (this.#next !== undefined) throw new StreamError("busy", "Another question waits already.");
+      this.#set({ ...this.#state, queued: text });
+      const asks = await new Promise<boolean>((resolve) => (this.#next = resolve));
+      if (!asks) return undefined;
+    }
+    return this.#ask([...this.#state.messages, userMessage(randomKey(), text)]);
   };
 
-  /** Asks a question. Does nothing while an answer is on its way. */
-  readonly send = async (text: string): Promise<void> => {
-    if (this.#running !== undefined || text === "") return;
-    await this.#ask([...this.#state.messages, userMessage(randomKey(), text)]);
+  /**
+   * Gives the result of a call that the last answer has made. When each of its calls has one, the model is asked to go on
+   * with them.
+   */
+  readonly addToolResult = async (callId: string, result: string): Promise<AssistantMessage | undefined> => {
+    const { messages } = this.#state;
+    if (this.#running !== undefined || !openCalls(messages).some((call) => call.id === callId))
+      return undefined;
+    const parts = [{ type: "text", text: result }] as const;
+    this.setMessages([...messages, { role: "tool", id: randomKey(), callId, parts }]);
+    if (openCalls(this.#state.messages).length > 0) return undefined;
+    return this.#ask(this.#state.messages);
   };
 
   /**
@@ -141,7 +198,8 @@ export class Chat {
   /** Goes on reading an answer that was left in the middle, if there is one. */
   readonly resume = async (): Promise<void> => {
     const answer = this.#resumable();
-    if (this.#running !== undefined || answer === undefined) return;
+    if (this.#running !== undefined) return;
+    if (answer === undefined) return this.#askNext(true);
     // From its start: an answer is what its frames make of it. What there is of it stays until they come.
     const { id, streamId, model, request } = answer;
     await this.#read({ ...newAnswer(id), streamId, model, request }, { ...answer, status: "streaming" });
@@ -153,8 +211,11 @@ export class Chat {
     const at = messages.findIndex((message) => message.id === answer?.id);
     if (this.#running !== undefined && at < 0) this.#disconnect();
     // An answer that is being written is newer here than wherever these messages come from.
-    const kept = messages.map((message, i) => (i === at && answer !== undefined ? answer : message));
-    this.#set({ messages: kept, error: undefined, status: this.#running ? this.#state.status : "idle" });
+    const theirs = messages.map((message, i) => (i === at && answer !== undefined ? answer : message));
+    if (this.#running === undefined) this.#askNext(false);
+    const status = this.#running === undefined ? "idle" : this.#state.status;
+    this.#set({ ...this.#state, messages: theirs, error: undefined, status });
+    this.#changed = true;
     this.#store();
   };
 
@@ -175,18 +236,27 @@ export class Chat {
     return last.status === "streaming" || (unreached && last.usage === undefined) ? last : undefined;
   }
 
-  async #ask(messages: readonly Message[]): Promise<void> {
+  /** Lets the question that waits be asked, or drops it. */
+  #askNext(asks: boolean): void {
+    const next = this.#next;
+    this.#next = undefined;
+    if (next === undefined) return;
+    this.#set({ ...this.#state, queued: undefined });
+    next(asks);
+  }
+
+  async #ask(messages: readonly Message[]): Promise<AssistantMessage> {
     const { onLeave = { graceSeconds: GRACE_SECONDS }, request } = this.options;
     const body = {
       ...request,
       messages: toRequest(messages),
       on_disconnect: typeof onLeave === "object" ? { grace_seconds: onLeave.graceSeconds } : onLeave,
     };
-    this.#set({ messages, status: "connecting", error: undefined });
-    await this.#read({ ...newAnswer(randomKey()), request: body });
+    this.#set({ ...this.#state, messages, status: "connecting", error: undefined });
+    return this.#read({ ...newAnswer(randomKey()), request: body });
   }
 
-  async #read(answer: AssistantMessage, shown: AssistantMessage = answer): Promise<void> {
+  async #read(answer: AssistantMessage, shown: AssistantMessage = answer): Promise<AssistantMessage> {
     const options = this.options;
     const running: Running = {
       controller: new AbortController(),
@@ -195,6 +265,7 @@ export class Chat {
       stopped: false,
     };
     this.#running = running;
+    this.#changed = true;
     this.#put(shown, "connecting");
     this.#store();
     const flush = throttled(options.throttleMs, () => {
@@ -233,10 +304,11 @@ export class Chat {
         this.#put(shown, shown.status === "failed" ? "failed" : "idle", shown.error);
         this.#running = undefined;
         this.#store();
-        if (shown.status === "failed" && shown.error) options.onError?.(shown.error);
-        else options.onFinish?.(shown);
+        tell(options, shown);
+        this.#askNext(true);
       }
     }
+    return shown;
   }
 
   /** Stops reading. The answer stays as it is, to be resumed. */
@@ -251,7 +323,7 @@ export class Chat {
     const { messages } = this.#state;
     const at = messages.findIndex((message) => message.id === answer.id);
     const changed = messages.map((message, i) => (i === at ? answer : message));
-    this.#set({ messages: at < 0 ? [...messages, answer] : changed, status, error });
+    this.#set({ ...this.#state, messages: at < 0 ? [...messages, answer] : changed, status, error });
   }
 
   #set(state: ChatState): void {
@@ -260,69 +332,42 @@ export class Chat {
   }
 
   #store(): void {
-    const storageKey = this.#storageKey;
-    if (storageKey === undefined) return;
-    const kept = this.#state.messages.map((message) =>
+    if (this.#storageKey === undefined || !this.#changed) return;
+    const messages = this.#state.messages.map((message) =>
       message.role === "assistant" && message.error !== undefined
         ? { ...message, error: { code: message.error.code, message: message.error.message } }
         : message,
     );
-    try {
-      sessionStorage.setItem(storageKey, JSON.stringify(kept));
-    } catch {
-      return; // no storage, or full: the conversation lasts as long as the page
-    }
+    keep(this.#storageKey, JSON.stringify(messages), randomKey);
   }
 
-  #restore(): void {
-    const storageKey = this.#storageKey;
-    if (storageKey === undefined || this.#state.messages.length > 0) return;
-    try {
-      const kept: unknown = JSON.parse(sessionStorage.getItem(storageKey) ?? "[]");
-      if (!Array.isArray(kept) || kept.length === 0) return;
-      const messages = (kept as Message[]).map((message) => {
-        if (message.role !== "assistant") return message;
-        const { error } = message;
-        const found = error === undefined ? undefined : new StreamError(error.code, error.message);
-        return { ...message, error: found };
-      });
-      this.#set({ messages, status: "idle", error: undefined });
-    } catch {
-      return; // not ours, or from another version
-    }
+  /** What is stored; later where there is so much of it. */
+  #restore(): Promise<void> | undefined {
+    if (this.#storageKey === undefined || this.#state.messages.length > 0) return undefined;
+    const text = kept(this.#storageKey);
+    if (text instanceof Promise) return text.then((found) => this.#use(found));
+    this.#use(text);
+    return undefined;
+  }
+
+  #use(text: string | undefined): void {
+    const found = text === undefined ? undefined : parseJson(text);
+    if (!Array.isArray(found) || found.length === 0 || this.#state.messages.length > 0) return;
+    const messages = (found as Message[]).map((message) => {
+      if (message.role !== "assistant" || message.error === undefined) return message;
+      return { ...message, error: new StreamError(message.error.code, message.error.message) };
+    });
+    this.#set({ ...this.#state, messages });
   }
 }
 
-interface Throttled {
-  soon(): void;
-  now(): void;
-  cancel(): void;
-}
-
-function throttled(milliseconds: number | undefined, work: () => void): Throttled {
-  let planned: (() => void) | undefined;
-  const cancel = (): void => {
-    planned?.();
-    planned = undefined;
-  };
-  const now = (): void => {
-    cancel();
-    work();
-  };
-  return {
-    now,
-    cancel,
-    soon() {
-      if (planned !== undefined) return;
-      // A page in the background draws no frames, and its conversation has to go on.
-      const drawn = milliseconds === undefined && typeof document !== "undefined" && !document.hidden;
-      if (drawn && typeof requestAnimationFrame === "function") {
-        const frame = requestAnimationFrame(now);
-        planned = () => cancelAnimationFrame(frame);
-      } else {
-        const timer = setTimeout(now, milliseconds ?? 50);
-        planned = () => clearTimeout(timer);
-      }
-    },
-  };
+/** An application's own error is its own: the conversation goes on. */
+function tell(options: ChatOptions, answer: AssistantMessage): void {
+  try {
+    if (answer.status === "failed" && answer.error) options.onError?.(answer.error);
+    else options.onFinish?.(answer);
+  } catch (error) {
+    if (typeof reportError === "function") reportError(error);
+    else console.error(error);
+  }
 }

@@ -5,9 +5,10 @@ import { asObject, asText, parseJson } from "./json";
 
 /**
  * A code of the server's closed list (spec/protocol.md §8), or one of the client's own: `unreachable` (no answer
- * after all attempts), `interrupted` (the stream ended without its end), `bad_response` (not a Millstream's answer).
+ * after all attempts), `interrupted` (the stream ended without its end), `bad_response` (not a Millstream's answer),
+ * `token` (`getToken` failed; `cause` is its error), `busy` (a question waits already).
  */
-export type ErrorCode = "unreachable" | "interrupted" | "bad_response" | (string & {});
+export type ErrorCode = "unreachable" | "interrupted" | "bad_response" | "token" | "busy" | (string & {});
 
 export class StreamError extends Error {
   override readonly name = "StreamError";
@@ -23,8 +24,9 @@ export class StreamError extends Error {
       requestId?: string | undefined;
       retryAfterMs?: number | undefined;
     } = {},
+    options?: ErrorOptions,
   ) {
-    super(message);
+    super(message, options);
   }
 
   get retryable(): boolean {

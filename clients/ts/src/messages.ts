@@ -38,7 +38,18 @@ export interface AssistantMessage {
   error?: StreamError | undefined;
 }
 
-export type Message = UserMessage | AssistantMessage;
+/** What a tool has answered to a call. */
+export interface ToolMessage {
+  role: "tool";
+  id: string;
+  /** The `id` of the call. */
+  callId: string;
+  parts: readonly Part[];
+}
+
+export type Message = UserMessage | AssistantMessage | ToolMessage;
+
+export type ToolCall = Extract<Part, { type: "tool-call" }>;
 
 export function userMessage(id: string, text: string): UserMessage {
   return { role: "user", id, parts: [{ type: "text", text }] };
@@ -103,9 +114,58 @@ function addToolCall(parts: readonly Part[], piece: ToolCallPiece): readonly Par
   return parts.map((part, i) => (i === at ? grown : part));
 }
 
-/** The conversation as a request carries it. An answer without words has nothing to carry. */
-export function toRequest(messages: readonly Message[]): { role: string; content: string }[] {
-  return messages
-    .map((message) => ({ role: message.role, content: textOf(message) }))
-    .filter((message) => message.content !== "");
+/** The calls of the last answer that have no result yet. */
+export function openCalls(messages: readonly Message[]): ToolCall[] {
+  const at = messages.findLastIndex((message) => message.role === "assistant");
+  const answer = messages[at];
+  if (answer?.role !== "assistant" || answer.status !== "done") return [];
+  return callsOf(answer).filter((call) => !resultsAfter(messages, at).has(call.id));
+}
+
+function callsOf(answer: AssistantMessage): ToolCall[] {
+  return answer.parts.filter((part) => part.type === "tool-call");
+}
+
+/** The ids of the calls that the messages right after an answer are results of. */
+function resultsAfter(messages: readonly Message[], at: number): Set<string> {
+  const found = new Set<string>();
+  for (const message of messages.slice(at + 1)) {
+    if (message.role !== "tool") break;
+    found.add(message.callId);
+  }
+  return found;
+}
+
+/**
+ * The conversation as a request carries it. An answer without words has nothing to carry but its calls, and those only
+ * where each has a result: a model takes no others.
+ */
+export function toRequest(messages: readonly Message[]): object[] {
+  return messages.flatMap((message, at): object[] => {
+    const content = textOf(message);
+    if (message.role === "tool") {
+      const answer = messages.slice(0, at).findLastIndex((other) => other.role !== "tool");
+      const carried = carriedCalls(messages, answer).some((call) => call.id === message.callId);
+      return carried ? [{ role: "tool", tool_call_id: message.callId, content }] : [];
+    }
+    const calls = carriedCalls(messages, at);
+    if (calls.length > 0) {
+      return [{ role: "assistant", content: content || null, tool_calls: calls.map(callInRequest) }];
+    }
+    return content === "" ? [] : [{ role: message.role, content }];
+  });
+}
+
+/** The calls of an answer, if each has a result. */
+function carriedCalls(messages: readonly Message[], at: number): ToolCall[] {
+  const answer = messages[at];
+  if (answer?.role !== "assistant") return [];
+  const calls = callsOf(answer);
+  const results = resultsAfter(messages, at);
+  return calls.every((call) => results.has(call.id)) ? calls : [];
+}
+
+function callInRequest({ id, name, arguments: text, extraContent }: ToolCall): object {
+  const call = { id, type: "function", function: { name, arguments: text } };
+  return extraContent === undefined ? call : { ...call, extra_content: extraContent };
 }

@@ -216,7 +216,7 @@ export async function call(
   const send = server.fetch ?? fetch;
   const url = `${(server.url ?? "").replace(/\/+$/, "")}${path}`;
   const attempt = async (refresh: boolean): Promise<Response> => {
-    const token = await unlessAborted(server.getToken?.({ refresh }), init.signal);
+    const token = await unlessAborted(tokenFrom(server, refresh), init.signal);
     const headers = { ...init.headers, ...(token === undefined ? {} : { Authorization: `Bearer ${token}` }) };
     return send(url, { ...init, headers, cache: "no-store", credentials: "omit" });
   };
@@ -224,14 +224,29 @@ export async function call(
   return response.status === 401 && server.getToken !== undefined ? attempt(true) : response;
 }
 
+/**
+ * What `getToken` gives. Where it fails nothing else is tried, unless it could not reach its backend (`fetch` throws a
+ * `TypeError`): the network that takes the one away takes the other.
+ */
+async function tokenFrom(server: Server, refresh: boolean): Promise<string | undefined> {
+  try {
+    return await server.getToken?.({ refresh });
+  } catch (cause) {
+    if (cause instanceof StreamError) throw cause;
+    const message = cause instanceof Error ? cause.message : String(cause);
+    throw new StreamError("token", message, { retryable: cause instanceof TypeError }, { cause });
+  }
+}
+
 /** `work`, or an `AbortError` as soon as `signal` aborts, whether or not `work` knows of it. */
-async function unlessAborted<T>(work: T | Promise<T>, signal: AbortSignal | null | undefined): Promise<T> {
-  if (!(work instanceof Promise) || signal == null) return work;
-  signal.throwIfAborted();
+async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal | null | undefined): Promise<T> {
+  if (signal == null) return work;
   let abort = (): void => undefined;
   const aborted = new Promise<never>((_, reject) => {
-    abort = () => reject(new DOMException("aborted", "AbortError"));
+    // Neither DOMException nor throwIfAborted: React Native has none.
+    abort = () => reject(Object.assign(new Error("aborted"), { name: "AbortError" }));
     signal.addEventListener("abort", abort);
+    if (signal.aborted) abort();
   });
   try {
     return await Promise.race([work, aborted]);

@@ -1,9 +1,9 @@
-import { describe, expect, it, vi } from "vitest";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
 
 import type { ChatOptions } from "../src/chat";
 import { Chat } from "../src/chat";
 import type { AssistantMessage } from "../src/messages";
-import { newAnswer, reduce, textOf } from "../src/messages";
+import { newAnswer, openCalls, reduce, textOf } from "../src/messages";
 import { keepToken } from "../src/stream";
 import { FakeServer } from "./server";
 
@@ -247,7 +247,7 @@ describe("Chat", () => {
     let minted = 0;
     let down = true;
     const getToken = keepToken(async () => {
-      if (down) throw new Error("no token");
+      if (down) throw new TypeError("fetch failed"); // as `fetch` does
       return `token ${++minted}`;
     });
     const used: (string | null)[] = [];
@@ -293,5 +293,158 @@ describe("Chat", () => {
     server.end("stop");
     await asking;
     expect(chat.getSnapshot().messages.map(textOf)).toEqual(["Why?", "Hello", "note"]);
+  });
+});
+
+describe("what a chat does not lose", () => {
+  it("asks a question that came while it was busy when the answer has ended, and refuses the next one", async () => {
+    const server = new FakeServer(["Hel"], false);
+    const chat = chatWith(server);
+    const first = chat.send("One?");
+    await until(() => chat.getSnapshot().status === "streaming");
+    const second = chat.send("Two?");
+    expect(chat.getSnapshot().queued).toBe("Two?");
+    await expect(chat.send("Three?")).rejects.toMatchObject({ code: "busy" });
+    server.end("stop");
+    expect((await first)?.status).toBe("done");
+    expect((await second)?.status).toBe("done");
+    expect(chat.getSnapshot().queued).toBeUndefined();
+    expect(chat.getSnapshot().messages.map(textOf)).toEqual(["One?", "Hel", "Two?", "Hel"]);
+  });
+
+  it("asks a question that came while the answer before it was being stopped", async () => {
+    const server = new FakeServer(["Hel"], false);
+    const chat = chatWith(server);
+    void chat.send("One?");
+    await until(() => textOf(answer(chat)) === "Hel");
+    void chat.stop();
+    await chat.send("Two?");
+    expect(chat.getSnapshot().messages.map(textOf)).toEqual(["One?", "Hel", "Two?", "Hel"]);
+  });
+
+  it("drops the question that waits together with its conversation", async () => {
+    const server = new FakeServer(["Hel"], false);
+    const chat = chatWith(server);
+    void chat.send("One?");
+    await until(() => chat.getSnapshot().status === "streaming");
+    const second = chat.send("Two?");
+    chat.setMessages([]);
+    expect(await second).toBeUndefined();
+    expect(chat.getSnapshot()).toMatchObject({ messages: [], queued: undefined, status: "idle" });
+  });
+
+  it("does not store an empty conversation over another's of the same name", async () => {
+    const stored = new Map<string, string>();
+    const listeners: ((event: { persisted: boolean }) => void)[] = [];
+    vi.stubGlobal("sessionStorage", {
+      getItem: (name: string) => stored.get(name) ?? null,
+      setItem: (name: string, value: string) => stored.set(name, value),
+    });
+    vi.stubGlobal("window", {
+      addEventListener: (type: string, listen: (event: { persisted: boolean }) => void) =>
+        type === "pagehide" && listeners.push(listen),
+      removeEventListener: () => undefined,
+    });
+    vi.stubGlobal("document", { ...globalThis.document, addEventListener() {}, removeEventListener() {} });
+    onTestFinished(() => void vi.unstubAllGlobals());
+    const server = new FakeServer(["Hello"]);
+    const [a, b] = [chatWith(server, { storageKey: "chat" }), chatWith(server, { storageKey: "chat" })];
+    const leave = [a.attach(), b.attach()];
+    await a.send("Why?");
+    for (const listen of listeners) listen({ persisted: false });
+    expect(JSON.parse(stored.get("chat") ?? "")).toHaveLength(2);
+    for (const each of leave) each();
+  });
+
+  it("goes on where the application's own handlers throw", async () => {
+    const reported: unknown[] = [];
+    vi.stubGlobal("reportError", (error: unknown) => reported.push(error));
+    onTestFinished(() => void vi.unstubAllGlobals());
+    const server = new FakeServer(["Hello"]);
+    const broken = (): never => {
+      throw new Error("theirs");
+    };
+    const chat = chatWith(server, { onFinish: broken, onError: broken });
+    expect((await chat.send("One?"))?.status).toBe("done");
+    server.cuts = [{ status: 502, body: '{"error":{"code":"upstream_refused","message":"no"}}' }];
+    expect((await chat.send("Two?"))?.status).toBe("failed");
+    expect(reported).toHaveLength(2);
+  });
+
+  it("says at once why there is no token", async () => {
+    const cause = new Error("login needed");
+    const chat = chatWith(new FakeServer(["Hello"]), {
+      getToken: () => {
+        throw cause;
+      },
+    });
+    const found = await chat.send("Why?");
+    expect(found?.error).toMatchObject({ code: "token", message: "login needed", cause });
+  });
+
+  it("runs where there is a window and no page, as in React Native", async () => {
+    vi.stubGlobal("window", globalThis);
+    vi.stubGlobal("DOMException", undefined);
+    onTestFinished(() => void vi.unstubAllGlobals());
+    const chat = chatWith(new FakeServer(["Hello"]), { storageKey: "chat", getToken: async () => "t" });
+    const leave = chat.attach();
+    expect((await chat.send("Why?"))?.status).toBe("done");
+    leave();
+  });
+
+  it("does not wait for a frame that a hidden page never draws", async () => {
+    const page = { hidden: false };
+    vi.stubGlobal("document", page);
+    vi.stubGlobal("requestAnimationFrame", () => 1);
+    vi.stubGlobal("cancelAnimationFrame", () => undefined);
+    onTestFinished(() => void vi.unstubAllGlobals());
+    const server = new FakeServer(["Hel"], false);
+    const chat = new Chat({ fetch: server.fetch });
+    void chat.send("Why?");
+    await until(() => chat.getSnapshot().status === "streaming");
+    page.hidden = true;
+    server.say("lo");
+    await until(() => textOf(answer(chat)) === "Hello");
+    server.end("stop");
+  });
+});
+
+describe("tool calls", () => {
+  it("are answered, and the model goes on with their results", async () => {
+    const server = new FakeServer([], false);
+    server.call({ index: 0, id: "c1", name: "weather", arguments: '{"city":"Bern"}' });
+    server.call({ index: 1, id: "c2", name: "time", arguments: "{}" });
+    server.end("tool_calls");
+    const chat = chatWith(server, { request: { model: "m", tools: [] } });
+    await chat.send("Weather?");
+    expect(openCalls(chat.getSnapshot().messages).map((call) => call.name)).toEqual(["weather", "time"]);
+    expect(await chat.addToolResult("nobody's", "x")).toBeUndefined();
+    expect(await chat.addToolResult("c1", "rain")).toBeUndefined();
+    const next = await chat.addToolResult("c2", "noon");
+    expect(next?.status).toBe("done");
+    const calls = [
+      { id: "c1", type: "function", function: { name: "weather", arguments: '{"city":"Bern"}' } },
+      { id: "c2", type: "function", function: { name: "time", arguments: "{}" } },
+    ];
+    expect(JSON.parse(server.calls.at(-1)?.body ?? "").messages).toEqual([
+      { role: "user", content: "Weather?" },
+      { role: "assistant", content: null, tool_calls: calls },
+      { role: "tool", tool_call_id: "c1", content: "rain" },
+      { role: "tool", tool_call_id: "c2", content: "noon" },
+    ]);
+  });
+
+  it("without results are left out of what is sent", async () => {
+    const server = new FakeServer(["Let me see."], false);
+    server.call({ index: 0, id: "c1", name: "weather", arguments: "{}" });
+    server.end("tool_calls");
+    const chat = chatWith(server);
+    await chat.send("Weather?");
+    await chat.send("Never mind.");
+    expect(JSON.parse(server.calls.at(-1)?.body ?? "").messages).toEqual([
+      { role: "user", content: "Weather?" },
+      { role: "assistant", content: "Let me see." },
+      { role: "user", content: "Never mind." },
+    ]);
   });
 });

@@ -5,10 +5,10 @@ import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { render } from "vitest-browser-react";
 
 import type { ChatOptions } from "../src/react";
-import { textOf, useStreamingChat } from "../src/react";
+import { Chat, textOf, useStreamingChat } from "../src/react";
 import { FakeServer } from "./server";
 
-function Page({ options, onRender }: { options: ChatOptions; onRender?: () => void }) {
+function Page({ options, onRender }: { options: ChatOptions & { chat?: Chat }; onRender?: () => void }) {
   const { messages, status, busy, error, send, stop, regenerate } = useStreamingChat(options);
   const [, again] = useState(0);
   onRender?.();
@@ -103,6 +103,49 @@ describe("useStreamingChat", () => {
     await expect.element(second.getByText("Hello", { exact: true })).toBeVisible();
     expect(server.generations.size).toBe(1);
     expect(server.cancelled).toBe(0);
+  });
+
+  it("is one conversation for all components that give it the same name", async () => {
+    sessionStorage.clear();
+    const server = new FakeServer(["Hello"]);
+    const given = options(server, { storageKey: "shared" });
+    const both = (
+      <>
+        <Page options={given} />
+        <Page options={given} />
+      </>
+    );
+    const screen = await render(both);
+    await screen.getByText("Ask").first().click();
+    await expect.element(screen.getByText("Hello").nth(1)).toBeVisible();
+    expect(server.generations.size).toBe(1);
+    dispatchEvent(new PageTransitionEvent("pagehide"));
+    await screen.unmount();
+    const again = await render(<Page options={given} />);
+    await expect.element(again.getByText("Hello")).toBeVisible();
+  });
+
+  it("shows a chat that it is given", async () => {
+    const chat = new Chat(options(new FakeServer(["Hello"])));
+    const screen = await render(<Page options={{ chat }} />);
+    await chat.send("Why?");
+    await expect.element(screen.getByText("Hello")).toBeVisible();
+  });
+
+  it("keeps a conversation that is too long for the tab's storage", async () => {
+    sessionStorage.clear();
+    const server = new FakeServer(["x".repeat(6_000_000), "end"]);
+    const given = options(server, { storageKey: "long" });
+    const first = await render(<Page options={given} />);
+    await first.getByText("Ask").click();
+    await expect.element(first.getByRole("status")).toHaveTextContent("idle");
+    await first.unmount();
+    await vi.waitFor(async () => {
+      const second = await render(<Page options={given} />);
+      await expect.element(second.getByRole("listitem").nth(1), { timeout: 1000 }).toHaveTextContent(/xend$/);
+    });
+    expect(sessionStorage.getItem("long")).toMatch(/^elsewhere:/);
+    sessionStorage.clear();
   });
 
   it("draws at most once a frame, however many events there are", async () => {

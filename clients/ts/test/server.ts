@@ -49,6 +49,10 @@ export class FakeServer {
     this.#add({ delta: word, finish_reason: null });
   }
 
+  call(piece: object): void {
+    this.#add({ tool_call: piece });
+  }
+
   end(reason: string): void {
     const usage = { prompt_tokens: 9, completion_tokens: 2, source: "provider_final", cost_usd: "0.1" };
     this.ended = true;

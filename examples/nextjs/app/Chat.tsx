@@ -12,7 +12,7 @@ const getToken = keepToken(async () => {
 
 export function Chat({ url }: { url: string }) {
   const [question, setQuestion] = useState("");
-  const { messages, status, busy, error, send, stop, regenerate } = useStreamingChat({
+  const { messages, status, busy, queued, error, send, stop, regenerate } = useStreamingChat({
     url,
     getToken,
     storageKey: "chat", // a reload resumes the answer
@@ -40,6 +40,7 @@ export function Chat({ url }: { url: string }) {
       <form
         onSubmit={(event) => {
           event.preventDefault();
+          if (queued !== undefined) return; // one question waits already
           void send(question);
           setQuestion("");
         }}
