@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from live.browser import chromium
 from live.conftest import Server, running
-from live.test_page import answer, ask
+from live.site import answer, ask
 from oracle import Oracle, Request, oracle
 
 TOKENS_PER_SECOND, TURNS = 500, 20

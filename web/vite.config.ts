@@ -1,5 +1,7 @@
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { brotliCompressSync, gzipSync } from "node:zlib";
 
 import react from "@vitejs/plugin-react";
 import type { Plugin } from "vite";
@@ -19,8 +21,22 @@ const swaggerNotices: Plugin = {
   },
 };
 
+// Each script and style lies beside itself compressed: the server sends what a browser takes, and compresses nothing.
+const compressed: Plugin = {
+  name: "compressed",
+  apply: "build",
+  writeBundle({ dir = "." }) {
+    const assets = join(dir, "assets");
+    for (const name of readdirSync(assets).filter((file) => /\.(js|css|svg)$/.test(file))) {
+      const content = readFileSync(join(assets, name));
+      writeFileSync(join(assets, `${name}.gz`), gzipSync(content, { level: 9 }));
+      writeFileSync(join(assets, `${name}.br`), brotliCompressSync(content));
+    }
+  },
+};
+
 export default defineConfig({
-  plugins: [react(), swaggerNotices],
+  plugins: [react(), swaggerNotices, compressed],
   resolve: {
     // The client from its source, with the packages of this page.
     alias: { "millstream/react": fileURLToPath(new URL("../clients/ts/src/react.ts", import.meta.url)) },

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Response, expect
 
 from live.site import Site, answer, ask
 
@@ -106,3 +106,108 @@ async def test_asking_again_leaves_the_keyboard_where_one_writes(page: Page, sit
     await expect(page.get_by_test_id("input")).to_be_focused()
     async with asyncio.timeout(5):
         await site.model.words.put(None)
+
+
+async def test_a_reload_keeps_the_model_and_what_was_being_written(page: Page, site: Site) -> None:
+    await open_page(page, site)
+    await page.get_by_test_id("model").select_option("second")
+    await page.get_by_test_id("input").fill("half a thought")
+    await page.reload()
+    await expect(page.get_by_test_id("model")).to_have_value("second")
+    await expect(page.get_by_test_id("input")).to_have_value("half a thought")
+    await ask(page)
+    await site.model.words.put(None)
+    await expect(answer(page)).to_have_attribute("data-status", "done")
+    assert site.model.request.json["model"] == "second"
+
+
+async def test_a_link_does_not_change_the_key_without_a_word(page: Page, site: Site) -> None:
+    await open_page(page, site)
+    await asked_and_answered(page, site, "Secret?", "[click](/#key=ms_live_other) [me](#key=ms_live_other)")
+    assert await answer(page).locator("a").count() == 0
+    question, messages = page.get_by_test_id("key-question"), page.get_by_test_id("message")
+    await page.goto(f"{site.server.url}/#key=ms_live_other")
+    await expect(question).to_be_visible()
+    assert "key" not in page.url
+    await page.get_by_test_id("keep-key").click()
+    await expect(question).to_have_count(0)
+    await expect(messages).to_have_count(2)
+    await page.reload()
+    await expect(page.get_by_test_id("model")).to_have_value("first")
+    await expect(messages).to_have_count(2)
+    # The other key is not sent what was said under this one.
+    await page.goto(f"{site.server.url}/#key=ms_live_other")
+    await page.get_by_test_id("use-key").click()
+    await expect(page.get_by_test_id("key-form")).to_be_visible()
+    await page.get_by_test_id("key-form").locator("input").fill(site.server.key)
+    await page.keyboard.press("Enter")
+    await expect(messages).to_have_count(2)
+
+
+async def test_there_is_a_way_down_again(page: Page, site: Site) -> None:
+    await open_page(page, site)
+    await ask(page)
+    await site.model.words.put("".join(f"Line {i}\n\n" for i in range(80)))
+    await expect(answer(page).locator("p")).to_have_count(80)
+    newest = page.get_by_test_id("newest")
+    await expect(newest).to_have_count(0)
+    await page.get_by_role("main").hover()
+    await page.mouse.wheel(0, -1000)
+    await expect(newest).to_be_visible()
+    await site.model.words.put("More")
+    await newest.click()
+    await expect(answer(page).get_by_text("More", exact=True)).to_be_in_viewport()
+    await expect(newest).to_have_count(0)
+    await site.model.words.put("\n\nThe end")
+    await expect(answer(page).get_by_text("The end")).to_be_in_viewport()
+
+
+ENDED_ELSEWHERE = """
+async (key) => {
+  const name = Object.keys(sessionStorage).find((name) => name.startsWith("millstream-chat"));
+  const id = JSON.parse(sessionStorage.getItem(name)).at(-1).streamId;
+  await fetch(`/v1/streams/${id}/cancel`, { method: "POST", headers: { Authorization: `Bearer ${key}` } });
+}
+"""
+
+
+async def test_an_answer_that_the_server_ends_does_not_say_that_the_reader_stopped_it(
+    page: Page, site: Site
+) -> None:
+    await open_page(page, site)
+    await ask(page)
+    await site.model.words.put("One ")
+    await expect(answer(page)).to_contain_text("One")
+    await page.evaluate(ENDED_ELSEWHERE, site.server.key)
+    await expect(answer(page)).to_contain_text("The server ended this answer")
+    await expect(page.get_by_test_id("retry")).to_have_text("Ask again")
+    await page.get_by_test_id("retry").click()
+    await site.model.words.put("Two ")
+    await expect(answer(page)).to_contain_text("Two")
+    await page.get_by_test_id("stop").click()
+    await expect(answer(page)).to_contain_text("Stopped. The answer is not complete.")
+
+
+async def test_a_question_that_is_too_long_stays_where_it_was_written(page: Page, site: Site) -> None:
+    await open_page(page, site)
+    await page.get_by_test_id("input").fill("x" * (5 << 20))
+    await page.get_by_test_id("send").click()
+    await expect(page.get_by_test_id("error")).to_contain_text("too_large")
+    await expect(page.get_by_test_id("message")).to_have_count(0)
+    assert await page.get_by_test_id("input").evaluate("(element) => element.value.length") == 5 << 20
+
+
+async def test_the_page_comes_compressed_and_once(page: Page, site: Site) -> None:
+    sizes: list[int] = []
+
+    async def count(response: Response) -> None:
+        if "/assets/" in response.url and response.request.resource_type in ("script", "stylesheet"):
+            assert (await response.header_value("content-encoding")) in ("br", "gzip")
+            assert "immutable" in (await response.header_value("cache-control") or "")
+            sizes.append(int(await response.header_value("content-length") or 0))
+
+    page.on("response", count)
+    await page.goto(site.server.url)
+    await expect(page.get_by_test_id("key-form")).to_be_visible()
+    # Over plain HTTP a browser takes gzip; brotli, over HTTPS, is a tenth less.
+    assert 0 < sum(sizes) < 90_000

@@ -1,53 +1,75 @@
 import { useCallback, useEffect, useState } from "react";
 
-import { Chat, STORAGE_KEY } from "./Chat";
+import { Chat } from "./Chat";
 import { KeyForm } from "./KeyForm";
-import { forgetKey, storedKey, storeKey, takeKeyFromAddress } from "./key";
+import { KeyQuestion } from "./KeyQuestion";
+import { CONVERSATIONS, storedKey, storeKey, takeKeyFromAddress } from "./key";
+import { forgetAll, store, stored } from "./tab";
 
-/** The key from the link comes first: it is the newer one. Read once, before anything renders. */
-const firstKey = takeKeyFromAddress() ?? storedKey();
+const DRAFT = "millstream-draft";
+
+// Read once, before anything renders.
+const firstKey = storedKey();
+const firstOffer = takeKeyFromAddress();
 
 export function App() {
-  const [key, setKey] = useState(firstKey);
+  const [key, setKey] = useState(firstKey ?? firstOffer);
+  /** A key from a link, while there is another one. */
+  const [offer, setOffer] = useState(firstKey === undefined ? undefined : firstOffer);
   const [rejected, setRejected] = useState(false);
   // Lives here, so that a key that stops working does not take what was written with it.
-  const [draft, setDraft] = useState("");
+  const [draft, setDraft] = useState(() => stored(DRAFT) ?? "");
 
-  function use(newKey: string): void {
-    storeKey(newKey);
+  useEffect(() => store(DRAFT, draft), [draft]);
+  useEffect(() => storeKey(key), [key]);
+
+  const use = useCallback((newKey: string): void => {
     setRejected(false);
+    setOffer(undefined);
     setKey(newKey);
-  }
+  }, []);
 
   useEffect(() => {
     // A link with a key, opened in a tab that already shows the page, loads nothing.
     function takeNewKey(): void {
       const newKey = takeKeyFromAddress();
       if (newKey === undefined) return;
-      setRejected(false);
-      setKey(newKey);
+      if (key === undefined) use(newKey);
+      else setOffer(newKey);
     }
     window.addEventListener("hashchange", takeNewKey);
     return () => window.removeEventListener("hashchange", takeNewKey);
-  }, []);
+  }, [key, use]);
 
   const reject = useCallback(() => {
-    forgetKey();
     setRejected(true);
     setKey(undefined);
   }, []);
 
   function forget(): void {
-    forgetKey();
     setRejected(false);
     setKey(undefined);
     setDraft("");
-    sessionStorage.removeItem(STORAGE_KEY);
+    forgetAll(CONVERSATIONS);
   }
 
-  if (key === undefined) return <KeyForm rejected={rejected} onKey={use} />;
-  // A new key starts over with its own models, and ends a stream that runs under the old one.
+  if (key === undefined && offer === undefined) return <KeyForm rejected={rejected} onKey={use} />;
   return (
-    <Chat key={key} apiKey={key} draft={draft} onDraft={setDraft} onUnauthorized={reject} onForget={forget} />
+    <>
+      {offer !== undefined && offer !== key && (
+        <KeyQuestion onUse={() => use(offer)} onKeep={() => setOffer(undefined)} />
+      )}
+      {/* A new key starts over with its own models and its own conversation. */}
+      {key !== undefined && (
+        <Chat
+          key={key}
+          apiKey={key}
+          draft={draft}
+          onDraft={setDraft}
+          onUnauthorized={reject}
+          onForget={forget}
+        />
+      )}
+    </>
   );
 }

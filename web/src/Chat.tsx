@@ -1,12 +1,14 @@
 import type { ChatStatus } from "millstream/react";
-import { useStreamingChat } from "millstream/react";
-import { useCallback, useRef, useState } from "react";
+import { StreamError, useStreamingChat } from "millstream/react";
+import { useCallback, useEffect, useRef, useState } from "react";
 
 import { Brand } from "./Brand";
 import { Composer } from "./Composer";
 import { ErrorNote } from "./ErrorNote";
-import { Message } from "./Message";
+import { conversationOf } from "./key";
+import { loadMarkdown, Message } from "./Message";
 import { ModelSelect } from "./ModelSelect";
+import { store, stored } from "./tab";
 import { useFollowEnd } from "./useFollowEnd";
 import { useModels } from "./useModels";
 
@@ -20,28 +22,43 @@ interface Props {
 
 /** Long enough for a reload, short enough for a tab that was closed. */
 const LEAVE = { graceSeconds: 5 };
-export const STORAGE_KEY = "millstream-chat";
+const MODEL = "millstream-model";
 
 export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props) {
   const [models, askForModels] = useModels(apiKey, onUnauthorized);
-  const [choice, setChoice] = useState<string>();
-  const model = choice ?? (models.state === "ready" ? models.models[0]?.id : undefined);
+  const [choice, setChoice] = useState(() => stored(MODEL));
+  const known = models.state === "ready" ? models.models : [];
+  const model = known.find(({ id }) => id === choice)?.id ?? known[0]?.id;
+  /** Why a question was not sent. */
+  const [refused, setRefused] = useState<StreamError>();
   const { messages, status, busy, send, stop, regenerate, setMessages } = useStreamingChat({
     getToken: () => apiKey,
     request: { model },
-    storageKey: STORAGE_KEY,
+    storageKey: conversationOf(apiKey),
     onLeave: LEAVE,
     onError: (error) => error.code === "unauthorized" && onUnauthorized(),
   });
   const scroller = useRef<HTMLElement>(null);
   const input = useRef<HTMLTextAreaElement>(null);
-  const { follow } = useFollowEnd(scroller, messages);
+  const { away, follow } = useFollowEnd(scroller, messages);
+
+  useEffect(() => void loadMarkdown(), []);
+
+  function choose(id: string): void {
+    setChoice(id);
+    store(MODEL, id);
+  }
 
   function ask(): void {
     if (model === undefined) return;
     follow();
-    void send(draft.trim());
+    setRefused(undefined);
     onDraft("");
+    send(draft.trim()).catch((error: unknown) => {
+      if (!(error instanceof StreamError)) throw error;
+      onDraft(draft);
+      setRefused(error);
+    });
   }
 
   /** Asks the question in other words. What came after it is forgotten with it. */
@@ -73,7 +90,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
         <div className="header-row">
           <Brand />
           <Connection status={status} />
-          <ModelSelect models={models} chosen={model} onChoose={setChoice} />
+          <ModelSelect models={models} chosen={model} onChoose={choose} />
           <button
             className="button"
             type="button"
@@ -115,6 +132,12 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
 
       <footer className="footer">
         <div className="column">
+          {away && (
+            <button className="button newest" type="button" data-testid="newest" onClick={follow}>
+              <span aria-hidden="true">↓</span> {busy ? "The answer goes on" : "Newest"}
+            </button>
+          )}
+          {refused !== undefined && <ErrorNote failure={refused} />}
           <Composer
             input={input}
             draft={draft}

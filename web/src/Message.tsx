@@ -1,10 +1,26 @@
 import type { Message as AnyMessage, AssistantMessage, Part } from "millstream/react";
-import { memo } from "react";
+import { textOf } from "millstream/react";
+import type { ComponentType } from "react";
+import { lazy, memo, Suspense } from "react";
 
 import { ErrorNote } from "./ErrorNote";
-import { Markdown } from "./markdown/Markdown";
 import { Question } from "./Question";
 import { usageParts } from "./usage";
+
+/** More than half of what the page is made of, and of no use before there is a key. */
+export async function loadMarkdown(): Promise<{ default: ComponentType<{ text: string }> }> {
+  try {
+    return { default: (await import("./markdown/Markdown")).Markdown };
+  } catch {
+    return { default: PlainText }; // the server has another version by now
+  }
+}
+
+const Markdown = lazy(loadMarkdown);
+
+function PlainText({ text }: { text: string }) {
+  return <div className="markdown text">{text}</div>;
+}
 
 interface Props {
   message: AnyMessage;
@@ -16,6 +32,13 @@ interface Props {
 
 /** Memoised: while an answer streams, the messages above it stay untouched. */
 export const Message = memo(function Message({ message, onRetry, onEdit, busy }: Props) {
+  if (message.role === "tool") {
+    return (
+      <article className="message tool-call" data-testid="message" data-role="tool" aria-label="Tool result">
+        <pre className="tool-arguments">{textOf(message)}</pre>
+      </article>
+    );
+  }
   if (message.role !== "assistant") {
     return <Question message={message} onEdit={onEdit} busy={busy} />;
   }
@@ -31,12 +54,19 @@ export const Message = memo(function Message({ message, onRetry, onEdit, busy }:
       <AnswerBody answer={message} />
       {onRetry !== undefined && (
         <button className="link retry" type="button" data-testid="retry" onClick={onRetry}>
-          {message.status === "done" ? "Answer again" : "Try again"}
+          {retryWords(message)}
         </button>
       )}
     </article>
   );
 });
+
+function retryWords({ status, stoppedHere, error }: AssistantMessage): string {
+  if (status === "done") return "Answer again";
+  const isLost =
+    ["stream_gone", "interrupted"].includes(error?.code ?? "") || (status === "stopped" && !stoppedHere);
+  return isLost ? "Ask again" : "Try again";
+}
 
 function AnswerBody({ answer }: { answer: AssistantMessage }) {
   const usage = usageParts(answer);
@@ -51,7 +81,19 @@ function AnswerBody({ answer }: { answer: AssistantMessage }) {
       {answer.parts.some((part) => part.type === "refusal") && (
         <p className="notice">The model refused this request.</p>
       )}
-      {answer.status === "stopped" && <p className="notice">Stopped. The answer is not complete.</p>}
+      {answer.status === "stopped" && (
+        <p className="notice">
+          {answer.stoppedHere
+            ? "Stopped. The answer is not complete."
+            : "The server ended this answer before it was complete: it is being restarted, or was told to elsewhere."}
+        </p>
+      )}
+      {answer.heldBack && (
+        <p className="notice" data-testid="held-back">
+          This answer came all at once. Something between this page and the server, a proxy that buffers,
+          holds streams back.
+        </p>
+      )}
       {answer.status === "done" && wordless && !answer.parts.some(isNoProse) && (
         <p className="notice">The model answered without words.</p>
       )}
@@ -94,6 +136,10 @@ function PartBlock({ part }: { part: Part }) {
         <p className="notice">The model made a file: {part.mediaType}</p>
       );
     default:
-      return <Markdown text={part.text} />;
+      return (
+        <Suspense fallback={<PlainText text={part.text} />}>
+          <Markdown text={part.text} />
+        </Suspense>
+      );
   }
 }

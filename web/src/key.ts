@@ -1,5 +1,7 @@
 /** Where the API key is kept: in this tab, until it closes. */
 
+import { store, stored } from "./tab";
+
 const NAME = "millstream-key";
 
 /** A key has to fit into a header: printable ASCII without spaces. */
@@ -19,32 +21,20 @@ export function takeKeyFromAddress(): string | undefined {
   if (new URLSearchParams(location.hash.slice(1)).has("key")) {
     history.replaceState(null, "", location.pathname + location.search);
   }
-  if (key !== undefined) storeKey(key);
   return key;
 }
 
-// A browser may refuse storage altogether; then the key lasts as long as the page.
-
 export function storedKey(): string | undefined {
-  try {
-    return sessionStorage.getItem(NAME) ?? undefined;
-  } catch {
-    return undefined;
-  }
+  return stored(NAME);
 }
 
-export function storeKey(key: string): void {
-  try {
-    sessionStorage.setItem(NAME, key);
-  } catch {
-    return;
-  }
+export function storeKey(key: string | undefined): void {
+  store(NAME, key);
 }
 
-export function forgetKey(): void {
-  try {
-    sessionStorage.removeItem(NAME);
-  } catch {
-    return;
-  }
+/** The name that a conversation is kept under: another key's is another one, and is not sent under this key. */
+export function conversationOf(key: string): string {
+  return `${CONVERSATIONS}${key.slice(-8)}`;
 }
+
+export const CONVERSATIONS = "millstream-chat-";

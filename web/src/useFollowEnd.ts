@@ -1,5 +1,12 @@
 import type { RefObject } from "react";
-import { useCallback, useEffect, useLayoutEffect, useRef } from "react";
+import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "react";
+
+interface FollowEnd {
+  /** Whether the reader has left the end. */
+  away: boolean;
+  /** Goes to the end, and stays there. */
+  follow(): void;
+}
 
 /** In pixels; the end moves on while a reader scrolls towards it. */
 const NEAR = 96;
@@ -8,13 +15,15 @@ const NEAR = 96;
  * Keeps the end of a scroller in view while the reader is there. Scrolling up lets go, however little
  * it was: a distance alone would pull a slow scroll back. Coming back to the end holds on again.
  */
-export function useFollowEnd(scroller: RefObject<HTMLElement | null>, content: unknown): { follow(): void } {
+export function useFollowEnd(scroller: RefObject<HTMLElement | null>, content: unknown): FollowEnd {
+  const [away, setAway] = useState(false);
   const following = useRef(true);
   const lastTop = useRef(0);
 
   const toEnd = useCallback((): void => {
     const element = scroller.current;
     if (element === null || !following.current) return;
+    setAway(false);
     element.scrollTop = element.scrollHeight;
     lastTop.current = element.scrollTop;
   }, [scroller]);
@@ -31,8 +40,9 @@ export function useFollowEnd(scroller: RefObject<HTMLElement | null>, content: u
       const distance = scrollHeight - scrollTop - clientHeight;
       // Moved up and yet at the very end: the view grew, the reader did nothing.
       if (scrollTop < lastTop.current && distance > 1) following.current = false;
-      else if (scrollTop > lastTop.current && distance <= NEAR) following.current = true;
+      else if ((scrollTop > lastTop.current && distance <= NEAR) || distance <= 1) following.current = true;
       lastTop.current = scrollTop;
+      setAway(!following.current && distance > NEAR);
     }
     element.addEventListener("scroll", scrolled, { passive: true });
     // The window or the writing area changed its size.
@@ -45,8 +55,10 @@ export function useFollowEnd(scroller: RefObject<HTMLElement | null>, content: u
   }, [scroller, toEnd]);
 
   return {
+    away,
     follow() {
       following.current = true;
+      toEnd();
     },
   };
 }

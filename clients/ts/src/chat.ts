@@ -1,5 +1,7 @@
 /** A conversation that anything can show: a store with `subscribe` and `getSnapshot`, and what can be done to it. */
 
+import type { Arrival } from "./arrival";
+import { wasHeldBack } from "./arrival";
 import { pause } from "./connection";
 import { StreamError } from "./errors";
 import type { Frame } from "./frames";
@@ -42,6 +44,8 @@ export interface ChatOptions extends Server {
    * closing the tab that has it stops the answer for all.
    */
   shareTabs?: boolean | undefined;
+  /** The longest request body that the server takes; 4 MiB by default, as it is there. */
+  maxRequestBytes?: number | undefined;
   /** At most one update in so many milliseconds; one per frame of the screen by default. */
   throttleMs?: number | undefined;
   onFinish?: ((answer: AssistantMessage) => void) | undefined;
@@ -53,11 +57,14 @@ interface Running {
   answerId: string;
   frames: Frame[];
   stopped: boolean;
+  arrival: Arrival;
 }
 
 const STOP_MS = 3000;
 const STOP_ATTEMPTS = 5;
 const GRACE_SECONDS = 15;
+/** What a server takes unless it is set otherwise (`MILLSTREAM_MAX_BODY_BYTES`). */
+const MAX_BODY_BYTES = 4 << 20;
 
 export class Chat {
   /** May be replaced at any time, but for `storageKey`; what runs keeps what it was started with. */
@@ -130,18 +137,21 @@ export class Chat {
 
   /**
    * Asks a question; gives the answer as it has ended. While another one is on its way, also one that is being stopped,
-   * the question waits for its end (`queued`). One can wait: the next is refused with a `StreamError`, `busy`. Undefined
-   * where there was nothing to ask, or the conversation that it waited in is gone.
+   * the question waits for its end (`queued`). One can wait: the next is refused with a `StreamError`, `busy`, and one
+   * that the server would not take is refused with `too_large`. Undefined where there was nothing to ask, or the
+   * conversation that it waited in is gone.
    */
   readonly send = async (text: string): Promise<AssistantMessage | undefined> => {
     if (text === "") return undefined;
+    const next = userMessage(randomKey(), text);
+    this.#measure([...this.#state.messages, next]);
     if (this.#running !== undefined) {
       if (this.#next !== undefined) throw new StreamError("busy", "Another question waits already.");
       this.#set({ ...this.#state, queued: text });
       const asks = await new Promise<boolean>((resolve) => (this.#next = resolve));
       if (!asks) return undefined;
     }
-    return this.#ask([...this.#state.messages, userMessage(randomKey(), text)]);
+    return this.#ask([...this.#state.messages, next]);
   };
 
   /**
@@ -236,6 +246,14 @@ export class Chat {
     return last.status === "streaming" || (unreached && last.usage === undefined) ? last : undefined;
   }
 
+  /** Refuses what the server would refuse, before it is sent. */
+  #measure(messages: readonly Message[]): void {
+    const { request, maxRequestBytes = MAX_BODY_BYTES } = this.options;
+    const body = JSON.stringify({ ...request, messages: toRequest(messages) });
+    if (body.length * 3 < maxRequestBytes || new TextEncoder().encode(body).length < maxRequestBytes) return;
+    throw new StreamError("too_large", "The conversation is longer than the server takes.");
+  }
+
   /** Lets the question that waits be asked, or drops it. */
   #askNext(asks: boolean): void {
     const next = this.#next;
@@ -263,6 +281,7 @@ export class Chat {
       answerId: answer.id,
       frames: [],
       stopped: false,
+      arrival: { asked: Date.now(), first: 0, count: 0 },
     };
     this.#running = running;
     this.#changed = true;
@@ -289,17 +308,20 @@ export class Chat {
       });
       for await (const frame of stream) {
         running.frames.push(frame);
+        if (running.arrival.count++ === 0) running.arrival.first = Date.now();
         if (frame.kind === "start") flush.now();
         else flush.soon();
       }
       flush.now();
       if (shown.status === "streaming" && running.stopped) shown = { ...shown, status: "stopped" };
+      if (wasHeldBack(running.arrival)) shown = { ...shown, heldBack: true };
     } catch (error) {
       flush.now();
       const found = error instanceof StreamError ? error : new StreamError("unknown", String(error));
       shown = { ...shown, status: running.stopped ? "stopped" : "failed", error: found };
     } finally {
       flush.cancel();
+      if (shown.status === "stopped" && running.stopped) shown = { ...shown, stoppedHere: true };
       if (this.#running === running) {
         this.#put(shown, shown.status === "failed" ? "failed" : "idle", shown.error);
         this.#running = undefined;

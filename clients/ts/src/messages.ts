@@ -33,6 +33,10 @@ export interface AssistantMessage {
   streamId?: string | undefined;
   /** What was asked, for as long as the stream's id is not known; with `id` for its key it can be asked again. */
   request?: Record<string, unknown> | undefined;
+  /** Whether `stopped` was asked for here, with `stop()`; else the server, or someone elsewhere, has ended it. */
+  stoppedHere?: boolean | undefined;
+  /** It came all at once after a long wait: something in between, such as a proxy that buffers, holds streams back. */
+  heldBack?: boolean | undefined;
   finishReason?: FinishReason | undefined;
   usage?: Usage | undefined;
   error?: StreamError | undefined;

@@ -448,3 +448,46 @@ describe("tool calls", () => {
     ]);
   });
 });
+
+describe("what an answer says of how it came", () => {
+  it("is whether it was stopped here or elsewhere", async () => {
+    const server = new FakeServer(["Hel"], false);
+    const chat = chatWith(server);
+    const first = chat.send("One?");
+    await until(() => textOf(answer(chat)) === "Hel");
+    server.end("cancelled");
+    expect(await first).toMatchObject({ status: "stopped" });
+    expect((await first)?.stoppedHere).toBeUndefined();
+    const other = new FakeServer(["Hel"], false);
+    const stopped = chatWith(other);
+    const second = stopped.send("Two?");
+    await until(() => textOf(answer(stopped)) === "Hel");
+    await stopped.stop();
+    expect(await second).toMatchObject({ status: "stopped", stoppedHere: true });
+  });
+
+  it("is that it was held back, where it came late and all at once", async () => {
+    const words = Array.from({ length: 200 }, (_, i) => `${i} `);
+    const held = async (waits: number, server: FakeServer): Promise<boolean | undefined> => {
+      let now = 1_000_000;
+      vi.spyOn(Date, "now").mockImplementation(() => now);
+      onTestFinished(() => void vi.restoreAllMocks());
+      const late: typeof fetch = async (input, init) => {
+        now += waits;
+        return server.fetch(input, init);
+      };
+      return (await chatWith(server, { fetch: late }).send("Why?"))?.heldBack;
+    };
+    expect(await held(20_000, new FakeServer(words))).toBe(true);
+    expect(await held(500, new FakeServer(words))).toBeUndefined();
+    expect(await held(20_000, new FakeServer(["one word"]))).toBeUndefined();
+  });
+
+  it("is nothing where the server would not take the question", async () => {
+    const server = new FakeServer(["Hello"]);
+    const chat = chatWith(server, { maxRequestBytes: 1000 });
+    await expect(chat.send("ä".repeat(600))).rejects.toMatchObject({ code: "too_large" });
+    expect(chat.getSnapshot().messages).toEqual([]);
+    expect(server.calls).toEqual([]);
+  });
+});

@@ -1,0 +1,29 @@
+interface Props {
+  onUse(): void;
+  onKeep(): void;
+}
+
+/** A link may come from anyone, an answer of a model too: what it carries is not taken without a word. */
+export function KeyQuestion({ onUse, onKeep }: Props) {
+  return (
+    <div
+      className="key-question"
+      role="alertdialog"
+      aria-labelledby="key-question"
+      data-testid="key-question"
+    >
+      <p id="key-question">
+        This link has another API key. With it, a new conversation begins; this one stays with its key.
+      </p>
+      <div className="key-question-row">
+        {/* biome-ignore lint/a11y/noAutofocus: it is asked for now, and this answer changes nothing. */}
+        <button className="button" type="button" data-testid="keep-key" onClick={onKeep} autoFocus>
+          Keep my key
+        </button>
+        <button className="button primary" type="button" data-testid="use-key" onClick={onUse}>
+          Use the other
+        </button>
+      </div>
+    </div>
+  );
+}
