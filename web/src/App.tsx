@@ -4,6 +4,7 @@ import { Chat } from "./Chat";
 import { KeyForm } from "./KeyForm";
 import { KeyQuestion } from "./KeyQuestion";
 import { CONVERSATIONS, storedKey, storeKey, takeKeyFromAddress } from "./key";
+import { loadMarkdown } from "./markdown/lazy";
 import { forgetAll, store, stored } from "./tab";
 
 const DRAFT = "millstream-draft";
@@ -22,6 +23,9 @@ export function App() {
 
   useEffect(() => store(DRAFT, draft), [draft]);
   useEffect(() => storeKey(key), [key]);
+
+  // An answer comes soon.
+  useEffect(() => void (key !== undefined && loadMarkdown()), [key]);
 
   const use = useCallback((newKey: string): void => {
     setRejected(false);

@@ -1,12 +1,12 @@
 import type { ChatStatus } from "millstream/react";
 import { StreamError, useStreamingChat } from "millstream/react";
-import { useCallback, useEffect, useRef, useState } from "react";
+import { useCallback, useRef, useState } from "react";
 
 import { Brand } from "./Brand";
 import { Composer } from "./Composer";
 import { ErrorNote } from "./ErrorNote";
 import { conversationOf } from "./key";
-import { loadMarkdown, Message } from "./Message";
+import { Message } from "./Message";
 import { ModelSelect } from "./ModelSelect";
 import { store, stored } from "./tab";
 import { useFollowEnd } from "./useFollowEnd";
@@ -41,8 +41,6 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
   const scroller = useRef<HTMLElement>(null);
   const input = useRef<HTMLTextAreaElement>(null);
   const { away, follow } = useFollowEnd(scroller, messages);
-
-  useEffect(() => void loadMarkdown(), []);
 
   function choose(id: string): void {
     setChoice(id);

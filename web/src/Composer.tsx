@@ -21,7 +21,8 @@ export function Composer({ input, draft, streaming, ready, onDraft, onSend, onSt
     if (!streaming) return;
     function stopOnEscape(event: globalThis.KeyboardEvent): void {
       // Escape also closes the suggestions of an input method and an open list of options.
-      if (event.key === "Escape" && !composes(event) && !event.defaultPrevented) onStop();
+      const isOfList = event.target instanceof HTMLSelectElement;
+      if (event.key === "Escape" && !composes(event) && !event.defaultPrevented && !isOfList) onStop();
     }
     window.addEventListener("keydown", stopOnEscape);
     return () => window.removeEventListener("keydown", stopOnEscape);
@@ -48,6 +49,7 @@ export function Composer({ input, draft, streaming, ready, onDraft, onSend, onSt
         aria-label="Your message"
         placeholder="Write a message"
         rows={1}
+        dir="auto"
         value={draft}
         onChange={(event) => onDraft(event.target.value)}
         onKeyDown={sendOnEnter}

@@ -1,26 +1,11 @@
 import type { Message as AnyMessage, AssistantMessage, Part } from "millstream/react";
 import { textOf } from "millstream/react";
-import type { ComponentType } from "react";
-import { lazy, memo, Suspense } from "react";
+import { memo } from "react";
 
 import { ErrorNote } from "./ErrorNote";
+import { LazyMarkdown } from "./markdown/lazy";
 import { Question } from "./Question";
 import { usageParts } from "./usage";
-
-/** More than half of what the page is made of, and of no use before there is a key. */
-export async function loadMarkdown(): Promise<{ default: ComponentType<{ text: string }> }> {
-  try {
-    return { default: (await import("./markdown/Markdown")).Markdown };
-  } catch {
-    return { default: PlainText }; // the server has another version by now
-  }
-}
-
-const Markdown = lazy(loadMarkdown);
-
-function PlainText({ text }: { text: string }) {
-  return <div className="markdown text">{text}</div>;
-}
 
 interface Props {
   message: AnyMessage;
@@ -136,10 +121,6 @@ function PartBlock({ part }: { part: Part }) {
         <p className="notice">The model made a file: {part.mediaType}</p>
       );
     default:
-      return (
-        <Suspense fallback={<PlainText text={part.text} />}>
-          <Markdown text={part.text} />
-        </Suspense>
-      );
+      return <LazyMarkdown text={part.text} />;
   }
 }

@@ -32,7 +32,9 @@ export function Question({ message, onEdit, busy }: Props) {
     >
       {text === undefined ? (
         <>
-          <div className="text">{textOf(message)}</div>
+          <div className="text" dir="auto">
+            {textOf(message)}
+          </div>
           <button
             ref={button}
             className="link edit"
@@ -85,6 +87,7 @@ function Editor({ text, sendable, onText, onCancel, onSend }: EditorProps) {
         className="input"
         data-testid="edited"
         aria-label="Your message, rewritten"
+        dir="auto"
         value={text}
         onChange={(event) => onText(event.target.value)}
         onKeyDown={keyPressed}

@@ -22,7 +22,7 @@ export const Markdown = memo(function Markdown({ text }: { text: string }) {
   const prefix = `${useId()}-user-content-`;
   growing.current.update(useSlices(text));
   return (
-    <div className="markdown">
+    <div className="markdown" dir="auto">
       <Blocks blocks={growing.current.blocks} prefix={prefix} />
     </div>
   );

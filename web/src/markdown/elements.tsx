@@ -50,18 +50,24 @@ function ScrolledTable({ children }: ComponentProps<"table">) {
 
 function CodeBlock({ children }: ComponentProps<"pre">) {
   const code = useRef<HTMLPreElement>(null);
-  const [copied, setCopied] = useState(false);
+  const [said, setSaid] = useState("Copy");
 
+  /** Over plain HTTP a page has no clipboard: then the code is marked, for the keys that copy. */
   async function copy(): Promise<void> {
-    await navigator.clipboard.writeText(code.current?.textContent ?? "");
-    setCopied(true);
-    setTimeout(() => setCopied(false), 1500);
+    try {
+      await navigator.clipboard.writeText(code.current?.textContent ?? "");
+      setSaid("Copied");
+    } catch {
+      if (code.current !== null) getSelection()?.selectAllChildren(code.current);
+      setSaid("Marked: copy it with the keyboard");
+    }
+    setTimeout(() => setSaid("Copy"), 3000);
   }
 
   return (
     <div className="code">
-      <button className="link copy" type="button" onClick={() => void copy().catch(() => undefined)}>
-        {copied ? "Copied" : "Copy"}
+      <button className="link copy" type="button" onClick={() => void copy()}>
+        {said}
       </button>
       {/* biome-ignore lint/a11y/noNoninteractiveTabindex: the keyboard scrolls only what can be focused. */}
       <pre ref={code} tabIndex={0}>
