@@ -178,7 +178,7 @@ def keys_create(
         wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
         return await Keys(db).create(name, wanted, test=test)
 
-    key, secret = _with_database(data_dir, create)
+    key, secret = _with_database(data_dir, create, makes_one=True)
     if as_json:
         _print_json({"key": secret, **msgspec.to_builtins(key)})
     else:
@@ -287,12 +287,22 @@ def usage(
     _print_table(table)
 
 
-def _with_database(data_dir: Path | None, work: Callable[[Any], Coroutine[Any, Any, Result]]) -> Result:
-    """Runs ``work`` on the database that the settings name."""
-    from millstream.database import Database, DatabaseAway
+def _with_database(
+    data_dir: Path | None, work: Callable[[Any], Coroutine[Any, Any, Result]], *, makes_one: bool = False
+) -> Result:
+    """Runs ``work`` on the database that the settings name, and which there has to be unless it
+    ``makes_one``.
+    """
+    from millstream.database import Database, DatabaseAway, missing_file
     from millstream.settings import Settings
 
     settings = Settings.load(**({} if data_dir is None else {"data_dir": data_dir}))
+    if missing := missing_file(settings.resolved_database_url):
+        if not makes_one:
+            raise ConfigurationError(
+                f"there is no database at {missing}; --data-dir or MILLSTREAM_DATA_DIR says where it is"
+            )
+        print(f"a new database is made: {missing}", file=sys.stderr)
     db = Database(settings.resolved_database_url, own_folder=settings.database_has_own_folder)
     db.migrate()
     try:

@@ -172,6 +172,16 @@ class AsyncClient:
                     if response.status == 201:
                         await self.cancel(json.loads(await response.read())["stream_id"])
 
+    async def reach(self, seconds: float = 3) -> None:
+        """Raises ``Unreachable`` where nobody answers within so long. A stream tries for longer: its server
+        may be starting again.
+        """
+        try:
+            async with asyncio.timeout(seconds), self._session.get(f"{self._url}/v1/models"):
+                pass
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(f"{self._url} cannot be reached") from error
+
     async def cancel(self, stream_id: str) -> dict[str, Any]:
         """Stops a stream, wherever it runs; its receipt so far. Raises ``MillstreamError``."""
         return await self._json("POST", f"/v1/streams/{stream_id}/cancel")

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -352,6 +353,16 @@ class Database:
             executor.shutdown(cancel_futures=True)
         overdue.cancel()
         self._engine.dispose()
+
+
+def missing_file(url: str) -> Path | None:
+    """The file of an SQLite database that is not there."""
+    with suppress(ArgumentError):
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite" and parsed.database:
+            path = Path(parsed.database)
+            return None if path.exists() else path
+    return None
 
 
 def _engine(url: str) -> Engine:

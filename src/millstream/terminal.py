@@ -30,6 +30,7 @@ class Conversation:
         """One answer where there is a ``prompt`` or a stream to ``resume``; else until the input ends. Raises
         ``MillstreamError`` where the one answer fails."""
         async with AsyncClient(self._url, self._key) as client:
+            await client.reach()
             if resume is not None:
                 await self._show(client, client.stream(stream_id=resume), resume)
             elif prompt or not sys.stdin.isatty():

@@ -284,3 +284,18 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_comes_back_by_position
         writer.close()
     finally:
         await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("keys", "list"), ("keys", "revoke", "key_x"), ("usage",), ("secret", "rotate")]
+)
+def test_a_folder_without_a_database_is_said_and_stays_as_it_is(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    result = command(*arguments, "--data-dir", "elsewhere", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("millstream: there is no database at elsewhere/millstream.db; --data-dir")
+    assert not (tmp_path / "elsewhere").exists()
+    made = command("keys", "create", "--name", "n", "--data-dir", "elsewhere", cwd=tmp_path)
+    assert made.stderr == "a new database is made: elsewhere/millstream.db\n"
+    assert made.stdout.startswith("ms_live_")
