@@ -8,6 +8,8 @@ import { loadMarkdown } from "./markdown/lazy";
 import { forgetAll, store, stored } from "./tab";
 
 const DRAFT = "millstream-draft";
+/** Characters; a longer one would be copied with every key that is pressed. */
+const LONGEST_DRAFT = 100_000;
 
 // Read once, before anything renders.
 const firstKey = storedKey();
@@ -21,7 +23,7 @@ export function App() {
   // Lives here, so that a key that stops working does not take what was written with it.
   const [draft, setDraft] = useState(() => stored(DRAFT) ?? "");
 
-  useEffect(() => store(DRAFT, draft), [draft]);
+  useEffect(() => store(DRAFT, draft.length > LONGEST_DRAFT ? undefined : draft), [draft]);
   useEffect(() => storeKey(key), [key]);
 
   // An answer comes soon.

@@ -49,7 +49,6 @@ export function Composer({ input, draft, streaming, ready, onDraft, onSend, onSt
         aria-label="Your message"
         placeholder="Write a message"
         rows={1}
-        dir="auto"
         value={draft}
         onChange={(event) => onDraft(event.target.value)}
         onKeyDown={sendOnEnter}
