@@ -23,6 +23,7 @@ from rich.markup import escape
 
 from millstream.database import DatabaseAway
 from millstream.errors import ConfigurationError
+from millstream.providers.known import KNOWN
 from millstream.server.app import Millstream, create_app
 from millstream.server.process import collector
 from millstream.server.process.acceptor import Acceptor
@@ -156,7 +157,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise ConfigurationError(
-                f"port {port} is in use; choose another with --port, or --port 0 for a free one"
+                f"port {port} is in use; MILLSTREAM_PORT or --port takes another one, or 0 for a free one"
             ) from error
         raise ConfigurationError(f"cannot listen on {host} port {port}: {error.strerror}") from error
     return listener
@@ -306,7 +307,14 @@ class _Server(uvicorn.Server):
             console.print(f"  models  {provider}: {escape(names)}{_DEMOS.get(provider, '')}")
         if service.default_model is not None:
             console.print(f"  default {escape(service.default_model)}")
-        unready = ", ".join(f"{name} ({why})" for name, why in service.unready.items())
+        unset = {name for name, why in service.unready.items() if why.endswith("is not set")}
+        unready = ", ".join(f"{name} ({why})" for name, why in service.unready.items() if name not in unset)
         if unready:
-            console.print(f"  [dim]unready {escape(unready)}[/dim]")
+            console.print(f"  [yellow]unready {escape(unready)}[/yellow]")
+        if unset and by_provider.keys() <= _DEMOS.keys():
+            variables = ", ".join(known.variable for known in KNOWN[:4])
+            console.print(
+                f"  [dim]more    set {variables} … for their models: docs/reference/providers.md[/dim]"
+            )
+        console.print("  stop    Ctrl-C")
         console.file.flush()
