@@ -305,11 +305,11 @@ def fault(log: logging.Logger, identity: str, error: BaseException, *, where: st
     return Internal(identity)
 
 
-def printable(text: str) -> str:
+def printable(text: str, *, most: int = _MAX_LOGGED) -> str:
     """What somebody else has chosen, for the log: one line, not long, without a character that a terminal
     obeys or that changes how the rest of the line is read.
     """
-    shown = text[:_MAX_LOGGED] + ("…" if len(text) > _MAX_LOGGED else "")
+    shown = text[:most] + ("…" if len(text) > most else "")
     return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in shown)
 
 

@@ -155,6 +155,11 @@ class Settings(BaseSettings):
         "memory:",
         description="where streams live: `memory:`, or `redis://host:6379/0` for several workers",
     )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least that `serve` writes to its standard error; `info` has a line a stream"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="of what it writes there")
+    access_log: bool = Field(False, description="also a line a request")
     workers: int = Field(1, ge=1, le=256, description="processes that serve; over 1 with a shared log only")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="other origins whose pages may call, separated by commas; `*` for all"

@@ -26,7 +26,7 @@ export interface ToolCallPiece {
 }
 
 /** A file that the model made, such as an image: whole, as a data URL or an address. */
-interface ModelFile {
+export interface ModelFile {
   mediaType: string;
   url: string;
 }

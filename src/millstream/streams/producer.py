@@ -55,6 +55,7 @@ from millstream.ledger.rows import Opening, Settlement, Status
 from millstream.logs import EventLog
 from millstream.messages import ChatRequest
 from millstream.prices import Price
+from millstream.streams import lines
 from millstream.streams.audience import Audience, SendAway
 from millstream.streams.cancel_scope import CancelScope
 from millstream.streams.parts import Assembler
@@ -147,6 +148,7 @@ class Producer:
             await self._ledger.settle(self._settlement)
             self.state = State.SETTLED
             traces.record(self._opening, self._settlement)
+            lines.record(self._opening, self._settlement)
 
     async def checkpoint(self) -> None:
         """Notes in the ledger what would be lost if the worker died now."""

@@ -25,7 +25,7 @@ from millstream.database import DatabaseAway
 from millstream.errors import ConfigurationError
 from millstream.providers.known import KNOWN
 from millstream.server.app import Millstream, create_app
-from millstream.server.process import collector
+from millstream.server.process import collector, logs
 from millstream.server.process.acceptor import Acceptor
 from millstream.server.process.connections import Bounds, Connections
 from millstream.server.process.http import Connection as HttpConnection
@@ -101,6 +101,7 @@ def _work(
 def _run(
     ready: Connection | None, settings: Settings, listener: socket.socket, banner: _Banner | None
 ) -> None:
+    logs.configure(settings.log_level, settings.log_format, access=settings.access_log)
     millstream = Millstream(settings)
     app = create_app(millstream)
     config = uvicorn.Config(
@@ -109,8 +110,8 @@ def _run(
         http="httptools",
         ws="none",
         lifespan="off",  # _Server enters it: uvicorn would log a traceback of what the operator can mend
-        log_level="warning",
-        access_log=False,
+        log_config=None,
+        access_log=settings.access_log,
         server_header=False,
         proxy_headers=False,  # nothing here depends on where a request says it comes from
         date_header=False,
