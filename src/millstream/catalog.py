@@ -36,6 +36,7 @@ class Model(Struct, frozen=True):
     provider: Provider
     upstream_name: str
     encoding: str
+    stream_seconds: float | None = None
 
 
 class ChunkResponse(Struct, frozen=True):
@@ -109,7 +110,8 @@ class LLMService:
             await self._listings.ask_for_a_caller()
         provider_name, upstream_name = self._locate(name)
         entry = self._providers[provider_name]
-        model = Model(name, provider_name, entry.provider, upstream_name, tokens.encoding_for(upstream_name))
+        encoding = tokens.encoding_for(upstream_name)
+        model = Model(name, provider_name, entry.provider, upstream_name, encoding, entry.stream_seconds)
         price = await self._prices.find(name, provider_name, entry.price_id, upstream_name)
         # Names come from callers where a provider takes any; what they can make us remember is bounded.
         if len(self._resolved) < _MAX_RESOLVED:

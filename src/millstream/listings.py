@@ -39,6 +39,7 @@ class ProviderEntry(Struct, frozen=True):
     price_id: str | None = None
     preferred: Sequence[str] = ()  # defaults to choose from, best first
     hidden: Collection[str] = ()  # parts of names that are no chat models
+    stream_seconds: float | None = None  # the longest time of an answer, where that is less than usual
 
 
 class Listing:

@@ -102,6 +102,9 @@ class ProviderSettings(_Section):
     first_byte_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_FIRST_BYTE_SECONDS`")
     first_content_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_FIRST_CONTENT_SECONDS`")
     idle_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_IDLE_SECONDS`")
+    stream_seconds: Seconds | None = Field(
+        None, description="longest time of an answer, if that is less than `MILLSTREAM_STREAM_SECONDS`"
+    )
     quirks: QuirkSettings | None = Field(None, description="what it does differently, see below")
 
     @model_validator(mode="after")

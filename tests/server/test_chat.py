@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -17,7 +18,9 @@ from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
 from millstream.messages import ChatRequest
 from millstream.providers import Finish, Produced, Provider, ToolCallPiece
 from millstream.providers.scripted import Script, ScriptedProvider, Step
+from millstream.server.app import Millstream, create_app
 from millstream.server.streaming import event_stream as streaming
+from millstream.settings import ProviderSettings, Settings
 from millstream.streams.tally import Tally
 from millstream.tokens import Tokenizer
 from millstream.usage import Usage
@@ -260,6 +263,18 @@ async def test_a_provider_that_never_stops_is_stopped_by_the_total_clock(run: Ru
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             await call.finished()
             assert call.frames[-1]["error"]["code"] == "upstream_timeout"
+
+
+async def test_a_provider_may_have_a_shorter_total_clock_of_its_own(tmp_path: Path) -> None:
+    slow = ProviderSettings(type="scripted", stream_seconds=0.05)
+    millstream = Millstream(Settings(data_dir=tmp_path, providers={"slow": slow}))
+    app = create_app(millstream)
+    async with millstream.lifespan(app):
+        _, key = await millstream.keys.create("n", ["chat"])
+        body = BODY | {"model": "slow/scripted/9x60000"}
+        async with post(app, "/v1/chat/stream", body, key) as call:
+            await call.finished()
+            assert call.frames[-1]["error"]["message"] == "the answer took over 0.05 s"
 
 
 async def test_a_broken_provider_is_an_internal_error_without_its_text(

@@ -65,12 +65,12 @@ def _demo_is_wanted(settings: Settings) -> None:
 
 
 def _scripted(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
-    return ProviderEntry(ScriptedProvider(), models=config.models)
+    return ProviderEntry(ScriptedProvider(), models=config.models, stream_seconds=config.stream_seconds)
 
 
 def _local(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
     path = Path(config.path) if config.path else weights()
-    return ProviderEntry(LocalProvider(path))
+    return ProviderEntry(LocalProvider(path), stream_seconds=config.stream_seconds)
 
 
 def _openai(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
@@ -95,6 +95,7 @@ def _openai(name: str, settings: Settings, config: ProviderSettings) -> Provider
         price_id=config.price_id,
         preferred=config.preferred,
         hidden=config.hidden,
+        stream_seconds=config.stream_seconds,
     )
 
 

@@ -103,7 +103,7 @@ class Producer:
         self._model = model
         self._log = event_log
         self._ledger = ledger
-        self._limit_seconds = limit_seconds
+        self._limit_seconds = min(limit_seconds, model.stream_seconds or limit_seconds)
         self._assembler = Assembler()
         self._tally = Tally(info.stream_id, self._assembler, request.messages, model.encoding, price)
         self._scope = CancelScope()
