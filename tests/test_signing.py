@@ -289,6 +289,7 @@ def test_the_command_line_does_not_replace_a_secret_that_does_not_sign(
 ) -> None:
     secret = secrets.token_hex(32)
     monkeypatch.setenv("MILLSTREAM_SIGNING_SECRET", secret)
+    assert CliRunner().invoke(app, ["keys", "create", "--name", "n"]).exit_code == 0
     done = CliRunner().invoke(app, ["secret", "rotate"])
     assert isinstance(done.exception, ConfigurationError)
     assert "MILLSTREAM_SIGNING_SECRET" in str(done.exception)
