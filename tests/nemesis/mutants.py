@@ -409,12 +409,13 @@ def pass_on_the_providers_words() -> None:
     from millstream.errors import UpstreamError
     from millstream.providers import openai, upstream
 
-    def loud(name: str, status: int, detail: Any, *_: Any) -> Any:
+    def loud(name: str, detail: object, **_: object) -> UpstreamError:
         return UpstreamError(f"provider '{name}' said {detail}")
 
     modules: tuple[Any, ...] = (openai, upstream)
     for module in modules:
-        module.refusal = loud
+        assert module.failure
+        module.failure = loud
 
 
 @mutant("I10", streams=120)
