@@ -228,7 +228,11 @@ async def test_the_streams_of_a_dead_and_of_a_sleeping_worker_are_ended_by_anoth
             await asyncio.gather(*(request.gone.wait() for request in it.asked()))
         assert streams[1].end is not None
         assert streams[1].end["error"]["code"] == "interrupted"
-        assert await it.rows() == rows
+        # The ends stand; the sleeper may have corrected its checkpoint's numbers with its own by now.
+        for stream_id, row in (await it.rows()).items():
+            ends = ("status", "error_code", "ended_at")
+            assert [row[name] for name in ends] == [rows[stream_id][name] for name in ends]
+            assert row["completion_tokens"] >= rows[stream_id]["completion_tokens"]
         # And it serves again.
         again = it.stream(asleep)
         provider.words = WORDS
