@@ -84,3 +84,17 @@ def test_a_provider_is_all_that_is_required(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("MILLSTREAM_REQUIRE_PROVIDER", "true")
     monkeypatch.setenv("MILLSTREAM_PROVIDERS", json.dumps({"p": {"type": "scripted"}}))
     assert llm_service(Settings(), {}).unready is not None
+
+
+async def test_the_file_of_the_guide_says_what_it_says(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "guides" / "providers.md").read_text(encoding="utf-8")
+    (tmp_path / "millstream.toml").write_text(guide.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    settings = Settings.load()
+    assert list(settings.providers) == ["ollama", "cluster"]
+    service = llm_service(settings, {})
+    model, price = await service.resolve("cluster/deepseek-r1")
+    assert (model.provider_name, model.stream_seconds) == ("cluster", 600)
+    assert price is not None
+    assert settings.providers["cluster"].quirks is not None
+    assert settings.providers["cluster"].quirks.quirks().ends == {"wound_up": "stop", "gave_up": "failed"}
+    await service.close()
