@@ -67,6 +67,7 @@ def serve(settings: Settings, *, show_key: bool = False, temporary_key: bool = F
         if settings.workers == 1:
             _work(None, settings, listener, _Banner(show_key, temporary_key))
         else:
+            logs.configure(settings.log_level, settings.log_format, access=settings.access_log)
             work = partial(_work, settings=settings, listener=listener)
             first = partial(work, banner=_Banner(show_key))
             Supervisor(work, first, settings.workers, listener.close).run()
