@@ -315,8 +315,6 @@ class _Server(uvicorn.Server):
             console.print(f"  [yellow]unready {escape(unready)}[/yellow]")
         if unset and by_provider.keys() <= _DEMOS.keys():
             variables = ", ".join(known.variable for known in KNOWN[:4])
-            console.print(
-                f"  [dim]more    set {variables} … for their models: docs/reference/providers.md[/dim]"
-            )
+            console.print(f"  [dim]more    set {variables} … for the models of providers[/dim]")
         console.print("  stop    Ctrl-C")
         console.file.flush()
