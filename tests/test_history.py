@@ -55,6 +55,10 @@ RETURNED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"content": [{"type": "text", "text": "Hm."}, {"type": "refusal", "refusal": "No."}]},
         {"content": [{"type": "text", "text": "Hm."}, {"type": "text", "text": "No."}]},
     ),
+    "parts as the Responses API has them": (
+        {"content": [{"type": "text", "text": "Hm.", "annotations": [{"a": 1}], "logprobs": []}]},
+        {"content": [{"type": "text", "text": "Hm."}]},
+    ),
     "nulls": (
         {
             "content": "",

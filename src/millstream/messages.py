@@ -69,6 +69,8 @@ def _few(value: object) -> object:
 class TextPart(_Strict):
     type: Literal["text"]
     text: str
+    annotations: LeftOut = None
+    logprobs: LeftOut = None
 
 
 class ImageUrl(_Strict):
