@@ -9,7 +9,7 @@ from millstream.events import (
     ToolCallEnd,
     ToolCallStart,
 )
-from millstream.providers import Finish, ToolCallPiece
+from millstream.providers import Finish, ToolCallPiece, UsageReport
 from millstream.streams.parts import Assembler
 from millstream.usage import Usage
 
@@ -55,3 +55,14 @@ def test_counts_and_the_finish_are_kept_and_are_no_events() -> None:
     parts, usage = Assembler(), Usage(1, 2, "provider_partial")
     assert parts.feed([usage, Finish("stop", None)]) == []
     assert (parts.usage, parts.finish) == (usage, Finish("stop", None))
+
+
+def test_what_a_provider_of_somebodys_own_reports_cannot_keep_a_stream_from_its_settlement() -> None:
+    assembler = Assembler()
+    usage = Usage(1, 1, "provider_partial")
+    assembler.feed([UsageReport(usage, {"x": object()}), Finish("stop", usage, "a\0" + "é" * 100)])
+    reported = assembler.reported
+    assert reported.usage is None
+    assert reported.finish_reason is not None
+    assert reported.finish_reason.isprintable()
+    assert len(reported.finish_reason) <= 64

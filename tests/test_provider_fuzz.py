@@ -1,5 +1,6 @@
 """Provider streams of every wrong shape: whatever comes, an answer is right, or it has failed with what came before."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from millstream.dialects.native import NATIVE
 from millstream.errors import ProviderError
-from millstream.events import TextDelta
+from millstream.events import Batch, Event, Position, StreamInfo, TextDelta, from_json, to_json
+from millstream.logs.memory import MemoryLog
 from millstream.providers import Finish, Produced, ToolCallPiece
 from millstream.providers.endings import ERRORS, FAILED_FINISHES, FINISH_REASONS
 from millstream.providers.known import Quirks
 from millstream.providers.openai import Reading
 from millstream.sse import Decoder
+from millstream.streams.parts import Assembler
 
+INFO = StreamInfo("str_1", "key_1", "m", 0)
 RECORDINGS = Path(__file__).parent / "recordings"
 WORDS = " ".join([*FINISH_REASONS.values(), *FAILED_FINISHES.values(), *ERRORS.values()]).split()
 
@@ -61,7 +66,7 @@ anything = st.one_of(
     st.booleans(),
     st.integers(-(2**70), 2**70),
     st.floats(),
-    st.sampled_from([*WORDS, "", "0", "12", "null"]),
+    st.sampled_from([*WORDS, "", "0", "12", "null", "st\0op", "\ud800"]),
     st.lists(st.none() | st.integers() | st.text(max_size=3), max_size=2),
     st.dictionaries(
         st.sampled_from(["text", "index", "code", "error", "id"]), st.text(max_size=3), max_size=2
@@ -146,10 +151,29 @@ def unnamed(item: Produced) -> Produced:
     )
 
 
+async def keep(log: MemoryLog, events: Sequence[Event]) -> None:
+    await log.create(INFO)
+    await log.append(INFO.stream_id, events)
+
+
+def use(produced: Sequence[Produced]) -> None:
+    """Makes of it what a stream does: events, frames, what Redis keeps and what the ledger keeps."""
+    assembler = Assembler()
+    events = [*assembler.feed(produced), *assembler.close()]
+    assert len(from_json(to_json(events))) == len(events)
+    NATIVE.encode(INFO, Batch(Position(1, 1), events))
+    asyncio.run(keep(MemoryLog(), events))
+    reported = assembler.reported
+    kept = (reported.finish_reason or "") + (reported.usage or "")
+    assert "\0" not in kept  # which PostgreSQL takes in no text
+    kept.encode()
+
+
 def check(stream: tuple[list[bytes], int | None]) -> None:
     events, failed = stream
     produced, fault, taken = read(events)
     together, fault_together, _ = read([b"".join(events)])
+    use(produced)
     # What comes of a stream does not depend on how it arrives. (Not ==: NaN may be among it.)
     assert repr((produced, fault)) == repr((together, fault_together))
     # A stream that said that it failed has failed.

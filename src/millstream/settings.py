@@ -282,7 +282,7 @@ class _ProviderVariables(PydanticBaseSettingsSource):
     """
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError
+        return None, field_name, False  # there is none of a single field: __call__ has them all
 
     def __call__(self) -> dict[str, Any]:
         found, unready = _from_environment(os.environ)

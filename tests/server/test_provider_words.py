@@ -11,12 +11,13 @@ import pytest
 from application import Run
 from asgi import get, post
 from oracle import Request, oracle
+from services import postgres_server
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 
 
 async def ask(
-    run: Run, events: bytes, price: dict[str, str] | None = None
+    run: Run, events: bytes, price: dict[str, str] | None = None, **settings: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The frames that come of the provider's ``events``, sent in one write, and the receipt."""
 
@@ -27,7 +28,8 @@ async def ask(
         await request.chunk(events)
         return await request.end()
 
-    settings: dict[str, Any] = {"prices": {"m": price}} if price else {}
+    if price:
+        settings["prices"] = {"m": price}
     async with oracle(handler) as server, run(openai=server, **settings) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as exchange:
             await exchange.finished()
@@ -88,6 +90,17 @@ async def test_the_receipt_keeps_the_providers_own_words(run: Run, caplog: pytes
     assert [record.message for record in caplog.records if "wound_up" in record.message] == [
         "provider oracle ends answers with 'wound_up', which nobody here knows: taken as 'stop'"
     ]
+
+
+async def test_words_that_no_database_takes_cost_no_settlement(run: Run) -> None:
+    usage = b'data: {"usage":{"prompt_tokens":11,"completion_tokens":7,"x":NaN,"y":%d}}\n\n' % (2**70)
+    with postgres_server() as postgres:
+        events = say("a", "st\0op") + usage + DONE
+        frames, receipt = await ask(run, events, database_url=postgres.url)
+    assert frames[-1]["finish_reason"] == "stop"
+    assert (receipt["status"], receipt["completion_tokens"]) == ("completed", 7)
+    assert receipt["provider_finish_reason"] == "st\\x00op"
+    assert receipt["provider_usage"]["completion_tokens"] == 7
 
 
 async def test_a_usage_object_without_end_is_not_kept(run: Run) -> None:

@@ -116,7 +116,7 @@ class Upstream:
                 clock = Silence(self._clocks, due, response.close)
                 answer = _Body(self._name)
                 contents = 0
-                async for chunk in _reads(response):
+                while chunk := await _readany(response.content):
                     if not answer.received:
                         clock.first_byte()
                     elif self._pings:
@@ -312,16 +312,14 @@ class _Body:
             self._decoder = Decoder(max_event_bytes=_MAX_EVENT_BYTES)
 
 
-async def _reads(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
-    """What each read of the socket gave, also of the last one before a fault."""
-    content = response.content
+async def _readany(content: aiohttp.StreamReader) -> bytes:
+    """What the next read gave, also of the last one before a fault, which the next call raises."""
     try:
-        while chunk := await content.readany():
-            yield chunk
+        return await content.readany()
     except (aiohttp.ClientError, OSError):
         # The stream raises its fault before it gives what it still has.
         if rest := content._read_nowait(-1):  # noqa: SLF001
-            yield rest
+            return rest
         raise
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from millstream.answer import PROSE, OpenCall, OpenParts
-from millstream.errors import UpstreamError
+from millstream.errors import UpstreamError, printable
 from millstream.events import (
     Event,
     File,
@@ -75,11 +75,15 @@ class Assembler:
     @property
     def reported(self) -> Reported:
         """What the provider said, in its own words, as far as it can be kept."""
-        word = self.finish.word[:_MAX_WORD] if self.finish is not None else ""
+        # Printable: PostgreSQL takes no NUL in a text, and would refuse the settlement.
+        word = printable(self.finish.word, most=_MAX_WORD // 2)[:_MAX_WORD] if self.finish is not None else ""
         if self.report is None:
             return Reported(word or None)
-        raw = msgspec.json.encode(self.report.raw).decode()
-        return Reported(word or None, raw if len(raw) <= _MAX_RAW else None, self.report.cost)
+        try:
+            raw = msgspec.json.encode(self.report.raw).decode()
+        except (TypeError, ValueError, OverflowError, RecursionError):  # of a provider of somebody's own
+            raw = ""
+        return Reported(word or None, raw if 0 < len(raw) <= _MAX_RAW else None, self.report.cost)
 
     def close(self) -> list[PartEvent]:
         """The ends of all parts that are open, as the last events before the terminal one."""

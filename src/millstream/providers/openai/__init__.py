@@ -202,7 +202,8 @@ class Reading:
                     self._count(choice.usage, produced)
         # Before the end is looked at: an answer that failed has used tokens too.
         if chunk.usage is not None or chunk.timings is not None or chunk.x_groq is not None:
-            self._count(chunk.usage or chunk.timings or _at_groq(chunk), produced)
+            for raw in (chunk.timings, _at_groq(chunk), chunk.usage):  # the last counts
+                self._count(raw, produced)
         if failed is not None:
             raise failure(self._name, failed)
         if word and (reason := finish_reason(self._name, word, self._quirks.ends)):

@@ -81,15 +81,22 @@ def read(data: bytes) -> tuple[Chunk, object]:
 
 
 def _plain(data: bytes) -> object:
-    """What Python's reader makes of it, which takes NaN and half characters. Those become U+FFFD."""
+    """What Python's reader makes of it, which takes NaN and half characters. Those become U+FFFD, and whole
+    numbers of over 64 bits floats, as msgspec has them: it could not write them again.
+    """
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_int=_whole_number)
         if rb"\ud" in data.lower():
             whole = json.dumps(value, ensure_ascii=False)
-            value = json.loads(whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+            mended = whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            value = json.loads(mended, parse_int=_whole_number)
     except (ValueError, RecursionError) as error:
         raise Unreadable("no JSON") from error
     return value
+
+
+def _whole_number(digits: str) -> int | float:
+    return int(digits) if len(digits) < 19 else float(digits)
 
 
 def _chunk(value: object) -> Chunk:
