@@ -81,7 +81,7 @@ async def main() -> None:
         with redis_server(folder / "redis.sock"):
             async with oracle(provider) as upstream, aiohttp.ClientSession() as session:
                 environment = {
-                    "MILLSTREAM_LOG_URL": f"unix://{folder / 'redis.sock'}",
+                    "MILLSTREAM_JOURNAL_URL": f"unix://{folder / 'redis.sock'}",
                     "OPENAI_BASE_URL": upstream.base_url,
                     "OPENAI_API_KEY": "x",
                 }

@@ -45,7 +45,7 @@ def main() -> None:
         f"{processor}, shared with the load and the provider; Python {platform.python_version()}, "
         f"{versions}. One worker process each. Load of the machine at the ends: {min(loads):.1f} to "
         f"{max(loads):.1f}.\n\n`millstream` runs on its defaults: with a key checked, a durable ledger row, "
-        "the log and its positions. `lean-asgi` relays bytes and does nothing else: the floor of this "
+        "the journal and its positions. `lean-asgi` relays bytes and does nothing else: the floor of this "
         "server in Python. `tutorial` is the widely copied endpoint. `direct` is the load straight at the "
         f"provider: the floor of the harness itself.\n\n{table}{heading}{kept}"
     )

@@ -61,12 +61,12 @@ TARGETS: dict[str, Target] = {
     "tutorial": naive("/v1/chat/stream"),
     # With its key check, durable ledger row, log and positions; on its defaults.
     "millstream": MILLSTREAM,
-    # The same with a Redis for its log, to be started first: redis-server --port 6399 --save ""
+    # The same with a Redis for its journal, to be started first: redis-server --port 6399 --save ""
     "millstream-redis": {
         **MILLSTREAM,
-        "env": {**MILLSTREAM["env"], "MILLSTREAM_LOG_URL": "redis://127.0.0.1:6399/0"},
+        "env": {**MILLSTREAM["env"], "MILLSTREAM_JOURNAL_URL": "redis://127.0.0.1:6399/0"},
     },
-    # What Python costs with nothing but the relay: key check, parsed request, usage read; no log, no
+    # What Python costs with nothing but the relay: key check, parsed request, usage read; no journal, no
     # ledger.
     "lean-asgi": {**OPENAI, "cmd": UVICORN + "--lifespan off lean:app", "env": {"UPSTREAM": "@UP@"}},
     "lean-protocol": {**OPENAI, "cmd": "@PYTHON@ @HERE@/lean.py @PORT@", "env": {"UPSTREAM": "@UP@"}},

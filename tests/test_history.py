@@ -200,7 +200,7 @@ def test_numbers_have_to_be_finite_wherever_they_are() -> None:
 
 
 def test_what_an_answer_hands_out_is_what_its_history_takes() -> None:
-    """Gemini's signature of a thought, from the log to the client and back."""
+    """Gemini's signature of a thought, from the journal to the client and back."""
     events: list[Event] = [
         ToolCallStart(0, "call_1", "look", SIGNED),
         ToolCallStart(1, "call_2", "hear"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from millstream.dialects.native import NATIVE
 from millstream.errors import ProviderError
 from millstream.events import Batch, Event, Position, StreamInfo, TextDelta, from_json, to_json
-from millstream.logs.memory import MemoryLog
+from millstream.journals.memory import MemoryJournal
 from millstream.providers import Finish, Produced, ToolCallPiece
 from millstream.providers.endings import ERRORS, FAILED_FINISHES, FINISH_REASONS
 from millstream.providers.known import Quirks
@@ -151,9 +151,9 @@ def unnamed(item: Produced) -> Produced:
     )
 
 
-async def keep(log: MemoryLog, events: Sequence[Event]) -> None:
-    await log.create(INFO)
-    await log.append(INFO.stream_id, events)
+async def keep(journal: MemoryJournal, events: Sequence[Event]) -> None:
+    await journal.create(INFO)
+    await journal.append(INFO.stream_id, events)
 
 
 def use(produced: Sequence[Produced]) -> None:
@@ -162,7 +162,7 @@ def use(produced: Sequence[Produced]) -> None:
     events = [*assembler.feed(produced), *assembler.close()]
     assert len(from_json(to_json(events))) == len(events)
     NATIVE.encode(INFO, Batch(Position(1, 1), events))
-    asyncio.run(keep(MemoryLog(), events))
+    asyncio.run(keep(MemoryJournal(), events))
     reported = assembler.reported
     kept = (reported.finish_reason or "") + (reported.usage or "")
     assert "\0" not in kept  # which PostgreSQL takes in no text

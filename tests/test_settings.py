@@ -3,9 +3,11 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from millstream import Millstream
 from millstream.errors import ConfigurationError
 from millstream.runtime.providers import llm_service
 from millstream.settings import ProviderSettings, Settings
@@ -98,3 +100,31 @@ async def test_the_file_of_the_guide_says_what_it_says(tmp_path: Path) -> None:
     assert settings.providers["cluster"].quirks is not None
     assert settings.providers["cluster"].quirks.quirks().ends == {"wound_up": "stop", "gave_up": "failed"}
     await service.close()
+
+
+@pytest.mark.parametrize("where", ["the environment", "the file", "the call"])
+async def test_a_setting_that_was_renamed_works_under_its_old_name_and_says_so(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {}
+    if where == "the environment":
+        monkeypatch.setenv("MILLSTREAM_LOG_MAX_BYTES", "2000000")
+    elif where == "the file":
+        (tmp_path / "millstream.toml").write_text("log_max_bytes = 2000000")
+    else:
+        given = {"log_max_bytes": 2_000_000}
+    settings = Settings.load(**given)
+    assert settings.journal_max_bytes == 2_000_000
+    async with Millstream(settings):
+        pass
+    told = [record.message for record in caplog.records if "MILLSTREAM_LOG_MAX_BYTES" in record.message]
+    assert told == [
+        "MILLSTREAM_LOG_MAX_BYTES is now MILLSTREAM_JOURNAL_MAX_BYTES; the old name works until version 0.3"
+    ]
+
+
+def test_a_settings_own_name_wins_over_its_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLSTREAM_LOG_URL", "redis://old")
+    monkeypatch.setenv("MILLSTREAM_JOURNAL_URL", "redis://new")
+    assert Settings().journal_url == "redis://new"

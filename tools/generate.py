@@ -169,7 +169,7 @@ ROOMS = (
     ("models and their metering", ("catalog", "listings", "meter", "traces")),
     ("providers", ("providers",)),
     ("wire formats", ("dialects", "messages", "bodies")),
-    ("logs", ("logs",)),
+    ("journals", ("journals",)),
     ("the ledger", ("ledger", "prices", "tokens")),
     ("who is asking", ("auth", "signing", "tickets")),
     ("the database", ("database", "driver_words", "private_files")),
@@ -225,7 +225,7 @@ PUBLIC = {
     "millstream.client": ("AsyncClient", "Frame", "Failure", "ToolCallPiece", "Unreachable"),
     "millstream.providers": ("Provider", "Finish", "ToolCallPiece", "UsageReport"),
     "millstream.testing": ("answering", "create_key"),
-    "millstream.logs": ("EventLog",),
+    "millstream.journals": ("Journal",),
     "millstream.dialects": ("Dialect",),
     "millstream.usage": ("Usage", "Bill"),
 }  # fmt: skip

@@ -142,7 +142,7 @@ class LLMService:
         model: str | None = None,
         **options: object,
     ) -> AsyncGenerator[ChunkResponse]:
-        """The answer's text in pieces, straight from the provider: no log, no ledger row.
+        """The answer's text in pieces, straight from the provider: no journal, no ledger row.
 
         ``options`` are the other fields of ``ChatRequest``. Raises ``ModelNotFound``, ``ProviderError`` and
         pydantic's ``ValidationError``. Close the generator to stop the provider

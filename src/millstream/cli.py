@@ -90,7 +90,7 @@ def serve(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes; over 1 needs a shared log.  \\[env: MILLSTREAM_WORKERS] \\[default: 1]",
+            help="Processes; over 1 needs a shared journal.  \\[env: MILLSTREAM_WORKERS] \\[default: 1]",
             min=1,
         ),
     ] = None,

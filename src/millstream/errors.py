@@ -25,7 +25,7 @@
     ├── ReportedError             what a stream, a framework or a server has said; any code
     ├── Internal                  internal                500
     ├── Interrupted               interrupted             503
-    └── LogError                  a stream's log; ends an append or a read
+    └── JournalError                  a stream's log; ends an append or a read
         ├── StreamClosed          the stream has its terminal event
         ├── StreamFull            the stream reached its size limit
         └── StreamGone            stream_gone             410
@@ -252,19 +252,19 @@ class OutOfDescriptors(ProviderError):
         super().__init__("this server has no connections left; try again", retry_after_seconds=1)
 
 
-class LogError(MillstreamError):
+class JournalError(MillstreamError):
     """Base of what a stream's log refuses."""
 
 
-class StreamClosed(LogError):
+class StreamClosed(JournalError):
     """The stream already has its terminal event; nothing can follow it."""
 
 
-class StreamFull(LogError):
-    """The stream reached the log's size limit for one stream."""
+class StreamFull(JournalError):
+    """The stream reached the journal's size limit for one stream."""
 
 
-class StreamGone(LogError):
+class StreamGone(JournalError):
     """The stream was never here, or its events are no longer kept."""
 
     code = "stream_gone"

@@ -124,6 +124,8 @@ class PriceSettings(_Section):
     cached_input: Annotated[Decimal, Field(ge=0)] | None = None
 
 
+_PREFIX = "MILLSTREAM_"
+_RENAMED = {"log_url": "journal_url", "log_max_bytes": "journal_max_bytes"}  # since 0.1; gone with 0.3
 _SIGNING_SECRET_BYTES = 32  # RFC 7518 §3.2: as many as the hash has
 
 
@@ -134,7 +136,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="MILLSTREAM_",
+        env_prefix=_PREFIX,
         env_nested_delimiter="__",
         toml_file=TOML_FILE,
         extra="forbid",
@@ -154,7 +156,7 @@ class Settings(BaseSettings):
         description="signs browser tokens and tickets instead of the secret in the database; at least 32 "
         "bytes. Several are separated by commas: the first signs, all are believed",
     )
-    log_url: str = Field(
+    journal_url: str = Field(
         "memory:",
         description="where streams live: `memory:`, or `redis://host:6379/0` for several workers",
     )
@@ -163,7 +165,9 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field("text", description="of what it writes there")
     access_log: bool = Field(False, description="also a line a request")
-    workers: int = Field(1, ge=1, le=256, description="processes that serve; over 1 with a shared log only")
+    workers: int = Field(
+        1, ge=1, le=256, description="processes that serve; over 1 with a shared journal only"
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="other origins whose pages may call, separated by commas; `*` for all"
     )
@@ -195,13 +199,28 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(10, ge=0, le=3600, description="what running streams get at shutdown")
     resume_window_seconds: Seconds = Field(300, description="how long a finished stream is kept")
-    log_max_bytes: int = Field(
+    journal_max_bytes: int = Field(
         512 << 20, ge=1 << 20, description="most memory that finished streams are kept in"
     )
     providers: dict[str, ProviderSettings] = Field({}, description="more providers, by name")
     prices: dict[str, PriceSettings] = Field({}, description="prices, by model")
     unready_providers: dict[str, str] = Field({}, exclude=True, repr=False)
     unused_proxy: str | None = Field(None, exclude=True, repr=False)  # the variable that names one
+    old_names: dict[str, str] = Field({}, exclude=True, repr=False)  # that were used -> what they are now
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_old_names(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Those of the last version, which are told at the start. A setting's own name wins."""
+        used: dict[str, str] = {}
+        for old, new in _RENAMED.items():
+            variable = f"{_PREFIX}{old.upper()}"
+            values = [given.pop(old, None), os.environ.get(variable)]
+            value = next((value for value in values if value is not None), None)
+            if value is not None:
+                given.setdefault(new, value)
+                used[variable] = f"{_PREFIX}{new.upper()}"
+        return given | {"old_names": used}
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -239,9 +258,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _knows_every_variable(self) -> "Settings":
-        known = {f"MILLSTREAM_{name.upper()}" for name in type(self).model_fields} | _OF_CHAT
+        names = [*type(self).model_fields, *_RENAMED]
+        known = {f"{_PREFIX}{name.upper()}" for name in names} | _OF_CHAT
         for name in os.environ:
-            ours = name.startswith("MILLSTREAM_") and not _KUBERNETES.fullmatch(name)
+            ours = name.startswith(_PREFIX) and not _KUBERNETES.fullmatch(name)
             if ours and name.partition("__")[0] not in known:
                 raise ValueError(f"there is no setting {name}; see docs/reference/settings.md")
         return self

@@ -11,11 +11,11 @@ import sqlalchemy as sa
 from millstream.auth import Keys
 from millstream.database import Database, streams
 from millstream.events import StreamInfo, StreamStart, TextDelta, TextStart
+from millstream.journals import Journal
+from millstream.journals.memory import MemoryJournal
+from millstream.journals.redis import RedisJournal
 from millstream.ledger import Ledger
 from millstream.ledger.rows import Opening
-from millstream.logs import EventLog
-from millstream.logs.memory import MemoryLog
-from millstream.logs.redis import RedisLog
 from millstream.streams.upkeep import Upkeep
 
 
@@ -28,7 +28,7 @@ async def end_orphans(folder: Path, count: int, redis_url: str | None) -> float:
         dead = Ledger(db)
         await dead.__aenter__()  # and never leaves
         if redis_url is not None:
-            made_by = await RedisLog(redis_url).__aenter__()
+            made_by = await RedisJournal(redis_url).__aenter__()
             for i in range(count):
                 await made_by.create(StreamInfo(f"s{i}", "k", "m", 1.0))
                 await made_by.append(f"s{i}", [StreamStart(f"s{i}", "m"), TextStart(), TextDelta("Hel")])
@@ -39,11 +39,11 @@ async def end_orphans(folder: Path, count: int, redis_url: str | None) -> float:
             )
         dead.crash()
         await dead.leases.leave()  # its lease is over
-        log: EventLog = MemoryLog() if redis_url is None else RedisLog(redis_url)
-        await stack.enter_async_context(log)
+        journal: Journal = MemoryJournal() if redis_url is None else RedisJournal(redis_url)
+        await stack.enter_async_context(journal)
         ledger = await stack.enter_async_context(Ledger(db))
         began = time.monotonic()
-        await stack.enter_async_context(Upkeep(log, ledger, Keys(db), {}, list))
+        await stack.enter_async_context(Upkeep(journal, ledger, Keys(db), {}, list))
         running = sa.select(sa.func.count()).where(streams.c.status == "running")
         while await db.read(lambda connection: connection.scalar(running)):
             await asyncio.sleep(0.01)
@@ -53,23 +53,23 @@ async def end_orphans(folder: Path, count: int, redis_url: str | None) -> float:
         return seconds
 
 
-@pytest.mark.parametrize("log", ["memory", "redis"])
+@pytest.mark.parametrize("journal", ["memory", "redis"])
 async def test_many_orphans_are_ended_in_one_round(
-    tmp_path: Path, log: str, request: pytest.FixtureRequest
+    tmp_path: Path, journal: str, request: pytest.FixtureRequest
 ) -> None:
-    url = request.getfixturevalue("redis_url") if log == "redis" else None
+    url = request.getfixturevalue("redis_url") if journal == "redis" else None
     async with asyncio.timeout(60):
         await end_orphans(tmp_path, 1500, url)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("log", ["memory", "redis"])
+@pytest.mark.parametrize("journal", ["memory", "redis"])
 async def test_ten_thousand_orphans_are_ended_within_15_seconds(
-    tmp_path: Path, log: str, request: pytest.FixtureRequest
+    tmp_path: Path, journal: str, request: pytest.FixtureRequest
 ) -> None:
     """Their worker's lease takes the other 15 of 30."""
-    url = request.getfixturevalue("redis_url") if log == "redis" else None
+    url = request.getfixturevalue("redis_url") if journal == "redis" else None
     seconds = await end_orphans(tmp_path, 10_000, url)
     print(f"{seconds:.1f} s")
     assert seconds < 15

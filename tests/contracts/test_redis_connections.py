@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 
 from millstream.errors import Overloaded
 from millstream.events import Position, StreamInfo, StreamStart
-from millstream.logs.redis import RedisLog
-from millstream.logs.redis.connection import MAX_CONNECTIONS, Timeouts
+from millstream.journals.redis import RedisJournal
+from millstream.journals.redis.connection import MAX_CONNECTIONS, Timeouts
 from services import redis_programs
 
 OWN = 2  # of each worker: what it sends and what it reads goes over a connection of its own
@@ -23,14 +23,14 @@ def url(request: pytest.FixtureRequest, redis_servers: Any) -> str:
     return found
 
 
-async def produce(log: RedisLog) -> None:
-    await log.create(StreamInfo("s", "key", "m", 1.0))
-    await log.append("s", [StreamStart("s", "m")])
-    await log.flush("s")
+async def produce(journal: RedisJournal) -> None:
+    await journal.create(StreamInfo("s", "key", "m", 1.0))
+    await journal.append("s", [StreamStart("s", "m")])
+    await journal.flush("s")
 
 
 async def test_a_rush_of_look_ups_leaves_few_connections_behind(url: str) -> None:
-    async with RedisLog(url) as producer, RedisLog(url) as here, Redis.from_url(url) as redis:
+    async with RedisJournal(url) as producer, RedisJournal(url) as here, Redis.from_url(url) as redis:
         await produce(producer)
         before = len(await redis.client_list())
         async with asyncio.timeout(30):
@@ -41,7 +41,7 @@ async def test_a_rush_of_look_ups_leaves_few_connections_behind(url: str) -> Non
 
 
 async def test_look_ups_that_were_given_up_take_no_place_from_others(url: str) -> None:
-    async with RedisLog(url) as producer, RedisLog(url) as here, Redis.from_url(url) as redis:
+    async with RedisJournal(url) as producer, RedisJournal(url) as here, Redis.from_url(url) as redis:
         await produce(producer)
         for round_ in range(5):
             chance = random.Random(round_)
@@ -54,7 +54,7 @@ async def test_look_ups_that_were_given_up_take_no_place_from_others(url: str) -
         assert len(await redis.client_list()) <= 2 * (MAX_CONNECTIONS + OWN) + 1
 
 
-async def test_who_waits_too_long_for_a_connection_is_told_that_the_log_is_away(tmp_path: Path) -> None:
+async def test_who_waits_too_long_for_a_connection_is_told_that_the_journal_is_away(tmp_path: Path) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -64,7 +64,7 @@ async def test_who_waits_too_long_for_a_connection_is_told_that_the_log_is_away(
     async with (
         asyncio.timeout(20),
         await asyncio.start_unix_server(silent, socket),
-        RedisLog(f"unix://{socket}", timeouts=timeouts) as here,
+        RedisJournal(f"unix://{socket}", timeouts=timeouts) as here,
     ):
         started = asyncio.get_running_loop().time()
         found = await asyncio.gather(*(here.state("s") for _ in range(300)), return_exceptions=True)

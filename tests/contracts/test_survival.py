@@ -25,10 +25,10 @@ from millstream.catalog import LLMService
 from millstream.database import Database
 from millstream.errors import BadPosition, StreamGone
 from millstream.events import TERMINAL_TYPES, Event, Position, StreamEnd, Terminal, TextDelta
+from millstream.journals.memory import MemoryJournal
+from millstream.journals.redis import RedisJournal
 from millstream.ledger import Ledger, leases
 from millstream.listings import ProviderEntry
-from millstream.logs.memory import MemoryLog
-from millstream.logs.redis import RedisLog
 from millstream.messages import ChatRequest
 from millstream.providers import Finish, Produced
 from millstream.streams import upkeep
@@ -38,7 +38,7 @@ from millstream.usage import Usage
 EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # make faults runs more
 KEY = Principal("key_1", frozenset({"chat"}))
 
-Log: TypeAlias = MemoryLog | RedisLog
+Journal: TypeAlias = MemoryJournal | RedisJournal
 Result = TypeVar("Result")
 
 
@@ -65,12 +65,12 @@ class Provider:
 
 
 class Worker:
-    def __init__(self, db: Database, log: Log, provider: Provider) -> None:
-        self.db, self.log = db, log
+    def __init__(self, db: Database, journal: Journal, provider: Provider) -> None:
+        self.db, self.journal = db, journal
         self.ledger = Ledger(db)
         self.streams = Streams(
             LLMService({"p": ProviderEntry(provider, models=("m",))}),
-            log,
+            journal,
             self.ledger,
             Keys(db),
             Limits(lag_seconds=3600),  # a machine that is late is not what this is about
@@ -78,7 +78,7 @@ class Worker:
         self.alive = True
 
     async def start(self, stack: AsyncExitStack) -> None:
-        await stack.enter_async_context(self.log)
+        await stack.enter_async_context(self.journal)
         await self.ledger.__aenter__()
         await self.streams.__aenter__()
 
@@ -86,8 +86,8 @@ class Worker:
         """As SIGKILL would: nothing is said, written or settled any more."""
         self.alive = False
         self.ledger.crash()
-        if not isinstance(self.log, MemoryLog):
-            await self.log.crash()
+        if not isinstance(self.journal, MemoryJournal):
+            await self.journal.crash()
         await self.streams.crash()
 
     async def stop(self) -> None:
@@ -112,7 +112,7 @@ class Client:
             async with asyncio.timeout(seconds):
                 found = await worker.streams.follow(KEY, self.stream_id)
                 with found.source.reading(lambda: None):
-                    async with aclosing(worker.log.read(self.stream_id, self.position)) as batches:
+                    async with aclosing(worker.journal.read(self.stream_id, self.position)) as batches:
                         async for batch in batches:
                             for i, event in enumerate(batch.events):
                                 self.see(Position(batch.first.epoch, batch.first.seq + i), event)
@@ -136,7 +136,7 @@ class Client:
 
 
 class Survival(RuleBasedStateMachine):
-    make_log: ClassVar[Callable[[], Log]]
+    make_journal: ClassVar[Callable[[], Journal]]
     count = 1
     workers: list[Worker]
 
@@ -156,7 +156,9 @@ class Survival(RuleBasedStateMachine):
         self.stack = AsyncExitStack()
 
         async def begin() -> None:
-            self.workers = [Worker(self.db, type(self).make_log(), self.provider) for _ in range(self.count)]
+            self.workers = [
+                Worker(self.db, type(self).make_journal(), self.provider) for _ in range(self.count)
+            ]
             for worker in self.workers:
                 await worker.start(self.stack)
 
@@ -234,7 +236,7 @@ class Survival(RuleBasedStateMachine):
                 self.expired.add(stream_id)
                 for worker in self.workers:
                     if worker.alive:
-                        await worker.log.forget(stream_id)
+                        await worker.journal.forget(stream_id)
 
         self.run(go())
 
@@ -303,19 +305,21 @@ class Survival(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("log", ["memory", "redis"])
-def test_nothing_gets_lost(log: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("journal", ["memory", "redis"])
+def test_nothing_gets_lost(
+    journal: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.4)
     monkeypatch.setattr(upkeep, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(upkeep, "SWEEP_SECONDS", 0.05)
-    make: Callable[[], Log] = MemoryLog
+    make: Callable[[], Journal] = MemoryJournal
     workers = 1
-    if log == "redis":
+    if journal == "redis":
         url = request.getfixturevalue("redis_url")
-        make, workers = lambda: RedisLog(url), 3
+        make, workers = lambda: RedisJournal(url), 3
 
     class Machine(Survival):
-        make_log = staticmethod(make)
+        make_journal = staticmethod(make)
         count = workers
 
     run_state_machine_as_test(

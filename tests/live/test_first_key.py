@@ -36,10 +36,10 @@ def test_where_no_terminal_is_no_key_is_made_and_the_banner_says_how(tmp_path: P
 
 
 def test_several_workers_show_a_key_no_sooner_than_one(tmp_path: Path, redis_url: str) -> None:
-    with started(tmp_path, "--workers", "2", MILLSTREAM_LOG_URL=redis_url, **DEMO) as server:
+    with started(tmp_path, "--workers", "2", MILLSTREAM_JOURNAL_URL=redis_url, **DEMO) as server:
         assert "ms_" not in server.printed
     assert listed(tmp_path) == []
-    with running(tmp_path, "--workers", "2", MILLSTREAM_LOG_URL=redis_url, **DEMO) as server:
+    with running(tmp_path, "--workers", "2", MILLSTREAM_JOURNAL_URL=redis_url, **DEMO) as server:
         assert len(re.findall(r"\bms_live_\w+", server.printed)) == 2  # alone, and in the link
 
 

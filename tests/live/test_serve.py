@@ -85,7 +85,7 @@ async def test_any_compatible_server_works_with_two_variables(serve: Serve) -> N
         (["--port", "{busy}"], {}, "port {busy} is in use"),
         ([], {"MILLSTREAM_PORT": "many"}, "setting port"),
         ([], {"MILLSTREAM_DATABASE_URL": "mysql://x"}, "SQLite or PostgreSQL"),
-        ([], {"MILLSTREAM_LOG_URL": "redis://x"}, "MILLSTREAM_LOG_URL"),
+        ([], {"MILLSTREAM_JOURNAL_URL": "redis://x"}, "MILLSTREAM_JOURNAL_URL"),
         ([], {"MILLSTREAM_PROVIDERS": "{bad"}, "not valid JSON"),
         (
             [],
@@ -250,7 +250,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_comes_back_by_position
     import psutil
 
     providers = '{"scripted": {"type": "scripted"}}'
-    context = serve(MILLSTREAM_PROVIDERS=providers, MILLSTREAM_LOG_MAX_BYTES="200000000")
+    context = serve(MILLSTREAM_PROVIDERS=providers, MILLSTREAM_JOURNAL_MAX_BYTES="200000000")
     server = await asyncio.to_thread(context.__enter__)
     try:
         process = psutil.Process(server.pid)

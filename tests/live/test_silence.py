@@ -24,7 +24,7 @@ async def hold(
     Of the memory they took no more than the share ``remains`` may stay, where it is given.
     """
     environment = {
-        "MILLSTREAM_LOG_URL": redis_url,
+        "MILLSTREAM_JOURNAL_URL": redis_url,
         "MILLSTREAM_PROVIDERS": '{"scripted": {"type": "scripted"}}',
         "MILLSTREAM_MAX_STREAMS": "20000",
         "MILLSTREAM_RESUME_WINDOW_SECONDS": "5",

@@ -58,7 +58,7 @@ def test_a_locked_file_of_sqlite(tmp_path: Path, arguments: list[str]) -> None:
 def test_the_first_of_several_workers_says_it_alone(tmp_path: Path, redis_url: str) -> None:
     assert command(tmp_path, "keys", "create", "--name", "n").returncode == 0
     with locked(tmp_path / "millstream-data" / "millstream.db"):
-        result = command(tmp_path, "serve", "--port", "0", "--workers", "2", MILLSTREAM_LOG_URL=redis_url)
+        result = command(tmp_path, "serve", "--port", "0", "--workers", "2", MILLSTREAM_JOURNAL_URL=redis_url)
     is_one_line(result, "another process has locked it")
 
 

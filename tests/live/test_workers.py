@@ -53,7 +53,7 @@ async def fleet(
         upstream = await stack.enter_async_context(oracle(provider))
         environment |= {"OPENAI_BASE_URL": upstream.base_url, "OPENAI_API_KEY": "sk-test"}
         if redis_url:
-            environment["MILLSTREAM_LOG_URL"] = redis_url
+            environment["MILLSTREAM_JOURNAL_URL"] = redis_url
 
         async def enter(context: AbstractContextManager[Entered]) -> Entered:
             entered = await asyncio.to_thread(context.__enter__)
@@ -126,7 +126,7 @@ async def test_cut_anywhere_and_resumed_elsewhere_the_answer_is_whole(
             return stream
 
         streams = [whole, *await asyncio.gather(*(client(cut) for cut in range(200, size, 20)))]
-        # From the log: every cut of the finished answer.
+        # From the journal: every cut of the finished answer.
 
         async def replay(cut: int) -> Stream:
             stream = it.stream()
@@ -320,7 +320,7 @@ async def test_three_workers_are_replaced_under_two_hundred_running_streams(
 async def test_a_worker_that_dies_is_replaced(serve: Serve, redis_url: str) -> None:
     import psutil
 
-    environment = {"MILLSTREAM_LOG_URL": redis_url, "MILLSTREAM_PROVIDERS": '{"d": {"type": "scripted"}}'}
+    environment = {"MILLSTREAM_JOURNAL_URL": redis_url, "MILLSTREAM_PROVIDERS": '{"d": {"type": "scripted"}}'}
     context = serve("--workers", "2", **environment)
     server = await asyncio.to_thread(context.__enter__)
 
@@ -357,11 +357,11 @@ async def test_a_worker_that_dies_is_replaced(serve: Serve, redis_url: str) -> N
         await asyncio.to_thread(context.__exit__, None, None, None)
 
 
-def test_several_workers_without_a_shared_log_are_refused(tmp_path: Path) -> None:
+def test_several_workers_without_a_shared_journal_are_refused(tmp_path: Path) -> None:
     from live.test_serve import command
 
     refused = command("serve", "--workers", "2", cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
-    assert "MILLSTREAM_LOG_URL" in refused.stderr
+    assert "MILLSTREAM_JOURNAL_URL" in refused.stderr
     assert json.dumps("memory") not in refused.stderr

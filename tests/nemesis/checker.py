@@ -320,11 +320,11 @@ def _i3(case: Case) -> Iterator[Violation]:
 
 
 def _may_be_gone(case: Case, client: Client) -> bool:
-    """Whether the log can have lost the stream since it was started."""
+    """Whether the journal can have lost the stream since it was started."""
     until = client.done_at or case.evidence.calm_at
     if until - client.started_at > WINDOW_SECONDS:
         return True
-    if case.evidence.set_up == "single":  # the log lives in the worker
+    if case.evidence.set_up == "single":  # the journal lives in the worker
         return bool(case.faults(client.started_at, until, "kill", "terminate"))
     return bool(case.faults(client.started_at, until, on="log", after=SLACK_SECONDS))
 
@@ -375,9 +375,9 @@ def _same_end(case: Case, client: Client, row: Row) -> Iterator[Violation]:
     ended_at = next((frame.at for frame in client.frames if frame.end is not None), 0.0)
     if row["status"] == "interrupted" and _was_not_settled(case, ended_at):
         return
-    log_was_away = case.faults(*case.life(row), on="log", after=SLACK_SECONDS)
-    if code == "interrupted" and log_was_away and case.faults(*case.life(row), *_DEADLY):
-        return  # the end was settled, and lost with its worker before the log was back
+    journal_was_away = case.faults(*case.life(row), on="log", after=SLACK_SECONDS)
+    if code == "interrupted" and journal_was_away and case.faults(*case.life(row), *_DEADLY):
+        return  # the end was settled, and lost with its worker before the journal was back
     yield Violation(
         "I4",
         row["id"],

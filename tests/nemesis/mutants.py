@@ -238,7 +238,7 @@ def lose_a_word() -> None:
 @mutant("I3", set_up="fleet", streams=60)
 def lose_a_part_of_a_replica() -> None:
     from millstream.events import TextDelta
-    from millstream.logs.redis import replicas
+    from millstream.journals.redis import replicas
 
     module: Any = replicas
     real, now = module.from_json, now_and_then(5)
@@ -347,7 +347,7 @@ def leak_descriptors() -> None:
 
 @mutant("I6", set_up="fleet")
 def keep_streams_in_redis() -> None:
-    from millstream.logs.redis.outbox import Outbox
+    from millstream.journals.redis.outbox import Outbox
 
     due = Outbox._due  # noqa: SLF001  # it breaks in
 

@@ -376,7 +376,7 @@ async def cluster(
             await asyncio.to_thread(redis.start)
             postgres = await asyncio.to_thread(Postgres, folder)
             url = postgres.url
-            more = {"MILLSTREAM_LOG_URL": redis.url, "MILLSTREAM_DATABASE_URL": url}
+            more = {"MILLSTREAM_JOURNAL_URL": redis.url, "MILLSTREAM_DATABASE_URL": url}
         environ = environment(data, base_url, **more)
         exits: list[Exit] = []
         ports = free_ports(3 if set_up == "fleet" else 1)

@@ -134,7 +134,7 @@ async def test_a_response_that_breaks_is_logged_under_the_ids_of_both(
             raise KeyError("a secret")
             yield
 
-        monkeypatch.setattr(app.millstream.event_log, "read", read)
+        monkeypatch.setattr(app.millstream.journal, "read", read)
         async with post(app.app, path, BODY, app.key) as call:
             await call.finished()
         line = line_under(told(call), caplog)
@@ -151,7 +151,7 @@ async def test_a_response_that_breaks_after_its_status_is_logged_under_the_strea
             yield Batch(Position(1, 1), [StreamStart(stream_id, "m"), TextDelta("word")])
             raise KeyError("a secret")
 
-        monkeypatch.setattr(app.millstream.event_log, "read", read)
+        monkeypatch.setattr(app.millstream.journal, "read", read)
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             await call.finished()
         assert call.text == "word"

@@ -22,7 +22,7 @@ WORDS = ["a secret", "id: 1-1\n\nid: 1-2", " and more"]
 
 
 @pytest.fixture(params=["memory", "redis"])
-def log_url(request: pytest.FixtureRequest) -> Any:
+def journal_url(request: pytest.FixtureRequest) -> Any:
     return "memory:" if request.param == "memory" else request.getfixturevalue("redis_url")
 
 
@@ -42,10 +42,10 @@ def ids(call: Any) -> list[str]:
 
 
 async def test_a_late_ticket_without_an_id_of_a_frame_reads_nothing(
-    run: Any, log_url: str, monkeypatch: pytest.MonkeyPatch
+    run: Any, journal_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = asyncio.Event()
-    async with run(provider(gate), log_url=log_url) as app:
+    async with run(provider(gate), journal_url=journal_url) as app:
         made, other = await start(app), await start(app)
         async with get(app.app, other["events_url"]) as call:
             await call.until(lambda call: WORDS[-1] in call.text)
@@ -76,11 +76,11 @@ async def test_a_late_ticket_without_an_id_of_a_frame_reads_nothing(
 
 
 async def test_a_late_ticket_resumes_with_the_id_that_its_bearer_was_sent(
-    run: Any, log_url: str, monkeypatch: pytest.MonkeyPatch
+    run: Any, journal_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than once: whoever has resumed may have to resume again."""
     gate = asyncio.Event()
-    async with run(provider(gate), log_url=log_url) as app:
+    async with run(provider(gate), journal_url=journal_url) as app:
         made = await start(app)
         async with get(app.app, made["events_url"]) as first:
             await first.until(lambda call: WORDS[-1] in call.text)

@@ -51,7 +51,7 @@ async def test_a_path_in_the_log_is_one_short_line(
     async with millstream.running_in(app):  # which says nothing of its own
         _, key = await millstream.keys.create("n", ["chat"])
         monkeypatch.setattr(millstream.meter, "totals", broken)
-        monkeypatch.setattr(millstream.event_log, "read", read)
+        monkeypatch.setattr(millstream.journal, "read", read)
         for exchange in (
             get(app, f"/{nasty}/v1/usage", key),
             post(app, f"/{nasty}/v1/chat/stream", BODY, key),

@@ -14,11 +14,11 @@ class Stores:
     """Counts how often the stores are asked, and says what they answer."""
 
     def __init__(self, app: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.database = self.log = 0
+        self.database = self.journal = 0
         self.away: str | None = None
         self.slow: asyncio.Event | None = None
         monkeypatch.setattr(app.millstream.database, "ping", self._ping_database)
-        monkeypatch.setattr(app.millstream.event_log, "ping", self._ping_log)
+        monkeypatch.setattr(app.millstream.journal, "ping", self._ping_journal)
 
     async def _ping_database(self) -> None:
         self.database += 1
@@ -27,9 +27,9 @@ class Stores:
         if self.away == "database":
             raise DatabaseAway("it is away")
 
-    async def _ping_log(self) -> None:
-        self.log += 1
-        if self.away == "log":
+    async def _ping_journal(self) -> None:
+        self.journal += 1
+        if self.away == "journal":
             raise Overloaded("it is away")
 
 
@@ -51,14 +51,17 @@ async def test_a_thousand_who_ask_at_once_are_one_question(run: Run, monkeypatch
         stores.slow.set()
         assert set(await asyncio.gather(*asking)) == {(200, "ok")}
         assert await ready(app) == (200, "ok")
-        assert (stores.database, stores.log) == (1, 1)
+        assert (stores.database, stores.journal) == (1, 1)
 
 
 async def test_an_answer_is_a_second_old_at_most(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async with run() as app:
         stores = Stores(app, monkeypatch)
         assert await ready(app) == (200, "ok")
-        for away, words in (("database", "the database does not answer"), ("log", "the log does not answer")):
+        for away, words in (
+            ("database", "the database does not answer"),
+            ("journal", "the journal does not answer"),
+        ):
             stores.away = away
             async with asyncio.timeout(1.5):
                 while (found := await ready(app)) != (503, words):

@@ -9,8 +9,8 @@ import pytest
 from application import Run, Running
 from asgi import get, post
 from millstream.events import TextDelta
+from millstream.journals import StreamState
 from millstream.ledger.rows import Settlement
-from millstream.logs import StreamState
 from millstream.providers import Finish
 from millstream.providers.scripted import ScriptedProvider
 from millstream.usage import Usage
@@ -25,7 +25,7 @@ PROVIDERS = {"s": ScriptedProvider({"m": [TextDelta("Hello"), END]})}
 
 
 @pytest.fixture(params=["memory", "redis"])
-def log_url(request: pytest.FixtureRequest) -> str:
+def journal_url(request: pytest.FixtureRequest) -> str:
     return "memory:" if request.param == "memory" else str(request.getfixturevalue("redis_url"))
 
 
@@ -57,9 +57,9 @@ async def receipt(app: Running, stream_id: str, key: str) -> dict[str, Any]:
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("path", ["/v1/chat/stream", "/v1/chat"])
 async def test_right_after_the_end_the_receipt_is_the_last_one(
-    run: Run, log_url: str, monkeypatch: pytest.MonkeyPatch, path: str
+    run: Run, journal_url: str, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    async with run(PROVIDERS, log_url=log_url) as app:
+    async with run(PROVIDERS, journal_url=journal_url) as app:
         settle_slowly(app, monkeypatch, seconds=0.2)
         async with post(app.app, path, BODY, app.key) as call:
             await call.finished()
@@ -69,7 +69,7 @@ async def test_right_after_the_end_the_receipt_is_the_last_one(
 
 @pytest.mark.usefixtures("patient")
 async def test_it_is_so_on_another_worker(run: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with run(PROVIDERS, log_url=redis_url) as here, run(PROVIDERS, log_url=redis_url) as there:
+    async with run(PROVIDERS, journal_url=redis_url) as here, run(PROVIDERS, journal_url=redis_url) as there:
         settle_slowly(here, monkeypatch, seconds=0.2)
         async with post(here.app, "/v1/streams", BODY, here.key) as call:
             stream_id = (await call.finished()).json["stream_id"]
@@ -80,10 +80,10 @@ async def test_it_is_so_on_another_worker(run: Run, redis_url: str, monkeypatch:
 
 
 async def test_a_settlement_that_does_not_come_is_waited_for_with_a_bound(
-    run: Run, log_url: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, journal_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("millstream.streams.registry.SETTLING_SECONDS", 0.05)
-    async with run(PROVIDERS, log_url=log_url) as app:
+    async with run(PROVIDERS, journal_url=journal_url) as app:
         settle_slowly(app, monkeypatch, seconds=1)
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             await call.finished()
@@ -91,7 +91,7 @@ async def test_a_settlement_that_does_not_come_is_waited_for_with_a_bound(
         assert found["status"] == "running"
 
 
-async def test_a_log_that_cannot_say_whether_it_has_ended_holds_up_nobody(
+async def test_a_journal_that_cannot_say_whether_it_has_ended_holds_up_nobody(
     run: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("millstream.streams.registry.SETTLING_SECONDS", 0.05)
@@ -102,10 +102,10 @@ async def test_a_log_that_cannot_say_whether_it_has_ended_holds_up_nobody(
 
     gate = asyncio.Event()
     waiting = {"s": ScriptedProvider({"m": [gate.wait, END]})}
-    async with run(waiting, log_url=redis_url) as here, run(waiting, log_url=redis_url) as there:
+    async with run(waiting, journal_url=redis_url) as here, run(waiting, journal_url=redis_url) as there:
         async with post(here.app, "/v1/streams", BODY, here.key) as call:
             stream_id = (await call.finished()).json["stream_id"]
-        monkeypatch.setattr(there.millstream.event_log, "state", silent)
+        monkeypatch.setattr(there.millstream.journal, "state", silent)
         async with asyncio.timeout(5):
             assert (await receipt(there, stream_id, here.key))["status"] == "running"
         gate.set()
@@ -115,7 +115,7 @@ async def test_a_log_that_cannot_say_whether_it_has_ended_holds_up_nobody(
 async def test_a_stream_that_runs_is_told_at_once(run: Run, redis_url: str) -> None:
     gate = asyncio.Event()
     waiting = {"s": ScriptedProvider({"m": [TextDelta("Hello"), gate.wait, END]})}
-    async with run(waiting, log_url=redis_url) as here, run(waiting, log_url=redis_url) as there:
+    async with run(waiting, journal_url=redis_url) as here, run(waiting, journal_url=redis_url) as there:
         async with post(here.app, "/v1/streams", BODY, here.key) as call:
             stream_id = (await call.finished()).json["stream_id"]
         for app in (here, there):
@@ -126,10 +126,10 @@ async def test_a_stream_that_runs_is_told_at_once(run: Run, redis_url: str) -> N
 
 @pytest.mark.usefixtures("patient")
 async def test_whose_stream_it_is_not_waits_for_nothing(
-    run: Run, log_url: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, journal_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer, and the time that it takes, are those for a stream that does not exist."""
-    async with run(PROVIDERS, log_url=log_url) as app:
+    async with run(PROVIDERS, journal_url=journal_url) as app:
         _, other = await app.millstream.keys.create("other", ["chat"])
         settled = asyncio.Event()
 

@@ -17,7 +17,7 @@ from millstream.events import (
     TextDelta,
     TextStart,
 )
-from millstream.logs.memory import MemoryLog
+from millstream.journals.memory import MemoryJournal
 from millstream.server.streaming.answer import AnswerResponse
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
@@ -63,17 +63,17 @@ class Client:
             await response(self.request.scope, self.request.receive, self.send)
 
 
-async def stream(*events: Event) -> MemoryLog:
-    log = MemoryLog()
-    await log.create(INFO)
-    await log.append("str_x", [StreamStart("str_x", "m"), *events])
-    return log
+async def stream(*events: Event) -> MemoryJournal:
+    journal = MemoryJournal()
+    await journal.create(INFO)
+    await journal.append("str_x", [StreamStart("str_x", "m"), *events])
+    return journal
 
 
 @pytest.mark.parametrize("held", [True, False])
 async def test_a_follower_that_is_sent_away_is_told_when_to_come_back(held: bool) -> None:
     """EventSource does not reconnect after a 503."""
-    log = await stream(TextStart(), TextDelta("Hello"))
+    journal = await stream(TextStart(), TextDelta("Hello"))
     readers: dict[SendAway, str] = {}
     client = Client()
     after = Position(1, 3) if held else None
@@ -81,7 +81,7 @@ async def test_a_follower_that_is_sent_away_is_told_when_to_come_back(held: bool
         client.request,
         ClientWatch(client.receive),
         RemoteStream(INFO, readers),
-        log,
+        journal,
         NATIVE,
         followed=True,
         after=after,
@@ -98,14 +98,14 @@ async def test_a_follower_that_is_sent_away_is_told_when_to_come_back(held: bool
 
 
 async def test_a_client_that_left_while_its_stream_was_started_does_not_read_it() -> None:
-    log = await stream(TextStart(), TextDelta("Hello"))
+    journal = await stream(TextStart(), TextDelta("Hello"))
     readers: dict[SendAway, str] = {}
     client = Client()
     watch = ClientWatch(client.receive)
     async with watch:
         client.left.set()
         await asyncio.sleep(0)  # the start ends in the same turn as the client leaves
-    response = EventStreamResponse(client.request, watch, RemoteStream(INFO, readers), log, NATIVE)
+    response = EventStreamResponse(client.request, watch, RemoteStream(INFO, readers), journal, NATIVE)
     await client.answer(response)
     assert all(message.get("more_body", True) for message in client.sent)
     assert not readers
@@ -113,15 +113,15 @@ async def test_a_client_that_left_while_its_stream_was_started_does_not_read_it(
 
 @pytest.mark.parametrize("broken", [1, 2, 3])
 async def test_a_response_begins_once_even_if_it_cannot_be_written(broken: int) -> None:
-    log = await stream(TextStart(), TextDelta("Hello"))
+    journal = await stream(TextStart(), TextDelta("Hello"))
     client = Client()
     client.breaks_at = broken
     response = EventStreamResponse(
-        client.request, ClientWatch(client.receive), RemoteStream(INFO, {}), log, NATIVE
+        client.request, ClientWatch(client.receive), RemoteStream(INFO, {}), journal, NATIVE
     )
     answering = asyncio.create_task(client.answer(response))
     await asyncio.sleep(0)
-    await log.interrupt("str_x", _interrupted())
+    await journal.interrupt("str_x", _interrupted())
     await asyncio.gather(answering, return_exceptions=True)
     assert len(client.statuses) == 1
 
@@ -130,11 +130,13 @@ async def test_a_response_begins_once_even_if_it_cannot_be_written(broken: int) 
 async def test_nothing_of_a_response_outlives_it(
     kind: type[EventStreamResponse] | type[AnswerResponse],
 ) -> None:
-    log = await stream(TextStart(), TextDelta("Hello"))
+    journal = await stream(TextStart(), TextDelta("Hello"))
     before = asyncio.all_tasks()
     client = Client()
     answering = asyncio.create_task(
-        client.answer(kind(client.request, ClientWatch(client.receive), RemoteStream(INFO, {}), log, NATIVE))
+        client.answer(
+            kind(client.request, ClientWatch(client.receive), RemoteStream(INFO, {}), journal, NATIVE)
+        )
     )
     await asyncio.sleep(0)
     client.left.set()

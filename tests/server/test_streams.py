@@ -40,7 +40,7 @@ def gated(gate: asyncio.Event) -> tuple[list[str], dict[str, Provider]]:
 
 
 @pytest.fixture(params=["memory", "redis"])
-def log_url(request: pytest.FixtureRequest) -> str:
+def journal_url(request: pytest.FixtureRequest) -> str:
     return "memory:" if request.param == "memory" else str(request.getfixturevalue("redis_url"))
 
 
@@ -67,10 +67,10 @@ async def receipt(app: Running, stream_id: str) -> dict[str, Any]:
 # -- following -------------------------------------------------------------------------------------
 
 
-async def test_every_position_gives_exactly_the_rest(run: Run, log_url: str) -> None:
+async def test_every_position_gives_exactly_the_rest(run: Run, journal_url: str) -> None:
     script = [TextDelta(f"{i} ") for i in range(20)]
     provider = {"scripted": ScriptedProvider({"m": [*script, END]})}
-    async with run(provider, log_url=log_url) as app:
+    async with run(provider, journal_url=journal_url) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             whole = (await call.finished()).received
         stream_id = call.response_headers["x-stream-id"]
@@ -89,11 +89,11 @@ async def test_every_position_gives_exactly_the_rest(run: Run, log_url: str) -> 
         assert len(await app.receipts()) == 1
 
 
-async def test_readers_join_while_it_runs_and_all_get_the_same(run: Run, log_url: str) -> None:
+async def test_readers_join_while_it_runs_and_all_get_the_same(run: Run, journal_url: str) -> None:
     gate = asyncio.Event()
     calls, provider = gated(gate)
     async with (
-        run(provider, log_url=log_url) as app,
+        run(provider, journal_url=journal_url) as app,
         post(app.app, "/v1/chat/stream", BODY, app.key) as first,
     ):
         await first.until(said)
@@ -129,7 +129,7 @@ async def test_a_stream_that_is_not_kept_any_more_is_a_410_and_one_that_never_wa
         made = await start(app)
         await cancel(app, made["stream_id"])
         await app.idle()
-        await app.millstream.event_log.forget(made["stream_id"])
+        await app.millstream.journal.forget(made["stream_id"])
         _, other = await app.millstream.keys.create("other", ["chat"])
         for stream_id, key, status, code in (
             (made["stream_id"], app.key, 410, "stream_gone"),
@@ -204,9 +204,12 @@ async def cancel(app: Running, stream_id: str, key: str | None = None) -> dict[s
         return receipt
 
 
-async def test_a_cancel_ends_the_stream_for_all_and_can_be_repeated(run: Run, log_url: str) -> None:
+async def test_a_cancel_ends_the_stream_for_all_and_can_be_repeated(run: Run, journal_url: str) -> None:
     calls, provider = gated(asyncio.Event())
-    async with run(provider, log_url=log_url) as app, post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+    async with (
+        run(provider, journal_url=journal_url) as app,
+        post(app.app, "/v1/chat/stream", BODY, app.key) as call,
+    ):
         await call.until(said)
         stream_id = call.response_headers["x-stream-id"]
         answers = [await cancel(app, stream_id) for _ in range(3)]
@@ -218,10 +221,10 @@ async def test_a_cancel_ends_the_stream_for_all_and_can_be_repeated(run: Run, lo
         assert calls == ["called", "left"]
 
 
-async def test_within_the_grace_a_reader_comes_back_and_nothing_is_lost(run: Run, log_url: str) -> None:
+async def test_within_the_grace_a_reader_comes_back_and_nothing_is_lost(run: Run, journal_url: str) -> None:
     gate = asyncio.Event()
     calls, provider = gated(gate)
-    async with run(provider, log_url=log_url) as app:
+    async with run(provider, journal_url=journal_url) as app:
         async with post(app.app, "/v1/chat/stream", GRACE, app.key) as call:
             await call.until(said)
         stream_id = call.response_headers["x-stream-id"]
@@ -372,10 +375,10 @@ def test_tickets_are_kept_out_of_access_logs() -> None:
 # -- idempotency -----------------------------------------------------------------------------------
 
 
-async def test_racing_duplicates_are_one_generation(run: Run, log_url: str) -> None:
+async def test_racing_duplicates_are_one_generation(run: Run, journal_url: str) -> None:
     gate = asyncio.Event()
     calls, provider = gated(gate)
-    async with run(provider, log_url=log_url) as app:
+    async with run(provider, journal_url=journal_url) as app:
         exchanges = [post(app.app, "/v1/chat/stream", BODY, app.key, idempotency_key="k") for _ in range(20)]
         for exchange in exchanges:
             await exchange.__aenter__()
@@ -411,12 +414,12 @@ async def test_an_idempotency_key_is_for_one_request_of_one_caller(run: Run) -> 
 
 @pytest.mark.parametrize("how", ["header", "lastEventId", "after"])
 async def test_a_repeated_start_goes_on_after_the_position_that_it_shows(
-    run: Run, log_url: str, how: str
+    run: Run, journal_url: str, how: str
 ) -> None:
     """As fetch-event-source and TanStack repeat their POST. spec/faults.md: C33."""
     gate = asyncio.Event()
     calls, provider = gated(gate)
-    async with run(provider, log_url=log_url) as app:
+    async with run(provider, journal_url=journal_url) as app:
 
         def again(position: str) -> Exchange:
             headers = {"last_event_id": position} if how == "header" else {}
@@ -530,23 +533,23 @@ async def test_a_start_whose_key_cannot_be_looked_up_is_refused_not_hung(
                 assert (call.status, call.json["error"]["code"]) == (500, "internal")
 
 
-async def test_a_client_that_leaves_while_the_log_is_slow_leaves_nothing_behind(
+async def test_a_client_that_leaves_while_the_journal_is_slow_leaves_nothing_behind(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
-        event_log, begun = app.millstream.event_log, asyncio.Event()
-        create = event_log.create
+        journal, begun = app.millstream.journal, asyncio.Event()
+        create = journal.create
 
         async def slow(info: StreamInfo) -> None:
             await create(info)
             begun.set()
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(event_log, "create", slow)
+        monkeypatch.setattr(journal, "create", slow)
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             await begun.wait()
         assert call.task.done()
-        assert event_log.count() == 0
+        assert journal.count() == 0
         assert not app.millstream.streams
 
 
@@ -556,10 +559,10 @@ async def test_a_stream_that_was_settled_without_an_end_is_ended_for_its_readers
     """Its worker stopped while Redis was away."""
     monkeypatch.setattr("millstream.streams.upkeep.REPAIR_SECONDS", 0.05)
     from millstream.events import StreamStart
+    from millstream.journals.redis import RedisJournal
     from millstream.ledger.rows import Opening, Settlement
-    from millstream.logs.redis import RedisLog
 
-    async with run(gated(asyncio.Event())[1], log_url=redis_url) as app, RedisLog(redis_url) as other:
+    async with run(gated(asyncio.Event())[1], journal_url=redis_url) as app, RedisJournal(redis_url) as other:
         await other.create(StreamInfo("str_x", app.key_id, "m", 1.0))
         await other.append("str_x", [StreamStart("str_x", "m"), TextDelta("Hel")])
         await other.flush("str_x")
@@ -641,9 +644,9 @@ async def test_a_token_has_limits(run: Run) -> None:
             await cancel(app, made["stream_id"])
 
 
-async def test_an_owner_has_so_many_readers_and_others_have_theirs(run: Run, log_url: str) -> None:
+async def test_an_owner_has_so_many_readers_and_others_have_theirs(run: Run, journal_url: str) -> None:
     gate = asyncio.Event()
-    async with run(gated(gate)[1], log_url=log_url, max_readers=2) as app:
+    async with run(gated(gate)[1], journal_url=journal_url, max_readers=2) as app:
         ann, eve = await token(app, user="ann"), await token(app, user="eve")
         of_ann, of_eve, of_the_key = [await start(app, GRACE, key) for key in (ann, eve, app.key)]
         url = f"/v1/streams/{of_ann['stream_id']}/events"
@@ -746,18 +749,18 @@ async def test_a_token_cannot_ask_for_what_makes_no_sense(run: Run) -> None:
 
 
 async def test_a_stream_that_others_ended_first_is_settled_as_they_ended_it(run: Run, redis_url: str) -> None:
-    """Its worker slept, wakes up between their end of the log and their settlement, and settles before them."""
+    """Its worker slept, wakes up between their end of the journal and their settlement, and settles before them."""
     from millstream.errors import Interrupted
     from millstream.events import StreamFailed
-    from millstream.logs.redis import RedisLog
+    from millstream.journals.redis import RedisJournal
     from millstream.usage import Bill
 
     gate = asyncio.Event()
-    async with run(gated(gate)[1], log_url=redis_url) as app, RedisLog(redis_url) as other:
+    async with run(gated(gate)[1], journal_url=redis_url) as app, RedisJournal(redis_url) as other:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             await call.until(said)
             stream_id = call.response_headers["x-stream-id"]
-            await app.millstream.event_log.flush(stream_id)
+            await app.millstream.journal.flush(stream_id)
             await other.interrupt(
                 stream_id, StreamFailed.of(Interrupted(), Bill(Usage(1, 0, "checkpoint"), None))
             )

@@ -1,7 +1,7 @@
 """Providers: a chat request -> batches of what a model produced.
 
 A provider yields deltas and ends with one ``Finish``. It never opens or closes parts and never touches
-the log, the ledger or a client: that is ``streams``, the same for all of them.
+the journal, the ledger or a client: that is ``streams``, the same for all of them.
 """
 
 from collections.abc import AsyncGenerator, Sequence

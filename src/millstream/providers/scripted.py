@@ -25,7 +25,7 @@ Script: TypeAlias = Sequence[Step]
 
 _DEMO = (
     "This answer comes from a script, not from a language model, one word at a time. Everything else is "
-    "real: the stream, its log, the stop button and the row in the ledger. To talk to a model, set "
+    "real: the stream, its journal, the stop button and the row in the ledger. To talk to a model, set "
     "OPENAI_API_KEY, or point OPENAI_BASE_URL at any server that speaks OpenAI's protocol, and start "
     "Millstream again."
 )

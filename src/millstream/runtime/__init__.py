@@ -1,6 +1,7 @@
 """The runtime: settings -> everything that runs, without a web framework."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Never
@@ -11,13 +12,13 @@ from millstream.bodies import BodyValidator
 from millstream.catalog import LLMService
 from millstream.database import Database
 from millstream.errors import MillstreamError, Misuse
+from millstream.journals import Journal
 from millstream.ledger import Ledger
-from millstream.logs import EventLog
 from millstream.meter import Meter
 from millstream.providers import Provider
 from millstream.runtime.providers import llm_service
 from millstream.runtime.readiness import Readiness
-from millstream.runtime.stores import event_log
+from millstream.runtime.stores import journal
 from millstream.settings import Settings
 from millstream.streams.registry import Limits, Streams
 
@@ -31,6 +32,9 @@ class NotRunning(Misuse):
             "FastAPI(lifespan=millstream.lifespan), and in a test 'with TestClient(app)'. The lifespan of a "
             "mounted sub-application is run by nobody: include the router in the application itself"
         )
+
+
+log = logging.getLogger("millstream")
 
 
 class Runtime:
@@ -48,7 +52,7 @@ class Runtime:
     keys: Keys
     ledger: Ledger
     meter: Meter
-    event_log: EventLog
+    journal: Journal
     llm_service: LLMService
     streams: Streams
     readiness: Readiness
@@ -74,6 +78,8 @@ class Runtime:
         if self._exits is not None:
             raise Misuse("this Millstream runs already; one application, one Millstream")
         settings = self.settings
+        for old, new in settings.old_names.items():
+            log.warning("%s is now %s; the old name works until version 0.3", old, new)
         async with AsyncExitStack() as stack:
             stack.callback(self._forget_parts)
             self.database = await asyncio.to_thread(_open_database, settings)
@@ -85,13 +91,13 @@ class Runtime:
             self.keys = Keys(self.database, settings.signing_secrets)
             self.ledger = Ledger(self.database)
             self.meter = Meter(self.ledger)
-            self.event_log = event_log(settings)
-            self.readiness = Readiness(self.database, self.event_log)
+            self.journal = journal(settings)
+            self.readiness = Readiness(self.database, self.journal)
             limits = Limits(
                 settings.stream_seconds, settings.max_streams, settings.max_lag_seconds, settings.max_readers
             )
-            self.streams = Streams(self.llm_service, self.event_log, self.ledger, self.keys, limits)
-            for part in (self.event_log, self.ledger, self.streams):
+            self.streams = Streams(self.llm_service, self.journal, self.ledger, self.keys, limits)
+            for part in (self.journal, self.ledger, self.streams):
                 await stack.enter_async_context(part)
             # The tokenizer now, though it is built in a thread: the library holds the interpreter for 100 ms
             # of that, which would stop whatever streams by then.

@@ -5,7 +5,7 @@ import time
 
 from millstream.database import Database, DatabaseAway
 from millstream.errors import Overloaded
-from millstream.logs import EventLog
+from millstream.journals import Journal
 
 KEPT_SECONDS = 1.0
 
@@ -13,9 +13,9 @@ KEPT_SECONDS = 1.0
 class Readiness:
     """All who ask while it is being found out get the same answer."""
 
-    def __init__(self, database: Database, event_log: EventLog) -> None:
+    def __init__(self, database: Database, journal: Journal) -> None:
         self._database = database
-        self._log = event_log
+        self._journal = journal
         self._finding_out = asyncio.Lock()
         self._problem: str | None = None
         self._found_at: float | None = None
@@ -34,7 +34,7 @@ class Readiness:
         except DatabaseAway:
             return "the database does not answer"
         try:
-            await self._log.ping()
+            await self._journal.ping()
         except Overloaded:
-            return "the log does not answer"
+            return "the journal does not answer"
         return None

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from millstream.errors import TooManyReaders
 from millstream.events import StreamInfo
-from millstream.logs import READING_LAPSES_SECONDS
+from millstream.journals import READING_LAPSES_SECONDS
 from millstream.messages import Grace, OnDisconnect
 
 FIRST_READER_SECONDS = 30.0  # what a stream that nobody reads yet waits for a reader

@@ -1,4 +1,4 @@
-"""The producer: a provider's batches -> the log, then the ledger.
+"""The producer: a provider's batches -> the journal, then the ledger.
 
 A producer belongs to its stream, not to a connection: it runs in the application's lifespan, so that no
 cancelled request can take the bill with it.
@@ -14,7 +14,7 @@ How a stream ends:
     the provider finishes                     StreamEnd, its reason              completed
     a client, the policy or a drain stops it  StreamEnd, cancelled               cancelled
     its key is revoked                        StreamFailed, unauthorized         failed
-    its idempotency key is taken              none: the log forgets the stream   none
+    its idempotency key is taken              none: the journal forgets the stream   none
     the provider fails or is cut              StreamFailed, that error           failed
     the total clock runs out                  StreamFailed, upstream_timeout     failed
     the row cannot be written                 StreamFailed, that error           failed
@@ -39,7 +39,7 @@ from millstream.errors import (
     IdempotencyConflict,
     Internal,
     Interrupted,
-    LogError,
+    JournalError,
     MillstreamError,
     ProviderError,
     StreamClosed,
@@ -50,9 +50,9 @@ from millstream.errors import (
     fault,
 )
 from millstream.events import FinishReason, StreamEnd, StreamFailed, StreamInfo, Terminal
+from millstream.journals import Journal
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Opening, Settlement, Status
-from millstream.logs import EventLog
 from millstream.messages import ChatRequest
 from millstream.prices import Price
 from millstream.streams import lines
@@ -90,7 +90,7 @@ class Producer:
         request: ChatRequest,
         model: Model,
         price: Price | None,
-        event_log: EventLog,
+        journal: Journal,
         ledger: Ledger,
         limit_seconds: float,
     ) -> None:
@@ -101,7 +101,7 @@ class Producer:
         self._opening = opening
         self._request = request
         self._model = model
-        self._log = event_log
+        self._journal = journal
         self._ledger = ledger
         self._limit_seconds = min(limit_seconds, model.stream_seconds or limit_seconds)
         self._assembler = Assembler()
@@ -143,8 +143,8 @@ class Producer:
                 self._not_opened(internal)
         self.audience.dismiss()
         if self._settlement is not None:
-            # First: should this worker die in between, its row is an orphan's and the log looked after.
-            await self._log.flush(self.info.stream_id)
+            # First: should this worker die in between, its row is an orphan's and the journal looked after.
+            await self._journal.flush(self.info.stream_id)
             await self._ledger.settle(self._settlement)
             self.state = State.SETTLED
             traces.record(self._opening, self._settlement)
@@ -180,7 +180,7 @@ class Producer:
         try:
             await self._ledger.open(self._opening)
         except (Claimed, IdempotencyConflict) as error:
-            await self._log.forget(self.info.stream_id)
+            await self._journal.forget(self.info.stream_id)
             self._not_opened(error)
         except MillstreamError as error:
             # Its row may have been written all the same, where only the answer was lost: it is settled too.
@@ -234,7 +234,7 @@ class Producer:
                     if self._first_event_at is None:
                         self._first_event_at = time.time()
                     try:
-                        await self._log.append(stream_id, events)
+                        await self._journal.append(stream_id, events)
                     except StreamFull as error:
                         raise UpstreamError("the answer is longer than a stream may be") from error
                 if assembler.finish is not None:
@@ -262,7 +262,7 @@ class Producer:
         same, with our numbers.
         """
         try:
-            await self._log.append(self.info.stream_id, [*self._assembler.close(), terminal])
+            await self._journal.append(self.info.stream_id, [*self._assembler.close(), terminal])
         except StreamClosed:
             assert self._settlement is not None
             self._settlement = msgspec.structs.replace(
@@ -278,9 +278,9 @@ class Producer:
         if self._settlement is None:
             self._decide("failed", self._tally.last_known(), error_code=error.code, priced=False)
         assert self._settlement is not None
-        with suppress(LogError):  # it has its terminal event
+        with suppress(JournalError):  # it has its terminal event
             failed = StreamFailed.of(error, Bill(self._settlement.usage, None))
-            await self._log.append(self.info.stream_id, [failed])
+            await self._journal.append(self.info.stream_id, [failed])
 
     def _decide(
         self,

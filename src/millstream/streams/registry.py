@@ -25,9 +25,9 @@ from millstream.errors import (
     TooManyStreams,
 )
 from millstream.events import StreamInfo, StreamStart
+from millstream.journals import Journal, Signal, StreamState
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Receipt
-from millstream.logs import EventLog, Signal, StreamState
 from millstream.messages import ChatRequest
 from millstream.streams.audience import FollowedStream, ReadableStream, Readers, RemoteStream, SendAway
 from millstream.streams.pressure import Pressure
@@ -66,14 +66,14 @@ class Streams:
     def __init__(
         self,
         service: LLMService,
-        event_log: EventLog,
+        journal: Journal,
         ledger: Ledger,
         keys: Keys,
         limits: Limits | None = None,
     ) -> None:
         self.draining = False
         self._service = service
-        self._log = event_log
+        self._journal = journal
         self._ledger = ledger
         self._limits = limits or Limits()
         self._running: dict[str, Producer] = {}
@@ -82,7 +82,7 @@ class Streams:
         self._readers = Readers(self._limits.readers)
         self._open: Counter[str] = Counter()  # by owner, of those with a token's limit
         self._full: dict[str, float] = {}  # owners who had all their streams open, and until when that counts
-        self._upkeep = Upkeep(event_log, ledger, keys, self._running, self._remote_readers.values)
+        self._upkeep = Upkeep(journal, ledger, keys, self._running, self._remote_readers.values)
         self._exits = AsyncExitStack()
         self.pressure = Pressure(self._limits.lag_seconds)
         self._settle_by: float | None = None  # set with the end of the drain
@@ -155,14 +155,14 @@ class Streams:
             claim=None if idempotency_key is None else Claim(idempotency_key, _digest(request)),
         )
         try:
-            await self._log.create(info)
-            await self._log.append(stream_id, [StreamStart(stream_id, info.model)])
+            await self._journal.create(info)
+            await self._journal.append(stream_id, [StreamStart(stream_id, info.model)])
             self._admit()
         except BaseException:  # whoever asked has left, or it took too long
-            await asyncio.shield(self._log.forget(stream_id))
+            await asyncio.shield(self._journal.forget(stream_id))
             raise
         producer = Producer(
-            info, opening, request, model, price, self._log, self._ledger, self._limits.seconds
+            info, opening, request, model, price, self._journal, self._ledger, self._limits.seconds
         )
         task = asyncio.create_task(producer.run(), name=stream_id)
         self._running[stream_id], self._tasks[stream_id] = producer, task
@@ -206,7 +206,7 @@ class Streams:
     async def _find(self, principal: Principal, stream_id: str) -> FoundStream:
         state: StreamState | None = None
         with suppress(StreamGone):
-            state = await self._log.state(stream_id)
+            state = await self._journal.state(stream_id)
         if state is None or not principal.owns(state.info.owner_id):
             receipt = await self._ledger.receipt(stream_id)
             if not principal.owns(receipt.owner_id):
@@ -244,8 +244,8 @@ class Streams:
         await asyncio.wait({self._tasks[stream_id]}, timeout=SETTLING_SECONDS)
 
     async def _settled_elsewhere(self, receipt: Receipt) -> Receipt:
-        """The receipt of a stream of another worker, as soon as it is settled, if it has ended in the log."""
-        if (await self._log.state(receipt.stream_id)).closed:
+        """The receipt of a stream of another worker, as soon as it is settled, if its journal has its end."""
+        if (await self._journal.state(receipt.stream_id)).closed:
             while receipt.status == "running":
                 await asyncio.sleep(_LOOK_SECONDS)
                 receipt = await self._ledger.receipt(receipt.stream_id)
@@ -263,7 +263,7 @@ class Streams:
             return await self._receipt(principal, stream_id)
         receipt = await self.receipt(principal, stream_id)
         if receipt.status == "running":
-            await self._log.request_cancel(stream_id)
+            await self._journal.request_cancel(stream_id)
         return receipt
 
     def _check_open(self, owner_id: str, most: int) -> None:
@@ -336,7 +336,7 @@ class Streams:
         await asyncio.gather(*self._background, return_exceptions=True)
 
     async def _listen(self) -> None:
-        async with aclosing(self._log.signals()) as signals:
+        async with aclosing(self._journal.signals()) as signals:
             async for signal in signals:
                 self._hear(signal)
 

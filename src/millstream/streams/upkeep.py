@@ -1,7 +1,7 @@
 """Upkeep: what happens to streams by the clock.
 
 Running streams are checkpointed, and stopped when their key is revoked. This worker's beat is raised. Streams
-whose worker is gone, and streams that could not be ended while the log was away, are ended here.
+whose worker is gone, and streams that could not be ended while the journal was away, are ended here.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from contextlib import suppress
 from millstream.auth import Keys
 from millstream.errors import Interrupted, MillstreamError, StreamGone, Unauthorized, safe_traceback
 from millstream.events import StreamFailed, Terminal
+from millstream.journals import Journal
 from millstream.ledger import Ledger
 from millstream.ledger.rows import Orphan, Settlement
-from millstream.logs import EventLog
 from millstream.streams.producer import Producer
 
 log = logging.getLogger("millstream.streams")
@@ -35,19 +35,19 @@ class Upkeep:
 
     def __init__(
         self,
-        event_log: EventLog,
+        journal: Journal,
         ledger: Ledger,
         keys: Keys,
         running: Mapping[str, Producer],
         followed: Callable[[], Collection[str]],
     ) -> None:
-        self._log = event_log
+        self._journal = journal
         self._ledger = ledger
         self._keys = keys
         self._running = running
         self._followed = followed
-        self._postponed: dict[str, StreamFailed] = {}  # terminal events that the log could not take yet
-        self._suspects: set[str] = set()  # followed here, settled in the ledger, still open in the log
+        self._postponed: dict[str, StreamFailed] = {}  # terminal events that the journal could not take yet
+        self._suspects: set[str] = set()  # followed here, settled in the ledger, still open in the journal
         self._has_warned = False  # of company that cannot see our streams
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -88,7 +88,7 @@ class Upkeep:
                 producer.cancel(Unauthorized())
 
     async def _expire(self) -> None:
-        self._log.expire()
+        self._journal.expire()
 
     # -- workers ----------------------------------------------------------------------------
 
@@ -101,12 +101,12 @@ class Upkeep:
     async def _remove_expired_workers(self) -> None:
         if expired := await self._ledger.leases.remove_expired():
             log.warning("%d workers have died", expired)
-        if self._ledger.leases.has_company and not self._log.is_shared and not self._has_warned:
+        if self._ledger.leases.has_company and not self._journal.is_shared and not self._has_warned:
             self._has_warned = True
             log.error(
                 "another worker uses the same database, and each of the two keeps its streams in its "
                 "own memory: a stream cannot be followed or stopped at the other one. Set "
-                "MILLSTREAM_LOG_URL to a Redis, or run one worker"
+                "MILLSTREAM_JOURNAL_URL to a Redis, or run one worker"
             )
 
     # -- streams without a producer ---------------------------------------------------------
@@ -122,7 +122,7 @@ class Upkeep:
                     log.error("a stream cannot be ended: %s", safe_traceback(ended))
 
     async def _end_orphan(self, orphan: Orphan) -> None:
-        """Ends the log before the row: if this worker dies in between, another one finds the row again."""
+        """The journal ends before the row: if this worker dies in between, another one finds the row."""
         stands = await self._interrupt(orphan.stream_id, StreamFailed.of(Interrupted(), orphan.bill))
         await self._ledger.settle_orphan(Settlement.of(orphan.stream_id, stands, time.time()))
 
@@ -134,8 +134,8 @@ class Upkeep:
                 return
 
     async def _end_settled(self) -> None:
-        """Ends streams that are followed here, are settled in the ledger and stay open in the log for two
-        rounds: their worker stopped while the log could not be reached.
+        """Ends streams that are followed here, are settled in the ledger and stay open in the journal for two
+        rounds: their worker stopped while the journal could not be reached.
         """
         suspects: set[str] = set()
         for stream_id in set(self._followed()) - self._running.keys():
@@ -151,15 +151,15 @@ class Upkeep:
 
     async def _has_ended(self, stream_id: str) -> bool:
         try:
-            return (await self._log.state(stream_id)).closed
+            return (await self._journal.state(stream_id)).closed
         except StreamGone:
             return False
 
     async def _interrupt(self, stream_id: str, failed: StreamFailed) -> Terminal:
-        """Returns the terminal event to settle with: the log's, or ``failed`` if the log cannot say."""
+        """The terminal event to settle with: the journal's, or ``failed`` if the journal cannot say."""
         self._postponed.pop(stream_id, None)
         try:
-            return await self._log.interrupt(stream_id, failed)
+            return await self._journal.interrupt(stream_id, failed)
         except StreamGone:
             pass
         except Exception as error:

@@ -51,7 +51,7 @@ async def collect_after_rushes(runtime: Runtime) -> None:
     rush = Rush()
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
-        if rush.over(runtime.event_log.count(), len(runtime.streams)):
+        if rush.over(runtime.journal.count(), len(runtime.streams)):
             try:
                 await give_back(runtime.database)
             except Exception as error:  # it was only an offer

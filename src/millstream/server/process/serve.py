@@ -56,9 +56,9 @@ def serve(settings: Settings, *, show_key: bool = False, temporary_key: bool = F
     """Serves until a signal; a second signal hurries. With ``show_key`` the first key is made and printed,
     where there is none. Raises ``ConfigurationError``.
     """
-    if settings.workers > 1 and settings.log_url.startswith("memory:"):
+    if settings.workers > 1 and settings.journal_url.startswith("memory:"):
         raise ConfigurationError(
-            f"{settings.workers} workers need a log that they share: set MILLSTREAM_LOG_URL to a Redis, "
+            f"{settings.workers} workers need a shared journal: set MILLSTREAM_JOURNAL_URL to a Redis, "
             "such as redis://localhost:6379/0"
         )
     if settings.workers > 1 and temporary_key:

@@ -39,7 +39,7 @@ async def stream(request: Request, caller: Caller) -> Response:
     seen = position(last_event_id(request))
     client, source = await _start(request, caller, runtime, resumes=seen is not None)
     return EventStreamResponse(
-        request, client, source, runtime.event_log, NATIVE, followed=seen is not None, after=seen
+        request, client, source, runtime.journal, NATIVE, followed=seen is not None, after=seen
     )
 
 
@@ -53,7 +53,7 @@ async def answer(request: Request, caller: Caller) -> Response:
     """The whole answer at once, as JSON."""
     runtime = get_runtime(request)
     client, source = await _start(request, caller, runtime)
-    return AnswerResponse(request, client, source, runtime.event_log, NATIVE)
+    return AnswerResponse(request, client, source, runtime.journal, NATIVE)
 
 
 async def _start(

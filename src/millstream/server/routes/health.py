@@ -18,7 +18,7 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", responses=openapi.answer("What is missing", openapi.STATUS, status=503))
 async def readyz(request: Request, response: Response) -> dict[str, str]:
-    """The database and the log answer and the server is not shutting down; else 503."""
+    """The database and the journal answer and the server is not shutting down; else 503."""
     runtime = get_runtime(request)
     if runtime.streams.draining:
         response.status_code = 503

@@ -105,7 +105,7 @@ async def follow(
     proof = "" if ticket is None else (await runtime.keys.signer()).proof(ticket)
     client = ClientWatch(request.receive)
     return EventStreamResponse(
-        request, client, found.source, runtime.event_log, NATIVE, followed=True, after=seen, proof=proof
+        request, client, found.source, runtime.journal, NATIVE, followed=True, after=seen, proof=proof
     )
 
 

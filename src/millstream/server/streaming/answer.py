@@ -9,7 +9,7 @@ from millstream.answer import Answer
 from millstream.dialects import Dialect
 from millstream.errors import Draining, MillstreamError
 from millstream.events import StreamFailed
-from millstream.logs import EventLog
+from millstream.journals import Journal
 from millstream.server.errors import error_headers, fault_of, request_id
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.streams.audience import ReadableStream
@@ -23,7 +23,7 @@ class AnswerResponse(Response):
         request: Request,
         client: ClientWatch,
         source: ReadableStream,
-        event_log: EventLog,
+        journal: Journal,
         dialect: Dialect,
     ) -> None:
         # Not calling super().__init__(): nothing of the response is known before its stream is read.
@@ -31,7 +31,7 @@ class AnswerResponse(Response):
         self._request = request
         self._client = client
         self._source = source
-        self._log = event_log
+        self._journal = journal
         self._dialect = dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +55,7 @@ class AnswerResponse(Response):
     async def _whole(self) -> Response:
         info, answer = self._source.info, Answer()
         with self._source.reading(self._client.send_away):
-            async with aclosing(self._log.read(info.stream_id)) as batches:
+            async with aclosing(self._journal.read(info.stream_id)) as batches:
                 async for batch in batches:
                     answer.add(batch.events)
         if isinstance(answer.terminal, StreamFailed):

@@ -12,13 +12,13 @@ How a response ends:
     the stream fails                    its HTTP status: complete             its frames: complete
     the stream ends                     200, its frames: complete             its frames: complete
     silence                             after 10 s: 200, what was kept        every 15 s: a ping
-    the log fails                       its HTTP status: complete             no terminal frame: complete
+    the journal fails                       its HTTP status: complete             no terminal frame: complete
     the client is sent away             503: complete                         a retry frame: complete
     the client leaves                   nothing more is sent; a reader has left
 
 A response to a reader that joins (``followed``) is held for 0.2 s. A failure of the stream is a frame there,
-never an HTTP status. If the log cannot be reached, or the client is sent away, it gets 200 and a retry frame,
-because a browser's EventSource does not reconnect after a 503.
+never an HTTP status. If the journal cannot be reached, or the client is sent away, it gets 200 and a retry
+frame, because a browser's EventSource does not reconnect after a 503.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ from starlette.types import Receive, Scope, Send
 from millstream.dialects import Dialect
 from millstream.errors import Draining, MillstreamError, Overloaded
 from millstream.events import Batch, Position, StreamFailed, StreamStart
-from millstream.logs import EventLog
+from millstream.journals import Journal
 from millstream.server.errors import error_headers, fault_of, request_id
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.streams.audience import ReadableStream
 
 HOLD_SECONDS = 10.0  # how long the status line waits for a provider's first event
-FOLLOW_SECONDS = 0.2  # and for the log's, where a stream is followed that was started before
+FOLLOW_SECONDS = 0.2  # and for the journal's, where a stream is followed that was started before
 PING_SECONDS = 15.0  # the longest silence on a connection
 LOOK_SECONDS = 1.0  # the timer fires this often at most: holds and pings may be so late
 
@@ -72,7 +72,7 @@ class EventStreamResponse(Response):
         request: Request,
         client: ClientWatch,
         source: ReadableStream,
-        event_log: EventLog,
+        journal: Journal,
         dialect: Dialect,
         *,
         followed: bool = False,
@@ -84,7 +84,7 @@ class EventStreamResponse(Response):
         self._request = request
         self._client = client
         self._source = source
-        self._log = event_log
+        self._journal = journal
         self._dialect = dialect
         self._followed = followed
         self._after = after
@@ -122,7 +122,7 @@ class EventStreamResponse(Response):
     async def _relay(self) -> None:
         """The stream -> the client, to the stream's end."""
         with self._source.reading(self._client.send_away):
-            async with aclosing(self._log.read(self._source.info.stream_id, self._after)) as batches:
+            async with aclosing(self._journal.read(self._source.info.stream_id, self._after)) as batches:
                 async for batch in batches:
                     async with self._sending:
                         await self._send_batch(batch)

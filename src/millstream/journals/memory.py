@@ -1,4 +1,4 @@
-"""The log in this worker's memory: survives reconnects, not the worker."""
+"""The journal in this worker's memory: survives reconnects, not the worker."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ from millstream.events import (
     ToolCallEnd,
     ToolCallStart,
 )
-from millstream.logs import Signal, StreamState
+from millstream.journals import Signal, StreamState
 
 _EVENTS_PER_READ = 512  # so that a reader with much to catch up on lets others go on
 _EVENT_BYTES = 110  # an event, its text's header and its place in the list (sys.getsizeof)
@@ -58,7 +58,7 @@ class _Stream:
                 reader.set_result(None)
 
 
-class MemoryLog:
+class MemoryJournal:
     """``window_seconds`` is how long a finished stream can still be read. Over ``max_bytes`` the finished
     streams go earlier, oldest first; what readers hold of them counts until they leave, and over the limit
     they are made to. A single stream is refused more than ``max_stream_bytes``. A reader may ask for up to
@@ -86,7 +86,7 @@ class MemoryLog:
         self._held: dict[_Stream, None] = {}  # dropped ones that somebody still reads, oldest first
         self._bytes = 0
 
-    async def __aenter__(self) -> "MemoryLog":
+    async def __aenter__(self) -> "MemoryJournal":
         return self
 
     async def __aexit__(self, *_: object) -> None:

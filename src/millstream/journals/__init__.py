@@ -1,4 +1,4 @@
-"""Logs: where a stream lives. The only link between its producer and its readers."""
+"""Journals: where streams live. The only link between its producer and its readers."""
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Literal, Protocol, TypeAlias
@@ -30,10 +30,10 @@ class Signal(Struct, frozen=True):
     stream_ids: tuple[str, ...]
 
 
-class EventLog(Protocol):
+class Journal(Protocol):
     """Keeps every stream's events in order. To be entered (``async with``) before it is used.
 
-    The rules, which ``tests/contracts/test_logs.py`` runs:
+    The rules, which ``tests/contracts/test_journals.py`` runs:
 
     - An append is seen whole or not at all, and by readers only after it has happened.
     - A terminal event closes the stream with the append that carries it; nothing can follow.
@@ -44,7 +44,7 @@ class EventLog(Protocol):
 
     is_shared: bool  # whether other workers can read what is appended here
 
-    async def __aenter__(self) -> "EventLog": ...
+    async def __aenter__(self) -> "Journal": ...
 
     async def __aexit__(self, *_: object) -> None: ...
 
@@ -54,7 +54,7 @@ class EventLog(Protocol):
         """
 
     async def state(self, stream_id: str) -> StreamState:
-        """Raises ``StreamGone``, or ``Overloaded`` where the log cannot be reached."""
+        """Raises ``StreamGone``, or ``Overloaded`` where the journal cannot be reached."""
 
     async def append(self, stream_id: str, events: Sequence[Event]) -> Position:
         """The position of the last of ``events``. Raises ``StreamClosed``, ``StreamFull``, ``StreamGone``.
@@ -75,7 +75,7 @@ class EventLog(Protocol):
     async def interrupt(self, stream_id: str, failure: StreamFailed) -> Terminal:
         """Ends a stream whose producer is gone: closes its open parts and appends ``failure``. Returns the
         terminal event that stands, which is an earlier one where there is one. Raises ``StreamGone``, or
-        ``Overloaded`` where the log cannot be reached.
+        ``Overloaded`` where the journal cannot be reached.
         """
 
     async def forget(self, stream_id: str) -> None:
@@ -95,4 +95,4 @@ class EventLog(Protocol):
         """What other workers say, without end."""
 
     async def ping(self) -> None:
-        """Raises ``Overloaded`` where the log cannot be reached."""
+        """Raises ``Overloaded`` where the journal cannot be reached."""

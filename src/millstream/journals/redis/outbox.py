@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import msgspec
 from redis.exceptions import ResponseError
 
-from millstream.errors import LogError, StreamClosed, safe_traceback
+from millstream.errors import JournalError, StreamClosed, safe_traceback
 from millstream.events import TERMINAL_TYPES, Event, from_json, to_json
-from millstream.logs import Signal
-from millstream.logs.memory import MemoryLog
-from millstream.logs.redis.connection import (
+from millstream.journals import Signal
+from millstream.journals.memory import MemoryJournal
+from millstream.journals.redis.connection import (
     RETRY_SECONDS,
     STREAM_PREFIX,
     UNREACHABLE,
@@ -27,7 +27,7 @@ from millstream.logs.redis.connection import (
     position,
 )
 
-log = logging.getLogger("millstream.logs")
+log = logging.getLogger("millstream.journals")
 
 _FLUSH_SECONDS = 0.02  # how long events are gathered if no other worker reads the stream
 _EVENTS_PER_ENTRY = 512
@@ -72,7 +72,7 @@ class Outbox:
 
     def __init__(
         self,
-        own: MemoryLog,
+        own: MemoryJournal,
         connection: Connection,
         client: Any,
         timeouts: Timeouts,
@@ -199,7 +199,7 @@ class Outbox:
                 self._dirty.update(due)
                 for copy in self._copies.values():
                     _resolve(copy, None)
-                log.error("the log's Redis: %s", safe_traceback(error))
+                log.error("the journal's Redis: %s", safe_traceback(error))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_SECONDS[1])
                 self._flush_now.set()
@@ -300,7 +300,7 @@ class Outbox:
             return
         del self._copies[stream_id]
         copy.done.set()
-        with suppress(LogError):  # it has ended here as well
+        with suppress(JournalError):  # it has ended here as well
             await self._own.end_in_second_epoch(stream_id, from_json(found[0][1][b"events"]))
         _resolve(copy, False)
         log.warning("stream %s was ended by another worker, to which this one seemed dead", stream_id)

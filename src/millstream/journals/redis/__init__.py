@@ -1,8 +1,8 @@
-"""The log in Redis or Valkey: every worker finds every stream, and streams survive the one that made them.
+"""The journal in Redis or Valkey: every worker finds every stream, and streams survive their worker.
 
 A worker keeps the streams that it produces in its own memory, where its own readers follow them, and copies
 them to Redis. A stream of another worker is copied from Redis into this worker's memory, once for all its
-readers here. So every read is a read of a ``MemoryLog``, and readers of own streams never wait for Redis.
+readers here. So every read is a read of a ``MemoryJournal``, and readers of own streams never wait for Redis.
 
 One Redis stream per stream of ours. Its first entry, ``1-0``, is the ``StreamInfo``; the others carry events.
 One more Redis stream carries signals between the workers.
@@ -26,16 +26,16 @@ from millstream.events import (
     from_json,
     to_json,
 )
-from millstream.logs import Signal, StreamState
-from millstream.logs.memory import MemoryLog
-from millstream.logs.redis import connection
-from millstream.logs.redis.connection import STREAM_PREFIX, UNREACHABLE, Connection, Timeouts, unreachable
-from millstream.logs.redis.outbox import Outbox
-from millstream.logs.redis.replicas import Replicas
-from millstream.logs.redis.signals import Signals
+from millstream.journals import Signal, StreamState
+from millstream.journals.memory import MemoryJournal
+from millstream.journals.redis import connection
+from millstream.journals.redis.connection import STREAM_PREFIX, UNREACHABLE, Connection, Timeouts, unreachable
+from millstream.journals.redis.outbox import Outbox
+from millstream.journals.redis.replicas import Replicas
+from millstream.journals.redis.signals import Signals
 
 
-class RedisLog:
+class RedisJournal:
     """``url`` is of a Redis ≥ 6.2 or a Valkey that evicts nothing. ``window_seconds`` is how long a finished
     stream can be read, ``lifetime_seconds`` how long one can run, ``max_bytes`` what this worker keeps
     in its own memory beside those that run.
@@ -58,15 +58,15 @@ class RedisLog:
         self._window = max(1, round(window_seconds))
         self._lifetime = round(lifetime_seconds) + self._window
         self._max_stream_bytes = max_stream_bytes
-        self._own = MemoryLog(
+        self._own = MemoryJournal(
             window_seconds=window_seconds, max_bytes=max_bytes, max_stream_bytes=max_stream_bytes
         )
 
     def check(self) -> None:
-        """Blocking, for the start. Raises ``ConfigurationError`` where this Redis cannot be the log."""
+        """Blocking, for the start. Raises ``ConfigurationError`` where this Redis cannot be the journal."""
         connection.check(self._url)
 
-    async def __aenter__(self) -> "RedisLog":
+    async def __aenter__(self) -> "RedisJournal":
         self._client = client = connection.client(self._url, self._timeouts)
         # A connection of its own for each of the two ways of every event.
         self._out, self._in = (Connection(self._url, self._timeouts) for _ in range(2))
@@ -86,7 +86,7 @@ class RedisLog:
         self._interrupt = client.register_script(script)
         await self._signals.start()
         self._tasks = [
-            asyncio.create_task(work(), name=f"redis-log-{work.__qualname__}")
+            asyncio.create_task(work(), name=f"redis-journal-{work.__qualname__}")
             for work in (self.outbox.run, self.replicas.run, self.replicas.announce)
         ]
         return self
@@ -159,7 +159,7 @@ class RedisLog:
                 yield batch
 
     @asynccontextmanager
-    async def _following(self, stream_id: str) -> AsyncGenerator[MemoryLog]:
+    async def _following(self, stream_id: str) -> AsyncGenerator[MemoryJournal]:
         if stream_id in self._own:
             yield self._own
         else:

@@ -41,22 +41,22 @@ class Timeouts(Struct, frozen=True):
 
 
 def check(url: str) -> None:
-    """Blocking, for the start. Raises ``ConfigurationError`` where this Redis cannot be the log."""
+    """Blocking, for the start. Raises ``ConfigurationError`` where this Redis cannot be the journal."""
     if fixed := sorted(_FIXED & parse_qs(urlsplit(url).query).keys()):
-        raise ConfigurationError(f"MILLSTREAM_LOG_URL: leave out {', '.join(fixed)}; Millstream sets it")
+        raise ConfigurationError(f"MILLSTREAM_JOURNAL_URL: leave out {', '.join(fixed)}; Millstream sets it")
     try:
         with BlockingRedis.from_url(url, socket_connect_timeout=Timeouts().connect) as client:
             info = cast("dict[str, Any]", client.info())
     except (RedisError, OSError, ValueError) as error:
         raise ConfigurationError(
-            f"MILLSTREAM_LOG_URL: cannot use this Redis: {type(error).__name__}"
+            f"MILLSTREAM_JOURNAL_URL: cannot use this Redis: {type(error).__name__}"
         ) from error
     version = str(info.get("redis_version", "0"))
     if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
-        raise ConfigurationError(f"MILLSTREAM_LOG_URL: Redis {version} is too old; 6.2 is needed")
+        raise ConfigurationError(f"MILLSTREAM_JOURNAL_URL: Redis {version} is too old; 6.2 is needed")
     if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
         raise ConfigurationError(
-            f"MILLSTREAM_LOG_URL: with maxmemory-policy {policy} Redis may drop streams that are being "
+            f"MILLSTREAM_JOURNAL_URL: with maxmemory-policy {policy} Redis may drop streams that are being "
             "read; set it to noeviction"
         )
 
@@ -101,7 +101,7 @@ def client(url: str, timeouts: Timeouts) -> Any:
 
 
 def unreachable() -> Overloaded:
-    return Overloaded("the log cannot be reached; try again")
+    return Overloaded("the journal cannot be reached; try again")
 
 
 def position(entry_id: bytes) -> Position:

@@ -1,4 +1,4 @@
-"""The rules of ``EventLog``, run against every implementation."""
+"""The rules of ``Journal``, run against every implementation."""
 
 import asyncio
 import socket
@@ -36,10 +36,10 @@ from millstream.events import (
     ToolCallEnd,
     ToolCallStart,
 )
-from millstream.logs import StreamState
-from millstream.logs.memory import MemoryLog
-from millstream.logs.redis import RedisLog, outbox
-from millstream.logs.redis.connection import Connection, Timeouts
+from millstream.journals import StreamState
+from millstream.journals.memory import MemoryJournal
+from millstream.journals.redis import RedisJournal, outbox
+from millstream.journals.redis.connection import Connection, Timeouts
 from millstream.usage import Bill, Usage
 from services import RedisServers, redis_programs, redis_server
 
@@ -47,28 +47,30 @@ BILL = Bill(Usage(1, 1, "counted"), None)
 END = StreamEnd("stop", BILL)
 START = StreamStart("s", "m")
 
-Log: TypeAlias = MemoryLog | RedisLog
-SomeLog = TypeVar("SomeLog", bound=Log)
-Two: TypeAlias = tuple[RedisLog, RedisLog]
+Journal: TypeAlias = MemoryJournal | RedisJournal
+SomeJournal = TypeVar("SomeJournal", bound=Journal)
+Two: TypeAlias = tuple[RedisJournal, RedisJournal]
 
 
-class MakeLog(Protocol):
-    """The fixture ``make_log``."""
+class MakeJournal(Protocol):
+    """The fixture ``make_journal``."""
 
-    async def __call__(self, *, max_stream_bytes: int = ...) -> Log: ...
+    async def __call__(self, *, max_stream_bytes: int = ...) -> Journal: ...
 
 
 @pytest.fixture(params=["memory", *redis_programs()])
-async def make_log(request: pytest.FixtureRequest, redis_servers: RedisServers) -> AsyncGenerator[MakeLog]:
-    """Makes logs of one kind that are closed after the test. Those of one test share their Redis."""
+async def make_journal(
+    request: pytest.FixtureRequest, redis_servers: RedisServers
+) -> AsyncGenerator[MakeJournal]:
+    """Makes journals of one kind that are closed after the test. Those of one test share their Redis."""
     async with AsyncExitStack() as stack:
         if request.param != "memory":
             url = redis_servers(request.param)
 
-        async def make(*, max_stream_bytes: int = 32 << 20) -> Log:
+        async def make(*, max_stream_bytes: int = 32 << 20) -> Journal:
             if request.param == "memory":
-                return await stack.enter_async_context(MemoryLog(max_stream_bytes=max_stream_bytes))
-            return await stack.enter_async_context(RedisLog(url, max_stream_bytes=max_stream_bytes))
+                return await stack.enter_async_context(MemoryJournal(max_stream_bytes=max_stream_bytes))
+            return await stack.enter_async_context(RedisJournal(url, max_stream_bytes=max_stream_bytes))
 
         yield make
 
@@ -81,8 +83,8 @@ def shared_url(request: pytest.FixtureRequest, redis_servers: RedisServers) -> s
 
 @pytest.fixture
 async def two(shared_url: str) -> AsyncGenerator[Two]:
-    """The logs of two workers."""
-    async with RedisLog(shared_url) as here, RedisLog(shared_url) as there:
+    """The journals of two workers."""
+    async with RedisJournal(shared_url) as here, RedisJournal(shared_url) as there:
         yield here, there
 
 
@@ -93,16 +95,18 @@ async def redis(shared_url: str) -> AsyncGenerator[Redis]:
         yield client
 
 
-async def started(made: SomeLog | Awaitable[SomeLog], stream_id: str = "s") -> SomeLog:
-    log = await made if isinstance(made, Awaitable) else made
-    await log.create(StreamInfo(stream_id, "key", "m", 1.0))
-    return log
+async def started(made: SomeJournal | Awaitable[SomeJournal], stream_id: str = "s") -> SomeJournal:
+    journal = await made if isinstance(made, Awaitable) else made
+    await journal.create(StreamInfo(stream_id, "key", "m", 1.0))
+    return journal
 
 
-async def read(log: Log, after: Position | None = None, stream_id: str = "s") -> list[tuple[int, Event]]:
+async def read(
+    journal: Journal, after: Position | None = None, stream_id: str = "s"
+) -> list[tuple[int, Event]]:
     """What a reader gets, as (seq, event), up to the end of the stream."""
     found: list[tuple[int, Event]] = []
-    async with asyncio.timeout(5), aclosing(log.read(stream_id, after)) as batches:
+    async with asyncio.timeout(5), aclosing(journal.read(stream_id, after)) as batches:
         async for batch in batches:
             found += [(batch.first.seq + i, event) for i, event in enumerate(batch.events)]
             assert batch.last.seq == found[-1][0]
@@ -113,172 +117,172 @@ def words(n: int) -> list[TextDelta]:
     return [TextDelta(f"{i} ") for i in range(n)]
 
 
-async def test_everything_appended_is_read_in_order(make_log: MakeLog) -> None:
-    log = await started(make_log())
-    assert await log.append("s", [START]) == Position(1, 1)
-    assert await log.append("s", words(3)) == Position(1, 4)
-    await log.append("s", [END])
-    assert await read(log) == list(enumerate([START, *words(3), END], 1))
+async def test_everything_appended_is_read_in_order(make_journal: MakeJournal) -> None:
+    journal = await started(make_journal())
+    assert await journal.append("s", [START]) == Position(1, 1)
+    assert await journal.append("s", words(3)) == Position(1, 4)
+    await journal.append("s", [END])
+    assert await read(journal) == list(enumerate([START, *words(3), END], 1))
 
 
 @pytest.mark.parametrize("seq", range(6))
-async def test_a_read_after_a_position_gives_exactly_the_rest(make_log: MakeLog, seq: int) -> None:
-    log = await started(make_log())
-    await log.append("s", [START, *words(3), END])
-    everything = await read(log)
-    assert await read(log, Position(1, seq)) == everything[seq:]
+async def test_a_read_after_a_position_gives_exactly_the_rest(make_journal: MakeJournal, seq: int) -> None:
+    journal = await started(make_journal())
+    await journal.append("s", [START, *words(3), END])
+    everything = await read(journal)
+    assert await read(journal, Position(1, seq)) == everything[seq:]
 
 
-async def test_a_reader_follows_live_and_ends_with_the_terminal_event(make_log: MakeLog) -> None:
-    log = await started(make_log())
-    readers = [asyncio.create_task(read(log)) for _ in range(20)]
+async def test_a_reader_follows_live_and_ends_with_the_terminal_event(make_journal: MakeJournal) -> None:
+    journal = await started(make_journal())
+    readers = [asyncio.create_task(read(journal)) for _ in range(20)]
     said: list[Event] = [START, *words(50), END]
     for event in said:
-        await log.append("s", [event])
+        await journal.append("s", [event])
         await asyncio.sleep(0)
     expected = list(enumerate(said, 1))
     assert await asyncio.gather(*readers) == [expected] * 20
 
 
-async def test_a_long_stream_comes_in_slices_that_let_others_go_on(make_log: MakeLog) -> None:
-    log = await started(make_log())
-    await log.append("s", [*words(5000), END])
-    sizes = [len(batch.events) async for batch in log.read("s")]
+async def test_a_long_stream_comes_in_slices_that_let_others_go_on(make_journal: MakeJournal) -> None:
+    journal = await started(make_journal())
+    await journal.append("s", [*words(5000), END])
+    sizes = [len(batch.events) async for batch in journal.read("s")]
     assert sum(sizes) == 5001
     assert max(sizes) <= 1000
 
 
-async def test_nothing_follows_a_terminal_event(make_log: MakeLog) -> None:
+async def test_nothing_follows_a_terminal_event(make_journal: MakeJournal) -> None:
     for terminal in (END, StreamFailed("internal", "x", False, BILL)):
-        log = await started(make_log())
-        await log.append("s", [*words(1), terminal])
+        journal = await started(make_journal())
+        await journal.append("s", [*words(1), terminal])
         with pytest.raises(StreamClosed):
-            await log.append("s", words(1))
+            await journal.append("s", words(1))
         with pytest.raises(StreamClosed):
-            await log.append("s", [END])
-        assert len(await read(log)) == 2
+            await journal.append("s", [END])
+        assert len(await read(journal)) == 2
 
 
-async def test_a_stream_is_made_once(make_log: MakeLog) -> None:
-    log = await started(make_log())
+async def test_a_stream_is_made_once(make_journal: MakeJournal) -> None:
+    journal = await started(make_journal())
     with pytest.raises(StreamClosed):
-        await started(log)
+        await started(journal)
 
 
-async def test_what_is_not_there_is_gone(make_log: MakeLog) -> None:
-    log = await make_log()
+async def test_what_is_not_there_is_gone(make_journal: MakeJournal) -> None:
+    journal = await make_journal()
     with pytest.raises(StreamGone):
-        await log.state("s")
+        await journal.state("s")
     with pytest.raises(StreamGone):
-        await log.append("s", [END])
+        await journal.append("s", [END])
     with pytest.raises(StreamGone):
-        await read(log)
+        await read(journal)
 
 
 @pytest.mark.parametrize("after", [Position(1, 3), Position(2, 1), Position(0, 0), Position(1, -1)])
-async def test_a_position_that_is_not_there_is_refused(make_log: MakeLog, after: Position) -> None:
-    log = await started(make_log())
-    await log.append("s", words(2))
+async def test_a_position_that_is_not_there_is_refused(make_journal: MakeJournal, after: Position) -> None:
+    journal = await started(make_journal())
+    await journal.append("s", words(2))
     with pytest.raises(BadPosition):
-        await read(log, after)
+        await read(journal, after)
 
 
-async def test_the_state_says_where_a_stream_is(make_log: MakeLog) -> None:
-    log = await started(make_log())
+async def test_the_state_says_where_a_stream_is(make_journal: MakeJournal) -> None:
+    journal = await started(make_journal())
     info = StreamInfo("s", "key", "m", 1.0)
-    assert await log.state("s") == StreamState(info, Position(1, 0), False)
-    await log.append("s", words(2))
-    assert await log.state("s") == StreamState(info, Position(1, 2), False)
-    await log.append("s", [END])
-    assert await log.state("s") == StreamState(info, Position(1, 3), True)
+    assert await journal.state("s") == StreamState(info, Position(1, 0), False)
+    await journal.append("s", words(2))
+    assert await journal.state("s") == StreamState(info, Position(1, 2), False)
+    await journal.append("s", [END])
+    assert await journal.state("s") == StreamState(info, Position(1, 3), True)
 
 
 INTERRUPTED = StreamFailed("interrupted", "x", True, BILL)
 
 
 async def test_an_interrupted_stream_ends_in_its_second_epoch_with_its_parts_closed(
-    make_log: MakeLog,
+    make_journal: MakeJournal,
 ) -> None:
-    log = await started(make_log())
-    await log.append("s", [START, TextStart(), *words(3), ToolCallStart(0, "c", "f")])
-    await log.append("s", [ToolCallDelta(0, "c", "{")])
-    reading = asyncio.create_task(read(log))
+    journal = await started(make_journal())
+    await journal.append("s", [START, TextStart(), *words(3), ToolCallStart(0, "c", "f")])
+    await journal.append("s", [ToolCallDelta(0, "c", "{")])
+    reading = asyncio.create_task(read(journal))
     await asyncio.sleep(0)
-    assert await log.interrupt("s", INTERRUPTED) == INTERRUPTED
-    assert await log.interrupt("s", StreamFailed("internal", "y", False, BILL)) == INTERRUPTED
+    assert await journal.interrupt("s", INTERRUPTED) == INTERRUPTED
+    assert await journal.interrupt("s", StreamFailed("internal", "y", False, BILL)) == INTERRUPTED
     end = [(1, TextEnd()), (2, ToolCallEnd(0, "c", "f", "{")), (3, INTERRUPTED)]
     assert (await reading)[7:] == end
-    assert await log.state("s") == StreamState(StreamInfo("s", "key", "m", 1.0), Position(2, 3), True)
-    assert await read(log, Position(1, 7)) == end
-    assert await read(log, Position(1, 6)) == [(7, ToolCallDelta(0, "c", "{")), *end]
-    assert await read(log, Position(2, 2)) == end[2:]
-    assert await read(log, Position(2, 3)) == []
+    assert await journal.state("s") == StreamState(StreamInfo("s", "key", "m", 1.0), Position(2, 3), True)
+    assert await read(journal, Position(1, 7)) == end
+    assert await read(journal, Position(1, 6)) == [(7, ToolCallDelta(0, "c", "{")), *end]
+    assert await read(journal, Position(2, 2)) == end[2:]
+    assert await read(journal, Position(2, 3)) == []
     with pytest.raises(StreamClosed):
-        await log.append("s", words(1))
+        await journal.append("s", words(1))
 
 
-async def test_a_stream_that_has_ended_is_not_interrupted(make_log: MakeLog) -> None:
-    log = await started(make_log())
-    await log.append("s", [*words(2), END])
-    assert await log.interrupt("s", INTERRUPTED) == END
-    assert len(await read(log)) == 3
+async def test_a_stream_that_has_ended_is_not_interrupted(make_journal: MakeJournal) -> None:
+    journal = await started(make_journal())
+    await journal.append("s", [*words(2), END])
+    assert await journal.interrupt("s", INTERRUPTED) == END
+    assert len(await read(journal)) == 3
 
 
-async def test_a_forgotten_stream_is_gone(make_log: MakeLog) -> None:
-    log = await started(make_log())
-    assert log.count() == 1
-    await log.forget("s")
-    assert log.count() == 0
+async def test_a_forgotten_stream_is_gone(make_journal: MakeJournal) -> None:
+    journal = await started(make_journal())
+    assert journal.count() == 1
+    await journal.forget("s")
+    assert journal.count() == 0
     with pytest.raises(StreamGone):
-        await log.state("s")
+        await journal.state("s")
 
 
-async def test_a_stream_over_its_limit_takes_only_its_end(make_log: MakeLog) -> None:
-    log = await started(make_log(max_stream_bytes=2000))
+async def test_a_stream_over_its_limit_takes_only_its_end(make_journal: MakeJournal) -> None:
+    journal = await started(make_journal(max_stream_bytes=2000))
     with pytest.raises(StreamFull):
         for _ in range(100):
-            await log.append("s", [TextDelta("x" * 100)])
-    await log.append("s", [END])
-    assert (await read(log))[-1][1] == END
+            await journal.append("s", [TextDelta("x" * 100)])
+    await journal.append("s", [END])
+    assert (await read(journal))[-1][1] == END
 
 
 async def test_over_the_limit_finished_streams_go_oldest_first() -> None:
-    log = MemoryLog(max_bytes=50_000)
-    await started(log, "running")
-    await log.append("running", words(1))
+    journal = MemoryJournal(max_bytes=50_000)
+    await started(journal, "running")
+    await journal.append("running", words(1))
     for i in range(20):
-        await started(log, f"s{i}")
-        await log.append(f"s{i}", [TextDelta("x" * 5000), END])
-    assert (await read(log, stream_id="s19"))[-1][1] == END
+        await started(journal, f"s{i}")
+        await journal.append(f"s{i}", [TextDelta("x" * 5000), END])
+    assert (await read(journal, stream_id="s19"))[-1][1] == END
     with pytest.raises(StreamGone):
-        await log.state("s0")
-    await log.append("running", [END])
+        await journal.state("s0")
+    await journal.append("running", [END])
 
 
 async def test_a_finished_stream_is_kept_for_its_window() -> None:
     now = 1000.0
-    log = await started(MemoryLog(window_seconds=300, clock=lambda: now))
-    await log.append("s", [END])
-    reading = log.read("s")
+    journal = await started(MemoryJournal(window_seconds=300, clock=lambda: now))
+    await journal.append("s", [END])
+    reading = journal.read("s")
     await anext(reading)
     now += 299
-    log.expire()
-    assert "s" in log
+    journal.expire()
+    assert "s" in journal
     now += 2
-    log.expire()
-    assert "s" not in log
+    journal.expire()
+    assert "s" not in journal
     assert [batch async for batch in reading] == []  # who is in the middle of it goes on
 
 
-async def test_a_reader_that_leaves_is_forgotten(make_log: MakeLog) -> None:
-    log = await started(make_log())
-    waiting = [asyncio.create_task(read(log)) for _ in range(10)]
+async def test_a_reader_that_leaves_is_forgotten(make_journal: MakeJournal) -> None:
+    journal = await started(make_journal())
+    waiting = [asyncio.create_task(read(journal)) for _ in range(10)]
     await asyncio.sleep(0)
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    await log.append("s", [END])
-    assert len(await read(log)) == 1
+    await journal.append("s", [END])
+    assert len(await read(journal)) == 1
 
 
 @given(st.lists(st.integers(1, 7), max_size=20), st.lists(st.integers(0, 100), min_size=1, max_size=5))
@@ -286,17 +290,17 @@ def test_readers_from_anywhere_at_any_time_get_what_they_missed(
     sizes: list[int], positions: list[int]
 ) -> None:
     async def go() -> None:
-        log = await started(MemoryLog())
+        journal = await started(MemoryJournal())
         events = [TextDelta(str(i)) for i in range(sum(sizes))]
         readers: list[tuple[int, asyncio.Task[list[tuple[int, Event]]]]] = []
         done = 0
         for turn, size in enumerate(sizes):
-            await log.append("s", events[done : done + size])
+            await journal.append("s", events[done : done + size])
             done += size
             seq = min(positions[turn % len(positions)], done)
-            readers.append((seq, asyncio.create_task(read(log, Position(1, seq)))))
+            readers.append((seq, asyncio.create_task(read(journal, Position(1, seq)))))
             await asyncio.sleep(0)
-        await log.append("s", [END])
+        await journal.append("s", [END])
         everything = list(enumerate([*events, END], 1))
         for seq, reader in readers:
             assert await reader == everything[seq:]
@@ -310,7 +314,7 @@ def test_readers_from_anywhere_at_any_time_get_what_they_missed(
 async def test_a_stream_is_read_on_another_worker_as_in_its_own(two: Two) -> None:
     here, there = two
     await started(here)
-    readers = [asyncio.create_task(read(log)) for log in (here, there, there)]
+    readers = [asyncio.create_task(read(journal)) for journal in (here, there, there)]
     said: list[Event] = [START, *words(50), END]
     for event in said:
         await here.append("s", [event])
@@ -354,7 +358,7 @@ async def test_what_a_producer_says_after_its_stream_was_ended_for_it_is_void(
     zombie, other = two
     await started(zombie)
     await zombie.append("s", [START, TextStart(), *words(3)])
-    local, remote = (asyncio.create_task(read(log)) for log in (zombie, other))
+    local, remote = (asyncio.create_task(read(journal)) for journal in (zombie, other))
     await until(lambda: zombie.outbox.copied("s") == 5)
     assert await other.interrupt("s", INTERRUPTED) == INTERRUPTED
     with pytest.raises(StreamClosed):
@@ -502,7 +506,7 @@ async def test_a_signal_of_another_version_is_passed_over(two: Two, redis: Redis
 async def test_without_redis_streams_go_on_and_are_there_again_when_it_is_back(tmp_path: Path) -> None:
     socket = tmp_path / "redis.sock"
     with redis_server(socket):
-        here = await RedisLog(f"unix://{socket}").__aenter__()
+        here = await RedisJournal(f"unix://{socket}").__aenter__()
     async with asyncio.timeout(20):
         await started(here)
         await here.append("s", [START, *words(3)])
@@ -514,7 +518,7 @@ async def test_without_redis_streams_go_on_and_are_there_again_when_it_is_back(t
         with pytest.raises(Overloaded):
             await here.ping()
         with redis_server(socket):
-            async with RedisLog(f"unix://{socket}") as there:
+            async with RedisJournal(f"unix://{socket}") as there:
                 await until(lambda: here.outbox.copied("s") == 7)
                 await here.append("s", [END])
                 assert await read(there) == await reading
@@ -530,7 +534,7 @@ async def test_a_redis_that_takes_connections_and_never_answers_is_away(tmp_path
     async with (
         asyncio.timeout(10),
         await asyncio.start_unix_server(silent, socket),
-        RedisLog(f"unix://{socket}", timeouts=Timeouts(connect=0.1, answer=0.1, leave=0.1)) as here,
+        RedisJournal(f"unix://{socket}", timeouts=Timeouts(connect=0.1, answer=0.1, leave=0.1)) as here,
     ):
         reading = asyncio.create_task(started(here))  # it waits for Redis as long as it takes to connect
         await until(lambda: here.outbox.failing)
@@ -558,7 +562,7 @@ def test_connections_that_were_reset_are_made_again(redis_url: str, caplog: pyte
 
         async with await asyncio.start_server(carry, "127.0.0.1", 0) as proxy:
             port = proxy.sockets[0].getsockname()[1]
-            async with RedisLog(f"redis://127.0.0.1:{port}") as here:
+            async with RedisJournal(f"redis://127.0.0.1:{port}") as here:
                 await started(here)
                 await until(lambda: here.outbox.transport is not None and len(ends) >= 3)
                 await here.ping()
@@ -583,16 +587,16 @@ def test_connections_that_were_reset_are_made_again(redis_url: str, caplog: pyte
 @pytest.mark.parametrize("option", ["protocol=3", "socket_timeout=1", "decode_responses=true"])
 def test_what_is_set_for_redis_cannot_be_set_by_its_url(option: str) -> None:
     with pytest.raises(ConfigurationError, match=option.partition("=")[0]):
-        RedisLog(f"redis://127.0.0.1:1/0?{option}").check()
+        RedisJournal(f"redis://127.0.0.1:1/0?{option}").check()
 
 
 async def test_a_redis_that_may_drop_streams_is_refused(tmp_path: Path) -> None:
     socket = tmp_path / "redis.sock"
     with redis_server(socket, "--maxmemory-policy", "allkeys-lru"):
         with pytest.raises(ConfigurationError, match="noeviction"):
-            await asyncio.to_thread(RedisLog(f"unix://{socket}").check)
+            await asyncio.to_thread(RedisJournal(f"unix://{socket}").check)
     with pytest.raises(ConfigurationError, match="cannot use"):
-        await asyncio.to_thread(RedisLog(f"unix://{socket}").check)
+        await asyncio.to_thread(RedisJournal(f"unix://{socket}").check)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -629,7 +633,7 @@ async def test_the_end_of_a_stream_that_redis_lost_is_written_with_all_before_it
 async def test_an_end_does_not_wait_for_a_redis_that_is_away(tmp_path: Path) -> None:
     socket = tmp_path / "redis.sock"
     with redis_server(socket):
-        here = await RedisLog(f"unix://{socket}").__aenter__()
+        here = await RedisJournal(f"unix://{socket}").__aenter__()
         await started(here)
     async with asyncio.timeout(5):
         await here.append("s", [START, END])
@@ -642,8 +646,8 @@ async def test_signals_are_heard_again_after_redis_comes_back_with_an_earlier_cl
 ) -> None:
     timeouts = Timeouts(answer=0.4)
     async with (
-        RedisLog(shared_url, timeouts=timeouts) as here,
-        RedisLog(shared_url, timeouts=timeouts) as there,
+        RedisJournal(shared_url, timeouts=timeouts) as here,
+        RedisJournal(shared_url, timeouts=timeouts) as there,
     ):
         heard = here.signals()
         hearing = asyncio.ensure_future(anext(heard))
@@ -659,14 +663,14 @@ async def test_signals_are_heard_again_after_redis_comes_back_with_an_earlier_cl
 
 
 async def test_what_slow_readers_hold_of_finished_streams_counts_and_is_bounded() -> None:
-    log = MemoryLog(max_bytes=100_000)
+    journal = MemoryJournal(max_bytes=100_000)
     readers = []
     for i in range(20):
-        await started(log, f"s{i}")
-        await log.append(f"s{i}", [TextDelta("x" * 20_000)])
-        reader = log.read(f"s{i}")
+        await started(journal, f"s{i}")
+        await journal.append(f"s{i}", [TextDelta("x" * 20_000)])
+        reader = journal.read(f"s{i}")
         await anext(reader)
-        await log.append(f"s{i}", [END])
+        await journal.append(f"s{i}", [END])
         readers.append(reader)
     outcomes: list[list[Event] | None] = []
     for reader in readers:
@@ -678,21 +682,21 @@ async def test_what_slow_readers_hold_of_finished_streams_counts_and_is_bounded(
     assert outcomes[-1] == [END]  # the newest goes on
     assert sum(outcome is not None for outcome in outcomes) <= 5
     for i in range(20):
-        await log.forget(f"s{i}")
-    assert log.is_empty()
+        await journal.forget(f"s{i}")
+    assert journal.is_empty()
 
 
 async def test_a_dropped_stream_counts_until_its_last_reader_leaves() -> None:
     now = 1000.0
-    log = await started(MemoryLog(window_seconds=10, clock=lambda: now))
-    await log.append("s", [TextDelta("x" * 1000), END])
-    readers = [log.read("s") for _ in range(2)]
+    journal = await started(MemoryJournal(window_seconds=10, clock=lambda: now))
+    await journal.append("s", [TextDelta("x" * 1000), END])
+    readers = [journal.read("s") for _ in range(2)]
     for reader in readers:
         await anext(reader)
     now += 11
-    log.expire()
-    assert "s" not in log
+    journal.expire()
+    assert "s" not in journal
     await readers[0].aclose()
-    assert not log.is_empty()
+    assert not journal.is_empty()
     await readers[1].aclose()
-    assert log.is_empty()
+    assert journal.is_empty()

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from millstream.logs import Signal, SignalKind
-from millstream.logs.redis.connection import UNREACHABLE
+from millstream.journals import Signal, SignalKind
+from millstream.journals.redis.connection import UNREACHABLE
 
-log = logging.getLogger("millstream.logs")
+log = logging.getLogger("millstream.journals")
 
 KEY = "millstream:signals"
 _KEPT = 10_000

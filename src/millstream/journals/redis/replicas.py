@@ -15,10 +15,10 @@ from redis.exceptions import RedisError
 
 from millstream.errors import StreamGone, safe_traceback
 from millstream.events import Position, StreamInfo, from_json
-from millstream.logs import READING_LAPSES_SECONDS, StreamState
-from millstream.logs.memory import MemoryLog
-from millstream.logs.redis import signals
-from millstream.logs.redis.connection import (
+from millstream.journals import READING_LAPSES_SECONDS, StreamState
+from millstream.journals.memory import MemoryJournal
+from millstream.journals.redis import signals
+from millstream.journals.redis.connection import (
     RETRY_SECONDS,
     STREAM_PREFIX,
     UNREACHABLE,
@@ -27,9 +27,9 @@ from millstream.logs.redis.connection import (
     position,
     unreachable,
 )
-from millstream.logs.redis.signals import Signals
+from millstream.journals.redis.signals import Signals
 
-log = logging.getLogger("millstream.logs")
+log = logging.getLogger("millstream.journals")
 
 _AHEAD = 4096  # how far a reader that comes from the producer's worker may be ahead of Redis
 _ENTRIES_PER_READ = 64  # of a stream
@@ -65,18 +65,18 @@ class Replicas:
         self._answer_seconds = timeouts.answer
         block = round(min(_BLOCK_SECONDS, timeouts.answer / 2) * 1000)
         self._blocking_read = ("XREAD", "BLOCK", block, "COUNT", _ENTRIES_PER_READ, "STREAMS")
-        self._log = MemoryLog(max_stream_bytes=max_stream_bytes, ahead=_AHEAD)
+        self._journal = MemoryJournal(max_stream_bytes=max_stream_bytes, ahead=_AHEAD)
         self._replicas: dict[str, _Replica] = {}
 
     def __contains__(self, stream_id: str) -> bool:
-        return stream_id in self._log
+        return stream_id in self._journal
 
     def count(self) -> int:
-        return self._log.count()
+        return self._journal.count()
 
     def is_empty(self) -> bool:
         """Whether nothing is left of any stream."""
-        return not self._replicas and self._log.is_empty()
+        return not self._replicas and self._journal.is_empty()
 
     async def state(self, stream_id: str) -> StreamState:
         """As Redis has it. Raises ``StreamGone`` or ``Overloaded``."""
@@ -91,7 +91,7 @@ class Replicas:
         return StreamState(_to_info(first[0][1][b"info"]), position(last[0][0]), b"end" in last[0][1])
 
     @asynccontextmanager
-    async def following(self, stream_id: str) -> AsyncGenerator[MemoryLog]:
+    async def following(self, stream_id: str) -> AsyncGenerator[MemoryJournal]:
         """To be held while somebody here reads a stream; gives where it is. Raises like ``state``."""
         replica = self._replicas.get(stream_id)
         if replica is None:
@@ -100,18 +100,18 @@ class Replicas:
         replica.readers += 1
         try:
             await self._load(stream_id, replica)
-            yield self._log
+            yield self._journal
         finally:
             replica.readers -= 1
             if not replica.readers and self._replicas.get(stream_id) is replica:
                 del self._replicas[stream_id]
-                await self._log.forget(stream_id)
+                await self._journal.forget(stream_id)
                 self._signals.send_soon("left", stream_id)
 
     async def lose(self, stream_id: str) -> None:
         """Tells whoever reads a replica that there is no more of it to be had."""
         replica = self._replicas.pop(stream_id, None)
-        await self._log.forget(stream_id)
+        await self._journal.forget(stream_id)
         if replica is not None and not replica.loaded.done():
             replica.loaded.set_exception(StreamGone(f"a part of '{stream_id}' was lost"))
             replica.loaded.exception()  # looked at, should nobody wait for it any more
@@ -131,7 +131,7 @@ class Replicas:
                     await self._signals.find_again()
                 delay = RETRY_SECONDS[0]
             except Exception as error:  # it goes on when Redis is back
-                log.error("the log's Redis: %s", safe_traceback(error))
+                log.error("the journal's Redis: %s", safe_traceback(error))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_SECONDS[1])
                 continue
@@ -176,17 +176,17 @@ class Replicas:
         """Entries of a stream -> its replica. Raises ``StreamGone`` where something is missing."""
         for entry_id, fields in entries:
             if b"info" in fields:
-                await self._log.create(_to_info(fields[b"info"]))
+                await self._journal.create(_to_info(fields[b"info"]))
             else:
                 events, (epoch, seq) = from_json(fields[b"events"]), position(entry_id)
                 if epoch == 2:
-                    await self._log.end_in_second_epoch(stream_id, events)
+                    await self._journal.end_in_second_epoch(stream_id, events)
                 else:
-                    known = (await self._log.state(stream_id)).last.seq
+                    known = (await self._journal.state(stream_id)).last.seq
                     missing = seq - known
                     if missing > len(events):
                         raise StreamGone(f"a part of '{stream_id}' was lost")
-                    await self._log.append(stream_id, events[-missing:])
+                    await self._journal.append(stream_id, events[-missing:])
                 replica.closed = b"end" in fields
             replica.last_id = entry_id
             if not replica.loaded.done() and position(entry_id) >= replica.target:
