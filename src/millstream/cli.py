@@ -49,7 +49,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 
 def main() -> None:
-    """The entry point: what is wrong with the set-up or the arguments is one line and exit code 2."""
+    """What is wrong with the set-up or the arguments is one line and exit code 2."""
     try:
         app()
     except (ConfigurationError, MillstreamError) as error:

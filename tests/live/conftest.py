@@ -60,7 +60,12 @@ def started(folder: Path, *arguments: str, **environment: str) -> Generator[Serv
     environment = {"MILLSTREAM_MAX_LAG_SECONDS": "3600", **environment}
     with output.open("wb") as out:
         process = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **environment}, stdout=out, stderr=subprocess.STDOUT
+            command,
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a signal to all its processes, as a terminal sends it, reaches no others
         )
     try:
         url = wait_for(lambda: re.search(r"http://[\d.]+:\d+", output.read_text(encoding="utf-8")), process)[

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -13,7 +14,7 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -46,10 +47,8 @@ _LEAVE_SECONDS = 10.0  # from the end of the drain to the end of the process
 _BACKLOG = 4096
 _DESCRIPTORS = 1 << 20  # a worker asks for no more
 _MODELS_SHOWN = 6
-_DEMOS = {
-    "local": "  (a demo model on this machine: fluent, often wrong)",
-    "scripted": "  (a script, no model)",
-}
+_HURRIED_SECONDS = 1  # what connections get to take their last frames, where somebody hurries
+_DEMOS = {"local": "a demo model on this machine: fluent, often wrong", "scripted": "a script, no model"}
 
 
 def serve(settings: Settings, *, show_key: bool = False, temporary_key: bool = False) -> None:
@@ -159,7 +158,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise ConfigurationError(
-                f"port {port} is in use; MILLSTREAM_PORT or --port takes another one, or 0 for a free one"
+                f"port {port} is in use; take another one with MILLSTREAM_PORT={port % 65535 + 1}, which "
+                "`make run` takes too, or with --port; 0 takes a free one"
             ) from error
         raise ConfigurationError(f"cannot listen on {host} port {port}: {error.strerror}") from error
     return listener
@@ -202,19 +202,35 @@ class _Server(uvicorn.Server):
         self._app = app
         self._listener = listener
         self._temporary_key_id: str | None = None
+        self._stopped_by: int | None = None  # the first signal
         self._hurry = asyncio.Event()
+        self._is_drained = False
+        self._opening: asyncio.Task[Any] | None = None  # the start, while it can be given up
         self._collecting: asyncio.Task[None] | None = None
         self._lifespan = AsyncExitStack()
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves until a signal."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Raises ``ConfigurationError`` where the operator has to mend something, whichever part says so."""
+        task = self._opening = asyncio.current_task()
         try:
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(self._millstream.running_in(self._app))
+                self._opening = None
                 await self._serve_from_now_on()
                 self._lifespan = stack.pop_all()
         except DatabaseAway as error:
             raise ConfigurationError(f"the database does not work: {error}") from error
+        except asyncio.CancelledError:
+            if not self.should_exit or task is None:
+                raise
+            task.uncancel()
+        finally:
+            self._opening = None
 
     async def _serve_from_now_on(self) -> None:
         await super().startup(sockets=[])
@@ -245,9 +261,19 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not calling super(): it would raise the signal again at the end, instead of exit code 0.
-        if self.should_exit:
-            self._hurry.set()
-        self.should_exit = True
+        if not self.should_exit:
+            self.should_exit, self._stopped_by = True, sig
+            self._loop.call_soon_threadsafe(self._give_up_the_start)
+        else:
+            self._loop.call_soon_threadsafe(self._hurry_up)
+
+    def _give_up_the_start(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+
+    def _hurry_up(self) -> None:
+        self._hurry.set()
+        self.force_exit = self._is_drained
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Streams first (uvicorn would wait for them without end), then connections, then stores."""
@@ -257,6 +283,8 @@ class _Server(uvicorn.Server):
         if self._ready is not None:
             for server in self.servers:
                 server.close()  # the other workers take what comes from now on
+        if len(streams) and drain_seconds > 0 and not self._hurry.is_set():
+            self._say_what_is_waited_for(len(streams), drain_seconds)
         drain = asyncio.create_task(streams.drain(drain_seconds))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
@@ -270,8 +298,20 @@ class _Server(uvicorn.Server):
             with suppress(DatabaseAway, TimeoutError):
                 async with asyncio.timeout(_REVOKE_SECONDS):
                     await self._millstream.keys.revoke(self._temporary_key_id)
+        self._is_drained = True
+        if self._hurry.is_set():
+            self.config.timeout_graceful_shutdown = _HURRIED_SECONDS
         await super().shutdown(sockets)
         await self._lifespan.aclose()
+
+    def _say_what_is_waited_for(self, streams: int, seconds: float) -> None:
+        log.info(
+            "waiting for %d stream%s, at most %g s; %s",
+            streams,
+            "" if streams == 1 else "s",
+            seconds,
+            "press Ctrl-C again to hurry" if self._stopped_by == signal.SIGINT else "a second signal hurries",
+        )
 
     async def _announce(self, banner: _Banner) -> None:
         """The banner: where, with which key, which models, and why not others."""
@@ -299,22 +339,31 @@ class _Server(uvicorn.Server):
             )
         if not pages.is_built():
             console.print("  chat    the chat page is not built: make web")
+        self._announce_models(console)
+        console.print("  stop    Ctrl-C")
+        console.file.flush()
+
+    def _announce_models(self, console: Console) -> None:
+        """One line a provider, with the default in its own, and one for those that are not ready."""
         service = self._millstream.llm_service
         by_provider: dict[str, list[str]] = {}
         for model, provider in service.models.items():
             by_provider.setdefault(provider, []).append(model)
+        unset = {name for name, why in service.unready.items() if why.endswith("is not set")}
+        others = f"set {KNOWN[0].variable} or another provider's variable for others"
+        only_demos = bool(unset) and by_provider.keys() <= _DEMOS.keys()
         for provider, models in by_provider.items():
             more = len(models) - _MODELS_SHOWN
             names = ", ".join(models[:_MODELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
-            console.print(f"  models  {provider}: {escape(names)}{_DEMOS.get(provider, '')}")
-        if service.default_model is not None:
-            console.print(f"  default {escape(service.default_model)}")
-        unset = {name for name, why in service.unready.items() if why.endswith("is not set")}
+            notes = [_DEMOS[provider]] if provider in _DEMOS else []
+            if service.default_model in models and len(service.models) > 1:
+                notes.append(f"the default is {service.default_model}")
+            if only_demos:
+                notes.append(others)
+            note = f"  ({'; '.join(notes)})" if notes else ""
+            console.print(f"  models  {escape(f'{provider}: {names}{note}')}")
+        if not by_provider:
+            console.print(f"  models  none yet{f'  ({others})' if only_demos else ''}")
         unready = ", ".join(f"{name} ({why})" for name, why in service.unready.items() if name not in unset)
         if unready:
             console.print(f"  [yellow]unready {escape(unready)}[/yellow]")
-        if unset and by_provider.keys() <= _DEMOS.keys():
-            variables = ", ".join(known.variable for known in KNOWN[:4])
-            console.print(f"  [dim]more    set {variables} … for the models of providers[/dim]")
-        console.print("  stop    Ctrl-C")
-        console.file.flush()

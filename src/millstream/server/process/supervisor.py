@@ -37,10 +37,10 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def stop(self) -> None:
+    def stop(self, number: int = signal.SIGTERM) -> None:
         if self.process.is_alive() and self.process.pid is not None:
             with suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGTERM)
+                os.kill(self.process.pid, number)
 
     def listen(self) -> None:
         """It says so once when it serves; then the pipe is of no more use."""
@@ -68,6 +68,7 @@ class Supervisor:
         self._count = count
         self._close = close
         self._asked = 0  # to stop, by signals
+        self._asked_by: int = signal.SIGTERM  # the last one
         self._told = 0  # how often the workers were
         self._workers: list[_Worker] = []
         self._leaving: list[_Worker] = []
@@ -98,7 +99,7 @@ class Supervisor:
                 self._told = self._asked
                 self._close()
                 for worker in self._alive():
-                    worker.stop()
+                    worker.stop(self._asked_by)
             elif not self._asked:
                 self._keep_up()
             self._wait()
@@ -153,5 +154,6 @@ class Supervisor:
             self._roll = list(self._workers)
         else:
             self._asked += 1
+            self._asked_by = number
         with suppress(BlockingIOError):
             self._waker.send(b"!")
