@@ -11,13 +11,19 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench docs pictures web clean test-deps
+.PHONY: help run page test test-all check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench docs pictures web clean test-deps
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/run web  ## Start the server on its defaults; prints the URL and a key
-	@MILLSTREAM_REQUIRE_PROVIDER=false $(BIN)/millstream serve --temporary-key $(ARGS)
+# exec: between make and the server there is no shell, which Ctrl-C would end before the server has.
+run: export MILLSTREAM_REQUIRE_PROVIDER := false
+run: $(VENV)/run page  ## Start the server on its defaults; prints the URL and a key
+	@exec $(BIN)/millstream serve --temporary-key $(ARGS)
+
+page: $(VENV)/run
+	@if missing=$$(./tools/need-node "the chat page (make web)"); then $(MAKE) --no-print-directory web; \
+	else $(BIN)/python tools/page_of_a_wheel.py "$$missing"; fi
 
 # Every half runs, whatever the ones before it say; the last line names those that failed.
 test:  ## Install what the tests need and run all of them
@@ -66,6 +72,7 @@ $(CLIENT): clients/ts/node_modules/.installed $(wildcard clients/ts/src/*.ts cli
 	@touch $@
 
 clients/ts/node_modules/.installed: clients/ts/package-lock.json
+	@./tools/need-node "the TypeScript client" >&2
 	cd clients/ts && npm ci --no-audit --no-fund
 	@touch $@
 
@@ -116,6 +123,7 @@ $(PAGES): web/node_modules/.installed $(WEB_SOURCES)
 	@touch $@
 
 web/node_modules/.installed: web/package-lock.json
+	@./tools/need-node "the chat page (make web)" >&2
 	cd web && npm ci --no-audit --no-fund
 	@touch $@
 
