@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from millstream import errors, events
 from millstream.auth import is_wellformed, new_secret
+from millstream.database import DatabaseAway
 from millstream.dialects.native import NativeDialect
 from millstream.events import Batch, Event, Position, StreamInfo
 from millstream.prices import FlatPrice, Prices
@@ -76,6 +77,19 @@ def test_the_codes_are_those_of_the_specification_with_their_status() -> None:
         status = errors.ReportedError(code, "").status
         line = next(line for line in table.splitlines() if f"`{code}`" in line)
         assert str(status) in line.partition(f"`{code}`")[2], code
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (DatabaseAway("it refuses connections"), "the database: it refuses connections"),
+        (errors.Overloaded("the store cannot be reached"), "the store cannot be reached"),
+    ],
+)
+def test_what_is_said_in_our_words_needs_no_traceback(error: Exception, words: str) -> None:
+    with pytest.raises(type(error)) as raised:
+        raise error
+    assert errors.safe_traceback(raised.value) == words
 
 
 def test_safe_tracebacks_name_places_and_not_words() -> None:

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from millstream import private_files
 from millstream.driver_words import in_words
-from millstream.errors import ConfigurationError, out_of_descriptors
+from millstream.errors import ConfigurationError, StoreAway, out_of_descriptors
 from millstream.usage import TOKEN_KINDS
 
 log = logging.getLogger("millstream.database")
@@ -123,10 +123,12 @@ _READY_SECONDS = 2.0
 _CLOSE_SECONDS = 1.0
 
 
-class DatabaseAway(Exception):
+class DatabaseAway(StoreAway):
     """The database does not answer, takes no writes, or is damaged. The message is for the operator: it has
     the driver's word for what is wrong, and nothing of a row.
     """
+
+    store = "the database"
 
 
 # For PostgreSQL: what it does not finish in this time it gives up itself.
@@ -213,7 +215,7 @@ class Database:
                     found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
         except sa.exc.DBAPIError as error:
             raise ConfigurationError(
-                f"cannot open the database {self._engine.url.render_as_string()}: {in_words(error)}"
+                f"cannot open the database {_shown(self._engine.url)}: {in_words(error)}"
             ) from error
         self._mend_modes()  # only now: what is no database is not ours to touch
         if found == _REVISION:
@@ -357,7 +359,7 @@ class Database:
 
 def missing_file(url: str) -> Path | None:
     """The file of an SQLite database that is not there."""
-    with suppress(ArgumentError):
+    with suppress(ArgumentError, ValueError):
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database:
             path = Path(parsed.database)
@@ -369,11 +371,11 @@ def _engine(url: str) -> Engine:
     try:
         # What Heroku and others still call it.
         parsed = make_url(re.sub("^postgres:", "postgresql:", url))
-    except ArgumentError as error:
+    except (ArgumentError, ValueError):  # the latter of a port that is no number
         raise ConfigurationError(
             "MILLSTREAM_DATABASE_URL is not a database URL; try sqlite:///millstream.db "
-            "or postgresql://user@host/name"
-        ) from error
+            "or postgresql://user@host/name, and write @ : in a password as %40 %3A"
+        ) from None
     if parsed.get_backend_name() == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     elif parsed.get_backend_name() != "sqlite":
@@ -396,6 +398,12 @@ def _engine(url: str) -> Engine:
     if is_sqlite:
         sa.event.listen(engine, "connect", _configure_sqlite)
     return engine
+
+
+def _shown(url: URL) -> str:
+    """Where the database is, without the password and the options, which may have it too."""
+    places = {name: value for name, value in url.query.items() if name in ("host", "port")}
+    return url.set(drivername=url.get_backend_name(), query=places).render_as_string()
 
 
 def _make_file(path: Path) -> Path:

@@ -32,6 +32,7 @@
 
     ConfigurationError            a setting that cannot work; the CLI prints it and exits with 2
     Misuse                        an application that uses Millstream in a way that cannot work
+    StoreAway                     a store that cannot be had, for the log
 
 The list of codes is closed (spec/protocol.md §8). A message says what happened, with which value, and
 what to do. It never carries a provider's text, a key, a URL or a prompt: it is shown to callers.
@@ -53,6 +54,14 @@ class Misuse(RuntimeError):
     """An application makes use of Millstream in a way that cannot work. The text is written for its operator,
     and goes to the log.
     """
+
+
+class StoreAway(Exception):
+    """A store that cannot be had. The message is for the operator: what is wrong, in words, without a secret
+    or what was to be stored.
+    """
+
+    store = "a store"
 
 
 class MillstreamError(Exception):
@@ -326,11 +335,13 @@ def out_of_descriptors(error: OSError | None = None) -> bool:
 
 
 def safe_traceback(error: BaseException) -> str:
-    """An unexpected exception for the log: its type and the innermost calls, without its text, which may
-    hold a prompt, a key or an address.
+    """An exception for the log: its words where they are ours, else its type and the innermost calls, without
+    its text, which may hold a prompt, a key or an address.
     """
-    if isinstance(error, Misuse):
+    if isinstance(error, Misuse) or (isinstance(error, MillstreamError) and error.code != Internal.code):
         return str(error)
+    if isinstance(error, StoreAway):
+        return f"{error.store}: {error}"
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     calls = " < ".join(f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in reversed(frames))
     return f"{type(error).__name__} in {calls}"

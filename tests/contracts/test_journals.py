@@ -1,6 +1,7 @@
 """The rules of ``Journal``, run against every implementation."""
 
 import asyncio
+import re
 import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -414,7 +415,9 @@ async def test_a_part_that_was_lost_is_found_out(two: Two, redis: Redis) -> None
         await reading
 
 
-async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(two: Two, redis: Redis) -> None:
+async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(
+    two: Two, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
     here, there = two
     await started(here)
     await here.append("s", [START])
@@ -429,6 +432,7 @@ async def test_what_a_full_redis_did_not_take_is_copied_when_there_is_room(two: 
     finally:
         await redis.config_set("maxmemory", 0)
     assert len(await reading) == 2002
+    assert re.search(r"Redis: its memory is full(?s:.)*Redis is there again", caplog.text)
 
 
 async def test_what_is_sent_to_redis_at_once_is_bounded(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:

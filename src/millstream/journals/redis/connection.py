@@ -14,7 +14,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
-from millstream.errors import ConfigurationError, Overloaded
+from millstream.driver_words import in_words
+from millstream.errors import ConfigurationError, Overloaded, safe_traceback
 from millstream.events import Position
 
 STREAM_PREFIX = "millstream:stream:"
@@ -47,10 +48,10 @@ def check(url: str) -> None:
     try:
         with BlockingRedis.from_url(url, socket_connect_timeout=Timeouts().connect) as client:
             info = cast("dict[str, Any]", client.info())
-    except (RedisError, OSError, ValueError) as error:
+    except (RedisError, OSError, ValueError, TypeError) as error:  # the last of an option that is unknown
         raise ConfigurationError(
-            f"MILLSTREAM_JOURNAL_URL: cannot use this Redis: {type(error).__name__}"
-        ) from error
+            f"MILLSTREAM_JOURNAL_URL: cannot use this Redis: {in_words(error)}"
+        ) from None
     version = str(info.get("redis_version", "0"))
     if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
         raise ConfigurationError(f"MILLSTREAM_JOURNAL_URL: Redis {version} is too old; 6.2 is needed")
@@ -98,6 +99,12 @@ def client(url: str, timeouts: Timeouts) -> Any:
         retry=retry,
     )
     return _Client(pool, timeouts.answer)
+
+
+def what_is_wrong(error: Exception) -> str:
+    """For the log: in words where Redis is what is wrong, else where in the code it is."""
+    known = isinstance(error, (RedisError, OSError))
+    return in_words(error) if known else safe_traceback(error)
 
 
 def unreachable() -> Overloaded:

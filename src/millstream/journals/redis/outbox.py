@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from redis.exceptions import ResponseError
 
-from millstream.errors import JournalError, StreamClosed, safe_traceback
+from millstream.errors import JournalError, StreamClosed
 from millstream.events import TERMINAL_TYPES, Event, from_json, to_json
 from millstream.journals import Signal
 from millstream.journals.memory import MemoryJournal
@@ -25,6 +25,7 @@ from millstream.journals.redis.connection import (
     Connection,
     Timeouts,
     position,
+    what_is_wrong,
 )
 
 log = logging.getLogger("millstream.journals")
@@ -193,13 +194,15 @@ class Outbox:
                 while due:
                     await self._flush(due[:_STREAMS_PER_FLUSH])
                     del due[:_STREAMS_PER_FLUSH]
+                if self.failing:
+                    log.warning("the journal's Redis is there again")
                 self.failing, delay = False, RETRY_SECONDS[0]
             except Exception as error:  # it goes on when Redis is back; nothing is lost until then
                 self.failing = True
                 self._dirty.update(due)
                 for copy in self._copies.values():
                     _resolve(copy, None)
-                log.error("the journal's Redis: %s", safe_traceback(error))
+                log.error("the journal's Redis: %s", what_is_wrong(error))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_SECONDS[1])
                 self._flush_now.set()

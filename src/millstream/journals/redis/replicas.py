@@ -26,6 +26,7 @@ from millstream.journals.redis.connection import (
     Timeouts,
     position,
     unreachable,
+    what_is_wrong,
 )
 from millstream.journals.redis.signals import Signals
 
@@ -131,7 +132,7 @@ class Replicas:
                     await self._signals.find_again()
                 delay = RETRY_SECONDS[0]
             except Exception as error:  # it goes on when Redis is back
-                log.error("the journal's Redis: %s", safe_traceback(error))
+                log.error("the journal's Redis: %s", what_is_wrong(error))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_SECONDS[1])
                 continue
