@@ -174,7 +174,7 @@ ROOMS = (
     ("who is asking", ("auth", "signing", "tickets")),
     ("the database", ("database", "driver_words", "private_files")),
     ("for programs that call a server", ("client",)),
-    ("words", ("answer", "events", "usage", "errors", "sse")),
+    ("words", ("answer", "events", "usage", "errors", "log_ids", "sse")),
 )
 _NOT_LISTED = ("__main__", "version", "migrations")
 

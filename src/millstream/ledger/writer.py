@@ -8,6 +8,7 @@ kept; settlements wait.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -196,6 +197,7 @@ class Writer:
         self._timer: asyncio.TimerHandle | None = None
         self._crashed = False
         self.is_away = False  # the last transaction could not be had
+        self._context = copy_context()  # for what is of no stream, though one of them is what starts it
 
     @property
     def busy(self) -> bool:
@@ -260,7 +262,9 @@ class Writer:
         batch, self._next = self._next, _Transaction()
         self._writing = True
         self._idle.clear()
-        self._db.submit(partial(batch.write, self._db), partial(self._written, batch))
+        self._db.submit(
+            partial(batch.write, self._db), lambda error: self._context.run(self._written, batch, error)
+        )
 
     def _written(self, batch: _Transaction, error: BaseException | None) -> None:
         self._writing = False

@@ -3,7 +3,7 @@
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -33,6 +33,7 @@ from millstream.errors import (
     fault,
     printable,
 )
+from millstream.log_ids import REQUEST_ID
 
 log = logging.getLogger("millstream.server")
 
@@ -57,12 +58,18 @@ class Refused(FastAPIHTTPException):
 
 
 def request_id(request: Request) -> str:
+    """As ``id_of_scope``."""
+    return id_of_scope(request.scope)
+
+
+def id_of_scope(scope: MutableMapping[str, Any]) -> str:
     """The caller's ``X-Request-Id`` where it is a plain one, else one of ours; it stays the same."""
-    known: str | None = request.scope.get(_SCOPE_KEY)
+    known: str | None = scope.get(_SCOPE_KEY)
     if known is None:
-        given = request.headers.get("x-request-id", "")
-        known = given if _REQUEST_ID.fullmatch(given) else new_request_id()
-        request.scope[_SCOPE_KEY] = known
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        text = given.decode("latin-1")
+        known = text if _REQUEST_ID.fullmatch(text) else new_request_id()
+        scope[_SCOPE_KEY] = known
     return known
 
 
@@ -115,6 +122,7 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
     """
 
     async def handler(request: Request) -> Response:
+        REQUEST_ID.set(request_id(request))
         try:
             response = await handle(request)
             if hasattr(response, "raw_headers"):  # a response that reads a stream says it itself

@@ -3,6 +3,7 @@
 import logging
 
 from millstream.ledger.rows import Opening, Settlement
+from millstream.log_ids import REQUEST_ID
 
 log = logging.getLogger("millstream.stream")
 
@@ -26,5 +27,7 @@ def record(opening: Opening, end: Settlement) -> None:
         "first_event_seconds": first,
         "seconds": round(end.ended_at - opening.created_at, 3),
     }
+    if identity := REQUEST_ID.get():
+        fields["request_id"] = identity
     shown = " ".join(f"{name}={value}" for name, value in list(fields.items())[1:] if value is not None)
     log.info("%s %s", end.stream_id, shown, extra={"fields": fields})

@@ -53,6 +53,7 @@ from millstream.events import FinishReason, StreamEnd, StreamFailed, StreamInfo,
 from millstream.journals import Journal
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Opening, Settlement, Status
+from millstream.log_ids import STREAM_ID
 from millstream.messages import ChatRequest
 from millstream.prices import Price
 from millstream.streams import lines
@@ -133,6 +134,7 @@ class Producer:
         """Produces the stream to its end and settles it. Raises nothing but cancellation, which only
         the end of the worker may bring.
         """
+        STREAM_ID.set(self.info.stream_id)
         try:
             if await self._open():
                 await self._relay()

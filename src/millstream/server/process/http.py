@@ -36,7 +36,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from millstream.errors import InvalidRequest, MillstreamError, Overloaded, ReportedError, TooLarge
-from millstream.server.errors import error_body, error_headers, new_request_id
+from millstream.log_ids import REQUEST_ID
+from millstream.server.errors import error_body, error_headers, id_of_scope, new_request_id
 from millstream.server.process.connections import Connections, Waits
 
 if TYPE_CHECKING:
@@ -241,7 +242,11 @@ class Connection(HttpToolsProtocol):
         self._running = cycle
         if cycle.scope["http_version"] == "1.0":
             app = _without_chunks(app, cycle)
-        super()._start_asgi_task(cycle, app)
+        token = REQUEST_ID.set(id_of_scope(cast("dict[str, Any]", cycle.scope)))  # the task takes it over
+        try:
+            super()._start_asgi_task(cycle, app)
+        finally:
+            REQUEST_ID.reset(token)
 
     def on_response_complete(self) -> None:
         # Not calling super(): it would set a timer for each request.
@@ -335,6 +340,7 @@ class Connection(HttpToolsProtocol):
             running.disconnected = True  # whatever its application still sends goes nowhere
             running.message_event.set()
         identity = new_request_id()
+        self._log_refusal(error, identity)
         body = error_body(error, identity)
         headers = error_headers(error, identity)
         headers |= {"Content-Length": str(len(body)), "Connection": "close"}
@@ -342,6 +348,17 @@ class Connection(HttpToolsProtocol):
         self._socket.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body]))
         self._deaf = True
         self.close()
+
+    def _log_refusal(self, error: MillstreamError, identity: str) -> None:
+        """Its line in the access log, in uvicorn's words for others. What was asked for is not known."""
+        if not self.access_log:
+            return
+        token = REQUEST_ID.set(identity)
+        try:
+            client = "" if self.client is None else f"{self.client[0]}:{self.client[1]}"
+            self.access_logger.info('%s - "%s %s HTTP/%s" %d', client, "-", "-", "1.1", error.status)
+        finally:
+            REQUEST_ID.reset(token)
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)

@@ -2,10 +2,17 @@
 
 import json
 import logging
+import re
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from millstream import log_ids
 from millstream.errors import printable
+
+_REPEAT_SECONDS = 10.0  # between two lines of the background that are the same
+_MAX_REPEATED = 100
+_STREAM_ID = re.compile(r"\bstr_[\w-]{22}(?![\w-])")
+_ACCESS = ("client", "method", "path", "http_version", "status")  # the arguments of uvicorn's lines
 
 
 def configure(level: str, form: Literal["text", "json"], *, access: bool) -> None:
@@ -14,6 +21,7 @@ def configure(level: str, form: Literal["text", "json"], *, access: bool) -> Non
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if form == "json" else _Text())
+    handler.addFilter(_Repeats())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
@@ -21,22 +29,59 @@ def configure(level: str, form: Literal["text", "json"], *, access: bool) -> Non
     logging.getLogger("uvicorn.access").setLevel(logging.INFO if access else logging.WARNING)
 
 
+class _Repeats(logging.Filter):
+    """Lets a warning that repeats pass once in ``_REPEAT_SECONDS``, with how often it has come since: while a
+    store is away, whatever wants it says so again and again. Lines of requests all pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[tuple[str, str], tuple[float, int]] = {}  # when, and how many were held back since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING or log_ids.of_this_task():
+            return True
+        said = record.name, _message(record)
+        passed_at, held_back = self._passed.get(said, (0.0, 0))
+        if 0 <= record.created - passed_at < _REPEAT_SECONDS:
+            self._passed[said] = passed_at, held_back + 1
+            return False
+        if held_back:
+            record.times = held_back + 1
+        self._passed.pop(said, None)
+        while len(self._passed) >= _MAX_REPEATED:
+            del self._passed[next(iter(self._passed))]
+        self._passed[said] = record.created, 0
+        return True
+
+
 class _Text(logging.Formatter):
+    """Ids that the message does not have are behind it."""
+
     def format(self, record: logging.LogRecord) -> str:
-        return f"{_time(record)} {record.levelname:<7} {record.name}: {_message(record)}"
+        message = _message(record)
+        ids = log_ids.of_this_task().items()
+        more = "".join(f" {name}={identity}" for name, identity in ids if identity not in message)
+        return f"{_time(record)} {record.levelname:<7} {record.name}: {message}{more}"
 
 
 class _Json(logging.Formatter):
-    """The fields of a stream's line are fields here too."""
+    """The ids that a line belongs to are fields, and so are the parts of a stream's or a request's line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        message = _message(record)
         fields: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _message(record),
+            "message": message,
+            **log_ids.of_this_task(),
             **getattr(record, "fields", {}),
         }
+        if record.name == "uvicorn.access" and isinstance(record.args, tuple):
+            fields |= zip(_ACCESS, record.args, strict=False)
+        if "stream_id" not in fields and len(named := set(_STREAM_ID.findall(message))) == 1:
+            fields["stream_id"] = named.pop()
         return json.dumps(fields)
 
 
@@ -51,4 +96,6 @@ def _message(record: logging.LogRecord) -> str:
     if record.exc_info is not None:  # another library's: its traceback may hold anything
         kind = record.exc_info[0]
         message += f" ({kind.__name__ if kind else 'unknown'})"
+    if (times := getattr(record, "times", 1)) > 1:
+        message += f" ({times} times)"
     return message if message.isprintable() else printable(message, most=4096)

@@ -10,6 +10,7 @@ from millstream.dialects import Dialect
 from millstream.errors import Draining, MillstreamError
 from millstream.events import StreamFailed
 from millstream.journals import Journal
+from millstream.log_ids import STREAM_ID
 from millstream.server.errors import error_headers, fault_of, request_id
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.streams.audience import ReadableStream
@@ -35,6 +36,7 @@ class AnswerResponse(Response):
         self._dialect = dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        STREAM_ID.set(self._source.info.stream_id)
         try:
             async with self._client as client:
                 try:

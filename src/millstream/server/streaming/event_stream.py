@@ -35,6 +35,7 @@ from millstream.dialects import Dialect
 from millstream.errors import Draining, MillstreamError, Overloaded
 from millstream.events import Batch, Position, StreamFailed, StreamStart
 from millstream.journals import Journal
+from millstream.log_ids import STREAM_ID
 from millstream.server.errors import error_headers, fault_of, request_id
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.streams.audience import ReadableStream
@@ -100,6 +101,7 @@ class EventStreamResponse(Response):
         self._breaking_silence: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        STREAM_ID.set(self._source.info.stream_id)
         self._send = send
         self._timer = self._loop.call_later(self._hold, self._check_silence)
         try:

@@ -1,0 +1,70 @@
+"""How `millstream serve` writes its lines: what repeats, and what they belong to."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from millstream import log_ids
+from millstream.server.process import logs
+
+log = logging.getLogger("millstream.test")
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What goes to the standard error, in JSON."""
+    loggers = [logging.getLogger(name) for name in (None, "millstream", "uvicorn.access")]
+    before = [(logger, logger.handlers, logger.level) for logger in loggers]
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    logs.configure("info", "json", access=False)
+    yield stream
+    for logger, handlers, level in before:
+        logger.handlers = handlers
+        logger.setLevel(level)
+
+
+def lines(written: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in written.getvalue().splitlines()]
+
+
+def test_a_line_that_repeats_is_written_once_in_a_while(
+    written: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr("time.time_ns", lambda: int(now * 1e9))
+    for _ in range(25):
+        log.error("the store does not answer")
+        log.error("another %s", "fault")
+        log.info("an event")
+        now += 1
+    texts = [line["message"] for line in lines(written)]
+    assert texts.count("an event") == 25
+    assert [text for text in texts if "store" in text] == [
+        "the store does not answer",
+        "the store does not answer (10 times)",
+        "the store does not answer (10 times)",
+    ]
+    assert len([text for text in texts if "another" in text]) == 3
+
+
+def test_lines_of_requests_are_all_written(written: io.StringIO) -> None:
+    token = log_ids.REQUEST_ID.set("req_a")
+    try:
+        for _ in range(3):
+            log.error("the same")
+    finally:
+        log_ids.REQUEST_ID.reset(token)
+    assert [line["request_id"] for line in lines(written)] == ["req_a"] * 3
+
+
+def test_a_line_that_names_one_stream_belongs_to_it(written: io.StringIO) -> None:
+    one, other = f"str_{'a' * 22}", f"str_{'b' * 22}"
+    log.error("stream %s cannot be ended", one)
+    log.error("streams %s and %s", one, other)
+    assert [line.get("stream_id") for line in lines(written)] == [one, None]
