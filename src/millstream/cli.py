@@ -153,6 +153,8 @@ def chat(
     """
     from millstream.terminal import Conversation
 
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"'{url}' is no address of a server; one is like http://127.0.0.1:8000")
     if not key:
         raise ConfigurationError(
             "give a key with --key or MILLSTREAM_KEY; make one with: millstream keys create"
@@ -304,8 +306,8 @@ def _with_database(
             )
         print(f"a new database is made: {missing}", file=sys.stderr)
     db = Database(settings.resolved_database_url, own_folder=settings.database_has_own_folder)
-    db.migrate()
     try:
+        db.migrate(makes_one=makes_one)
         return asyncio.run(work(db))
     except DatabaseAway as error:
         raise ConfigurationError(f"the database does not work: {error}") from error

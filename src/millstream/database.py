@@ -203,9 +203,10 @@ class Database:
         sa.event.listen(self._engine, "connect", lambda connection, _: self._connections.add(connection))
         sa.event.listen(self._engine, "close", lambda connection, _: self._connections.discard(connection))
 
-    def migrate(self) -> None:
-        """Brings the tables up to date, and files of SQLite that other users may read. Blocking: call it
-        before the event loop runs.
+    def migrate(self, *, makes_one: bool = True) -> None:
+        """Brings the tables up to date, and files of SQLite that other users may read. Makes the tables where
+        there are none, or raises ``ConfigurationError`` unless it ``makes_one``. Blocking: call it before the
+        event loop runs.
         """
         found = None
         try:
@@ -217,6 +218,8 @@ class Database:
             raise ConfigurationError(
                 f"cannot open the database {_shown(self._engine.url)}: {in_words(error)}"
             ) from error
+        if found is None and not makes_one:
+            raise ConfigurationError(f"{_shown(self._engine.url)} is no database of Millstream")
         self._mend_modes()  # only now: what is no database is not ours to touch
         if found == _REVISION:
             return
@@ -358,12 +361,12 @@ class Database:
 
 
 def missing_file(url: str) -> Path | None:
-    """The file of an SQLite database that is not there."""
+    """The file of an SQLite database that is not there, or has nothing in it."""
     with suppress(ArgumentError, ValueError):
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database:
             path = Path(parsed.database)
-            return None if path.exists() else path
+            return None if path.exists() and (path.stat().st_size or not path.is_file()) else path
     return None
 
 

@@ -6,6 +6,7 @@ import pty
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -179,12 +180,13 @@ async def test_a_missing_key_or_server_is_one_line(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, str], str]] = [
         ({}, "MILLSTREAM_KEY"),
         ({"MILLSTREAM_KEY": "x"}, "cannot be reached"),
+        ({"MILLSTREAM_KEY": "x", "MILLSTREAM_URL": "localhost:8000"}, "'localhost:8000' is no address"),
     ]
     for more, said in cases:
         run = await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", "millstream", "chat", "--url", "http://127.0.0.1:9", "Hi"],
-            env={**os.environ, **more},
+            [sys.executable, "-m", "millstream", "chat", "Hi"],
+            env={**os.environ, "MILLSTREAM_URL": "http://127.0.0.1:9", **more},
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -193,3 +195,11 @@ async def test_a_missing_key_or_server_is_one_line(tmp_path: Path) -> None:
         assert run.returncode == 2
         assert said in run.stderr
         assert run.stderr.count("\n") == 1
+
+
+async def test_a_server_that_says_nothing_is_given_up_before_anything_is_asked() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with AsyncClient(f"http://127.0.0.1:{silent.getsockname()[1]}", "x") as client:
+            async with asyncio.timeout(2.5):
+                with pytest.raises(Unreachable):
+                    await client.reach()

@@ -306,6 +306,21 @@ def test_a_folder_without_a_database_is_said_and_stays_as_it_is(
     assert result.returncode == 2
     assert result.stderr.startswith("millstream: there is no database at elsewhere/millstream.db; --data-dir")
     assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "empty.db").touch()
+    result = command(*arguments, cwd=tmp_path, MILLSTREAM_DATABASE_URL="sqlite:///empty.db")
+    assert (result.returncode, (tmp_path / "empty.db").stat().st_size) == (2, 0)
+    assert result.stderr.startswith("millstream: there is no database at empty.db")
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("create table theirs (x)")
+    other.close()
+    before = (tmp_path / "other.db").stat().st_mode
+    result = command(*arguments, cwd=tmp_path, MILLSTREAM_DATABASE_URL="sqlite:///other.db")
+    assert result.returncode == 2
+    assert result.stderr.endswith("/other.db is no database of Millstream\n")
+    assert (tmp_path / "other.db").stat().st_mode == before
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        assert other.execute("select name from sqlite_master").fetchall() == [("theirs",)]
+    other.close()
     made = command("keys", "create", "--name", "n", "--data-dir", "elsewhere", cwd=tmp_path)
     assert made.stderr == "a new database is made: elsewhere/millstream.db\n"
     assert made.stdout.startswith("ms_live_")
