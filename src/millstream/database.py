@@ -117,6 +117,8 @@ _REVISION = "0005"  # the newest migration
 # The row's own fault; every other error of a driver says that the database cannot be had now.
 REFUSED = (sa.exc.IntegrityError, sa.exc.DataError)
 
+_MIGRATION_LOCK = 0x6D696C6C  # of PostgreSQL, a number that nothing else in the database locks
+
 _ANSWER_SECONDS = 5.0
 _REPORT_SECONDS = 30.0
 _READY_SECONDS = 2.0
@@ -138,6 +140,14 @@ _POSTGRES_OPTIONS = {
     "options": "-c statement_timeout=30000 -c lock_timeout=4000",
 }
 _SQLITE_LOCKED_MILLISECONDS = 1500  # what a writer waits for another one
+
+
+def migrate_alone(connection: Connection) -> None:
+    """Waits until no other process migrates. Then none does before this transaction has ended."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+    else:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 class Prepared:

@@ -1,6 +1,7 @@
 """Keys and ledger, run against every database."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Generator
 from decimal import Decimal
@@ -16,6 +17,7 @@ from millstream import database
 from millstream.auth import Keys, is_wellformed
 from millstream.database import Database, DatabaseAway
 from millstream.errors import (
+    ConfigurationError,
     IdempotencyConflict,
     InvalidRequest,
     NotFound,
@@ -39,13 +41,21 @@ def postgres() -> Generator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def db(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Database]:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a database without tables."""
     if request.param == "sqlite":
-        db = Database(f"sqlite:///{tmp_path / 'folder' / 'x.db'}")
-    else:
-        db = Database(request.getfixturevalue("postgres"))
-        db.run(lambda connection: database.metadata.drop_all(connection))
-        db.run(lambda connection: connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version")))
+        return f"sqlite:///{tmp_path / 'folder' / 'x.db'}"
+    url: str = request.getfixturevalue("postgres")
+    db = Database(url)
+    db.run(lambda connection: database.metadata.drop_all(connection))
+    db.run(lambda connection: connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version")))
+    db.close()
+    return url
+
+
+@pytest.fixture
+def db(url: str) -> Generator[Database]:
+    db = Database(url)
     db.migrate()
     yield db
     db.close()
@@ -100,6 +110,58 @@ def test_migrating_again_changes_nothing(db: Database) -> None:
     before = repr(db.run(tables))
     db.migrate()
     assert repr(db.run(tables)) == before
+
+
+def test_who_comes_while_another_one_migrates_waits_for_it(url: str) -> None:
+    first, second = Database(url), Database(url)
+    writes = threading.Event()
+
+    def executes(connection: object, cursor: object, statement: str, *_: object) -> None:
+        begins = statement.lstrip().startswith(("BEGIN IMMEDIATE", "SELECT pg_advisory", "CREATE"))
+        if threading.current_thread() is other and begins:
+            writes.set()
+
+    def migrate_between(connection: Connection) -> None:
+        database.migrate_alone(connection)
+        database.metadata.create_all(connection)
+        connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)"))
+        connection.execute(sa.text("INSERT INTO alembic_version VALUES ('0005')"))
+        other.start()
+        assert writes.wait(20)
+
+    failures: list[BaseException] = []
+
+    def migrate() -> None:
+        try:
+            second.migrate()
+        except BaseException as error:
+            failures.append(error)
+
+    other = threading.Thread(target=migrate)
+    sa.event.listen(sa.Engine, "before_cursor_execute", executes)
+    try:
+        first.run(migrate_between)
+        other.join(20)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", executes)
+        first.close()
+        second.close()
+    assert not other.is_alive()
+    assert failures == []
+
+
+async def test_a_worker_goes_on_when_a_newer_one_has_migrated_and_no_older_one_starts(db: Database) -> None:
+    def newer(connection: Connection) -> None:
+        connection.execute(sa.text("ALTER TABLE streams ADD COLUMN of_a_later_version VARCHAR(8)"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+
+    db.run(newer)
+    async with Ledger(db) as ledger:
+        await ledger.open(opening())
+        await ledger.settle(settlement())
+        assert (await ledger.receipt("s")).status == "completed"
+    with pytest.raises(ConfigurationError, match="made by a newer version of Millstream; use that one"):
+        db.migrate()
 
 
 # -- keys ------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
-"""Run by alembic: applies the revisions to the engine that ``database.migrate`` hands over."""
+"""Run by alembic: applies the revisions to the engine that ``database.migrate`` hands over, all at once."""
 
 from alembic import context
 
-from millstream.database import metadata
+from millstream.database import metadata, migrate_alone
 
 with context.config.attributes["engine"].connect() as connection:
-    context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+    context.configure(
+        connection=connection, target_metadata=metadata, render_as_batch=True, transactional_ddl=True
+    )
     with context.begin_transaction():
+        migrate_alone(connection)
         context.run_migrations()
