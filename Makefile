@@ -11,7 +11,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help run page test test-all check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench docs pictures web clean test-deps
+.PHONY: help run page test test-all check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench docs pictures web dist clean test-deps
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -118,6 +118,12 @@ pictures: test-deps web  ## Take the pictures in the docs, by their test
 
 web: $(PAGES)  ## Build the chat page
 
+dist: $(UV) web clients/ts/node_modules/.installed  ## Build the packages, for Python and for npm, into dist/
+	rm -rf dist
+	$(UV) build --quiet --out-dir dist
+	cd clients/ts && npm pack --silent --pack-destination ../../dist >/dev/null
+	@ls dist
+
 $(PAGES): web/node_modules/.installed $(WEB_SOURCES)
 	cd web && npm run build
 	@touch $@
@@ -143,4 +149,4 @@ $(VENV)/dev: $(UV) pyproject.toml uv.lock
 	@touch $@ $(VENV)/run
 
 clean:  ## Remove what was installed and built (not the data)
-	rm -rf $(VENV) web/node_modules clients/ts/node_modules clients/ts/dist examples/nextjs/node_modules examples/nextjs/.next src/millstream/server/pages .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist web/node_modules clients/ts/node_modules clients/ts/dist examples/nextjs/node_modules examples/nextjs/.next src/millstream/server/pages .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from millstream.version import REPOSITORY
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     page
@@ -17,7 +19,15 @@ PAGES = sorted(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    ours = [  # a README that is shown elsewhere names the repository
+        ROOT / link.removeprefix(REPOSITORY).lstrip("/").removeprefix("blob/main/").removeprefix("tree/main/")
+        for link in links
+        if link == REPOSITORY or link.startswith(f"{REPOSITORY}/")
+    ]
+    missing = [path for path in ours if not path.exists()]
+    missing += [
+        page.parent / link for link in links if "://" not in link and not (page.parent / link).exists()
+    ]
     assert missing == []
 
 
@@ -45,3 +55,17 @@ def test_every_file_that_code_and_tests_cite_is_there() -> None:
         if not (ROOT / cited).exists()
     }
     assert missing == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_installs_by_name_what_no_index_has(page: Path) -> None:
+    """``docs/guides/install.md`` says how, and the others link to it."""
+    by_name = r"(?:pip|uv|npm|pnpm|yarn) (?:install|add|i) [^\n]*(?<![\w./-])'?millstream(?:\[|'|\s|$)"
+    assert re.findall(by_name, page.read_text(encoding="utf-8"), re.MULTILINE) == []
+
+
+def test_a_readme_that_a_registry_shows_has_no_links_that_only_work_here() -> None:
+    text = (ROOT / "clients" / "ts" / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert links
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 
 from millstream.errors import ConfigurationError, MillstreamError
 from millstream.usage import Group
-from millstream.version import __version__
+from millstream.version import DOCS, __version__
 
 Result = TypeVar("Result")
 
@@ -75,7 +75,7 @@ def _root(
         raise typer.Exit
 
 
-@app.command()
+@app.command(epilog=f"All settings: {DOCS}/reference/settings.md")
 def serve(
     host: Annotated[
         str | None,
@@ -114,7 +114,7 @@ def serve(
 
     Needs no settings: without any provider's key it serves a small local model or, where that is not
     installed, a script. Set OPENAI_API_KEY for OpenAI; set OPENAI_BASE_URL for any server that speaks
-    its protocol. Everything else is in docs/reference/settings.md.
+    its protocol.
 
     SIGTERM or Ctrl-C lets running streams go on for MILLSTREAM_DRAIN_SECONDS; a second one hurries. With
     several workers, SIGHUP replaces them one after the other.

@@ -25,7 +25,7 @@ from sqlalchemy.exc import ArgumentError
 
 from millstream import private_files
 from millstream.driver_words import in_words
-from millstream.errors import ConfigurationError, StoreAway, out_of_descriptors
+from millstream.errors import ConfigurationError, StoreAway, missing_extra, out_of_descriptors
 from millstream.usage import TOKEN_KINDS
 
 log = logging.getLogger("millstream.database")
@@ -407,7 +407,7 @@ def _engine(url: str) -> Engine:
             connect_args={} if is_sqlite else _POSTGRES_OPTIONS,
         )
     except ModuleNotFoundError as error:
-        raise ConfigurationError("PostgreSQL needs an extra: pip install 'millstream[postgres]'") from error
+        raise missing_extra("PostgreSQL", "postgres") from error
     if is_sqlite:
         sa.event.listen(engine, "connect", _configure_sqlite)
     return engine

@@ -43,11 +43,20 @@ import logging
 import os
 import traceback
 
+from millstream.version import DOCS
+
 _MAX_LOGGED = 200  # characters of a text that somebody else has chosen
 
 
 class ConfigurationError(Exception):
     """A setting, an extra or a port that cannot work. The message is one line for the operator."""
+
+
+def missing_extra(what: str, extra: str) -> ConfigurationError:
+    """What to raise where ``what`` needs packages that only the extra of that name installs."""
+    return ConfigurationError(
+        f"{what} needs the extra '{extra}'; how to install it: {DOCS}/guides/install.md"
+    )
 
 
 class Misuse(RuntimeError):

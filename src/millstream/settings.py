@@ -32,6 +32,7 @@ from pydantic_settings import (
 from millstream.errors import ConfigurationError
 from millstream.events import FinishReason
 from millstream.providers.known import KNOWN, Quirks
+from millstream.version import DOCS
 
 TOML_FILE = "millstream.toml"
 
@@ -263,7 +264,7 @@ class Settings(BaseSettings):
         for name in os.environ:
             ours = name.startswith(_PREFIX) and not _KUBERNETES.fullmatch(name)
             if ours and name.partition("__")[0] not in known:
-                raise ValueError(f"there is no setting {name}; see docs/reference/settings.md")
+                raise ValueError(f"there is no setting {name}; see {DOCS}/reference/settings.md")
         return self
 
     @classmethod
@@ -279,7 +280,7 @@ class Settings(BaseSettings):
         except SettingsError as error:
             field = re.search(r'field "(\w+)"', str(error))
             name = f"MILLSTREAM_{field[1].upper()}" if field else "a MILLSTREAM_ variable"
-            raise ConfigurationError(f"{name} is not valid JSON; see docs/reference/settings.md") from None
+            raise ConfigurationError(f"{name} is not valid JSON; see {DOCS}/reference/settings.md") from None
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{TOML_FILE} cannot be read: {error}") from None
 

