@@ -20,6 +20,7 @@ class Exchange:
     path: str
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    root_path: str = ""
 
     def __post_init__(self) -> None:
         self.status: int | None = None
@@ -40,7 +41,7 @@ class Exchange:
             "scheme": "http",
             "path": path,
             "raw_path": path.encode(),
-            "root_path": "",
+            "root_path": self.root_path,
             "query_string": query.encode(),
             "headers": [(k.lower().encode(), v.encode()) for k, v in self.headers.items()],
             "client": ("127.0.0.1", 1),

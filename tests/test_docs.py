@@ -5,15 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from guides import PAGES, ROOT
 from millstream.version import REPOSITORY
-
-ROOT = Path(__file__).parent.parent
-PAGES = sorted(
-    page
-    for pattern in ("*.md", "docs/**/*.md", "spec/*.md", "clients/ts/*.md", "examples/*/*.md")
-    for page in ROOT.glob(pattern)
-    if "node_modules" not in page.parts
-)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

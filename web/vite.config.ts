@@ -36,6 +36,7 @@ const compressed: Plugin = {
 };
 
 export default defineConfig({
+  base: "./", // a proxy may serve the page below a path of its own
   plugins: [react(), swaggerNotices, compressed],
   resolve: {
     // The client from its source, with the packages of this page.

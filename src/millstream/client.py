@@ -6,6 +6,7 @@ async with AsyncClient("http://localhost:8000", key) as client:
 """
 
 import asyncio
+import io
 import json
 import random
 import secrets
@@ -167,7 +168,7 @@ class AsyncClient:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 headers = {"Idempotency-Key": key}
                 async with self._session.post(
-                    f"{self._url}/v1/streams", json=body, headers=headers
+                    f"{self._url}/v1/streams", data=_payload(body), headers=headers
                 ) as response:
                     if response.status == 201:
                         await self.cancel(json.loads(await response.read())["stream_id"])
@@ -195,7 +196,7 @@ class AsyncClient:
     ) -> "aiohttp.client._RequestContextManager":
         if stream_id is None:
             headers = {"Idempotency-Key": key}  # a start whose answer was lost is not a second one
-            return self._session.post(f"{self._url}/v1/chat/stream", json=body, headers=headers)
+            return self._session.post(f"{self._url}/v1/chat/stream", data=_payload(body), headers=headers)
         headers = {} if last is None else {"Last-Event-ID": str(last)}
         return self._session.get(f"{self._url}/v1/streams/{stream_id}/events", headers=headers)
 
@@ -234,6 +235,11 @@ def _place(last: Position | None, position: Position) -> int:
     return 1 if position == (epoch + 1, 1) else 2
 
 
+def _payload(body: Mapping[str, Any]) -> aiohttp.BytesIOPayload:
+    """The body of a request, in pieces: aiohttp warns of a long one that is bytes."""
+    return aiohttp.BytesIOPayload(io.BytesIO(json.dumps(body).encode()), content_type="application/json")
+
+
 async def _refusal(response: aiohttp.ClientResponse) -> MillstreamError:
     try:
         error = json.loads(await response.read())["error"]
@@ -250,5 +256,8 @@ async def _refusal(response: aiohttp.ClientResponse) -> MillstreamError:
 
 
 def _not_ours(status: int, *, retryable: bool) -> MillstreamError:
+    if status == 413:
+        message = "a proxy before Millstream takes no request of this length"
+        return ReportedError("too_large", message, status=status, retryable=False)
     message = f"the answer (HTTP {status}) did not come from Millstream"
     return ReportedError("bad_response", message, status=status, retryable=retryable)

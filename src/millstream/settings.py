@@ -39,6 +39,8 @@ TOML_FILE = "millstream.toml"
 # What Kubernetes sets in every pod beside a service that is called millstream.
 _KUBERNETES = re.compile(r"MILLSTREAM_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)")
 
+# Not below a path that is one of Millstream's own: nobody could tell whether the proxy has taken it away.
+_ROOT_PATH = re.compile(r"(?!/(?:v1|assets)(?:/|$))(?:/[\w.~-]+)*", re.ASCII)
 _ORIGIN = re.compile(r"https?://[^/?#\s]+")
 _OF_CHAT = {"MILLSTREAM_URL", "MILLSTREAM_KEY"}  # what `millstream chat` reads
 
@@ -169,6 +171,10 @@ class Settings(BaseSettings):
     workers: int = Field(
         1, ge=1, le=256, description="processes that serve; over 1 with a shared journal only"
     )
+    root_path: str | None = Field(
+        None,
+        description="path below which a proxy serves this, such as `/ai`; addresses in answers begin with it",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="other origins whose pages may call, separated by commas; `*` for all"
     )
@@ -222,6 +228,13 @@ class Settings(BaseSettings):
                 given.setdefault(new, value)
                 used[variable] = f"{_PREFIX}{new.upper()}"
         return given | {"old_names": used}
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_path(cls, given: str | None) -> str | None:
+        if given and not _ROOT_PATH.fullmatch(given):
+            raise ValueError("a path such as /ai, without a slash at its end, and none below /v1 or /assets")
+        return given
 
     @field_validator("cors_origins", mode="before")
     @classmethod

@@ -2,6 +2,7 @@ import type { ChatStatus } from "millstream/react";
 import { StreamError, useStreamingChat } from "millstream/react";
 import { useCallback, useRef, useState } from "react";
 
+import { SERVER } from "./api";
 import { Brand } from "./Brand";
 import { Composer } from "./Composer";
 import { ErrorNote } from "./ErrorNote";
@@ -32,6 +33,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
   /** Why a question was not sent. */
   const [refused, setRefused] = useState<StreamError>();
   const { messages, status, busy, send, stop, regenerate, setMessages } = useStreamingChat({
+    url: SERVER,
     getToken: () => apiKey,
     request: { model },
     storageKey: conversationOf(apiKey),

@@ -2,6 +2,9 @@
 
 import { call, errorFromResponse, StreamError } from "millstream/react";
 
+/** The address of Millstream: it serves this page, perhaps below a path of a proxy's. */
+export const SERVER = new URL(".", document.baseURI).href;
+
 export interface Model {
   id: string;
   owner: string;
@@ -10,7 +13,7 @@ export interface Model {
 export async function listModels(key: string, signal: AbortSignal): Promise<Model[]> {
   let response: Response;
   try {
-    response = await call({ getToken: () => key }, "/v1/models", { signal });
+    response = await call({ url: SERVER, getToken: () => key }, "/v1/models", { signal });
   } catch (error) {
     if (signal.aborted) throw error;
     throw new StreamError("unreachable", "The server could not be reached.", { retryable: true });

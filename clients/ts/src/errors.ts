@@ -55,6 +55,10 @@ export async function errorFromResponse(response: Response): Promise<StreamError
   };
   if (error === undefined) {
     // A proxy in between answers with a page of its own.
+    if (response.status === 413) {
+      const message = "A proxy before Millstream takes no request of this length.";
+      return new StreamError("too_large", message, details);
+    }
     const retryable = TRY_AGAIN.has(response.status);
     const message = `The answer (HTTP ${response.status}) did not come from Millstream.`;
     return new StreamError("bad_response", message, { ...details, retryable });

@@ -181,6 +181,17 @@ describe("openStream", () => {
     await expect(read(server)).rejects.toBeInstanceOf(StreamError);
   });
 
+  it("says what a proxy's refusal of a long request means", async () => {
+    const server = new FakeServer(WORDS);
+    server.cuts = [{ status: 413, body: "<html><h1>413 Request Entity Too Large</h1></html>" }];
+    await expect(read(server)).rejects.toMatchObject({
+      code: "too_large",
+      retryable: false,
+      message: "A proxy before Millstream takes no request of this length.",
+    });
+    expect(server.calls).toHaveLength(1);
+  });
+
   it("ends when it is aborted, in the middle or while it waits", async () => {
     const server = new FakeServer(["a"], false);
     const controller = new AbortController();

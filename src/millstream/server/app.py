@@ -15,6 +15,7 @@ from millstream.server import access_log, openapi
 from millstream.server.dependencies import STATE
 from millstream.server.direct import DirectRoutes
 from millstream.server.errors import http_error
+from millstream.server.root_path import BelowRootPath
 from millstream.server.routes import chat, health, keys, models, pages, streams, usage
 from millstream.version import __version__
 
@@ -85,6 +86,8 @@ def create_app(millstream: Millstream) -> FastAPI:
         redirect_slashes=False,  # a redirect would name the caller's Host
     )
     app.add_middleware(DirectRoutes)  # the innermost: those that are added later are around it
+    if root_path := millstream.settings.root_path:
+        app.add_middleware(BelowRootPath, root_path=root_path)
     if origins := millstream.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

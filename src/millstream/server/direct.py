@@ -23,7 +23,10 @@ class DirectRoutes:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handle = self._routes.get(scope.get("path", ""))
+        path = scope.get("path", "")
+        if root_path := scope.get("root_path", ""):
+            path = path.removeprefix(root_path)
+        handle = self._routes.get(path)
         if handle is None or scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return

@@ -3,7 +3,6 @@
 import re
 import time
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import quote
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -18,6 +17,7 @@ from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, identify
 from millstream.server.errors import Route
 from millstream.server.requests import idempotency_key, last_event_id, position, read_body
+from millstream.server.root_path import before_v1
 from millstream.server.routes.chat import BODY, Caller
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse, reconnect_response
@@ -49,7 +49,7 @@ async def start(request: Request, response: Response, caller: Caller) -> dict[st
     source = await runtime.streams.start(caller, chat, idempotency_key(request), unread=True)
     info, signer = source.info, await runtime.keys.signer()
     seconds = runtime.settings.stream_seconds + runtime.settings.resume_window_seconds
-    url = f"{quote(request.url.path.rpartition('/v1/')[0])}/v1/streams/{info.stream_id}"
+    url = f"{before_v1(request)}/v1/streams/{info.stream_id}"
     follow, cancel = (
         signer.ticket(info.stream_id, info.owner_id, purpose, seconds) for purpose in get_args(Purpose)
     )

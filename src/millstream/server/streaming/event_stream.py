@@ -26,7 +26,6 @@ import random
 import re
 from contextlib import aclosing
 from enum import Enum
-from urllib.parse import quote
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
@@ -37,6 +36,7 @@ from millstream.events import Batch, Position, StreamFailed, StreamStart
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
 from millstream.server.errors import error_headers, fault_of, request_id
+from millstream.server.root_path import before_v1
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.streams.audience import ReadableStream
 
@@ -192,12 +192,11 @@ class EventStreamResponse(Response):
         """The status line, the headers, what was kept, and ``frames``."""
         self._state = State.COMMITTED
         stream_id = self._source.info.stream_id
-        prefix = quote(self._request.url.path.rpartition("/v1/")[0])
         headers = {
             **self._dialect.headers,
             **_HEADERS,
             "X-Stream-Id": stream_id,
-            "Location": f"{prefix}/v1/streams/{stream_id}",
+            "Location": f"{before_v1(self._request)}/v1/streams/{stream_id}",
         }
         raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
         await self._send({"type": "http.response.start", "status": 200, "headers": raw})
