@@ -77,7 +77,7 @@ clients/ts/node_modules/.installed: clients/ts/package-lock.json
 	@touch $@
 
 # The client's newest files go into the copy that npm has made of it.
-$(NEXTJS): examples/nextjs/node_modules/.installed $(CLIENT) $(shell find examples/nextjs/app -type f) examples/nextjs/package.json examples/nextjs/tsconfig.json
+$(NEXTJS): examples/nextjs/node_modules/.installed $(CLIENT) $(shell find examples/nextjs/app -type f) $(wildcard examples/nextjs/*.ts) examples/nextjs/package.json examples/nextjs/tsconfig.json
 	cp clients/ts/dist/* examples/nextjs/node_modules/millstream/dist/
 	cd examples/nextjs && NEXT_TELEMETRY_DISABLED=1 npm run build
 	@touch $@

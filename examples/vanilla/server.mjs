@@ -1,5 +1,7 @@
-// The page, the client in one file, and a token for each visitor. Node 20 and nothing else:
+// The page, the client in one file, and a token for each visitor. Node 20 and nothing else: no framework, no build. The
+// client is in the package `millstream` (docs/guides/install.md):
 //
+//     npm install …/dist/millstream-*.tgz
 //     MILLSTREAM_KEY=ms_live_… node server.mjs
 //
 // Millstream has to let the page in: MILLSTREAM_CORS_ORIGINS='["http://localhost:3000"]'
@@ -7,8 +9,10 @@
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
+import { createRequire } from "node:module";
 
 const { MILLSTREAM_URL = "http://127.0.0.1:8000", MILLSTREAM_KEY, PORT = "3000" } = process.env;
+const CLIENT = findClient();
 const read = (path) => readFile(new URL(path, import.meta.url), "utf8");
 
 const routes = {
@@ -16,8 +20,8 @@ const routes = {
     const page = await read("index.html");
     return ["text/html", page.replace("<html", `<html data-millstream="${MILLSTREAM_URL}"`)];
   },
-  // From the package `millstream`; any place that serves files will do.
-  "GET /millstream.js": async () => ["text/javascript", await read("../../clients/ts/dist/millstream.js")],
+  // Any place that serves files will do.
+  "GET /millstream.js": async () => ["text/javascript", await readFile(CLIENT, "utf8")],
   "POST /token": async (visitor) => {
     // Your users log in first; whose it is and what it may do is written into a token.
     const answer = await fetch(`${MILLSTREAM_URL}/v1/tokens`, {
@@ -29,6 +33,17 @@ const routes = {
     return ["text/plain", (await answer.json()).token];
   },
 };
+
+function findClient() {
+  const require = createRequire(import.meta.url);
+  for (const place of ["millstream/millstream.js", "../../clients/ts/dist/millstream.js"]) {
+    try {
+      return require.resolve(place);
+    } catch {} // it is not there
+  }
+  console.error("The client is not here: npm install the millstream-*.tgz that `make dist` builds.");
+  process.exit(1);
+}
 
 const server = createServer(async (request, response) => {
   const route = routes[`${request.method} ${request.url}`];
