@@ -17,6 +17,8 @@ export function Composer({ input, draft, streaming, ready, onDraft, onSend, onSt
   const sendable = ready && !streaming && draft.trim() !== "";
   const stoppable = useStays(streaming);
 
+  useEffect(() => input.current?.focus(), [input]);
+
   useEffect(() => {
     if (!streaming) return;
     function stopOnEscape(event: globalThis.KeyboardEvent): void {
@@ -52,8 +54,6 @@ export function Composer({ input, draft, streaming, ready, onDraft, onSend, onSt
         value={draft}
         onChange={(event) => onDraft(event.target.value)}
         onKeyDown={sendOnEnter}
-        // biome-ignore lint/a11y/noAutofocus: writing is what one comes to this page for.
-        autoFocus
       />
       {/* Two elements, told apart by key: a press that began on Stop must never end on Send. */}
       {streaming ? (

@@ -2,6 +2,7 @@ import type { SyntheticEvent } from "react";
 import { useState } from "react";
 
 import { Brand } from "./Brand";
+import { focused } from "./focus";
 import { isKey } from "./key";
 
 interface Props {
@@ -42,6 +43,7 @@ export function KeyForm({ rejected, onKey }: Props) {
         </label>
         <div className="key-row">
           <input
+            ref={focused}
             id="key"
             className="key-input"
             type="password"
@@ -54,8 +56,6 @@ export function KeyForm({ rejected, onKey }: Props) {
             autoComplete="off"
             autoCapitalize="none"
             spellCheck={false}
-            // biome-ignore lint/a11y/noAutofocus: the field is all there is to do on this page.
-            autoFocus
             aria-invalid={problem !== undefined}
             aria-describedby={problem === undefined ? "key-help" : "key-problem key-help"}
           />

@@ -1,3 +1,5 @@
+import { focused } from "./focus";
+
 interface Props {
   onUse(): void;
   onKeep(): void;
@@ -16,8 +18,8 @@ export function KeyQuestion({ onUse, onKeep }: Props) {
         This link has another API key. With it, a new conversation begins; this one stays with its key.
       </p>
       <div className="key-question-row">
-        {/* biome-ignore lint/a11y/noAutofocus: it is asked for now, and this answer changes nothing. */}
-        <button className="button" type="button" data-testid="keep-key" onClick={onKeep} autoFocus>
+        {/* This answer changes nothing. */}
+        <button ref={focused} className="button" type="button" data-testid="keep-key" onClick={onKeep}>
           Keep my key
         </button>
         <button className="button primary" type="button" data-testid="use-key" onClick={onUse}>

@@ -3,6 +3,7 @@ import { textOf } from "millstream/react";
 import type { KeyboardEvent } from "react";
 import { useRef, useState } from "react";
 
+import { focused } from "./focus";
 import { composes, sends } from "./keys";
 
 interface Props {
@@ -84,6 +85,7 @@ function Editor({ text, sendable, onText, onCancel, onSend }: EditorProps) {
   return (
     <div className="editor">
       <textarea
+        ref={focused}
         className="input"
         data-testid="edited"
         aria-label="Your message, rewritten"
@@ -92,8 +94,6 @@ function Editor({ text, sendable, onText, onCancel, onSend }: EditorProps) {
         onChange={(event) => onText(event.target.value)}
         onKeyDown={keyPressed}
         onFocus={(event) => event.target.setSelectionRange(text.length, text.length)}
-        // biome-ignore lint/a11y/noAutofocus: Edit was pressed to write here.
-        autoFocus
       />
       <div className="editor-row">
         <span className="hint">Sending forgets what came after it</span>

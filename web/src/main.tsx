@@ -1,4 +1,3 @@
-import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
 
 import { App } from "./App";
@@ -13,11 +12,7 @@ async function start(root: HTMLElement): Promise<void> {
   if (storedKey() !== undefined) {
     await Promise.race([loadMarkdown(), new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
   }
-  createRoot(root).render(
-    <StrictMode>
-      <App />
-    </StrictMode>,
-  );
+  createRoot(root).render(<App />);
 }
 
 const root = document.getElementById("root");
