@@ -1,6 +1,7 @@
 """Debian's Chromium, and what lies between it and a server."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -39,6 +40,27 @@ async def watched_page(browser: Browser) -> tuple[Page, list[str]]:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     return page, complaints
+
+
+@asynccontextmanager
+async def tasks_of(page: Page) -> AsyncGenerator[list[float]]:
+    """The tasks of the page's main thread, once the body has ended: milliseconds of the processor for each."""
+    tasks: list[float] = []
+    browser = page.context.browser
+    assert browser is not None
+    await browser.start_tracing(page=page, categories=["toplevel"])
+    yield tasks
+    events = json.loads(await browser.stop_tracing())["traceEvents"]
+    threads = {
+        (event["pid"], event["tid"])
+        for event in events
+        if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
+    }
+    tasks += [
+        event.get("tdur", 0) / 1000
+        for event in events
+        if event["name"].endswith("RunTask") and (event["pid"], event["tid"]) in threads
+    ]
 
 
 class Wire:

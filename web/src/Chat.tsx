@@ -42,7 +42,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
   });
   const scroller = useRef<HTMLElement>(null);
   const input = useRef<HTMLTextAreaElement>(null);
-  const { away, follow } = useFollowEnd(scroller, messages);
+  const { away, follow } = useFollowEnd(scroller);
 
   function choose(id: string): void {
     setChoice(id);

@@ -1,5 +1,5 @@
 import type { RefObject } from "react";
-import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "react";
+import { useCallback, useEffect, useRef, useState } from "react";
 
 interface FollowEnd {
   /** Whether the reader has left the end. */
@@ -15,7 +15,7 @@ const NEAR = 96;
  * Keeps the end of a scroller in view while the reader is there. Scrolling up lets go, however little
  * it was: a distance alone would pull a slow scroll back. Coming back to the end holds on again.
  */
-export function useFollowEnd(scroller: RefObject<HTMLElement | null>, content: unknown): FollowEnd {
+export function useFollowEnd(scroller: RefObject<HTMLElement | null>): FollowEnd {
   const [away, setAway] = useState(false);
   const following = useRef(true);
   const lastTop = useRef(0);
@@ -27,9 +27,6 @@ export function useFollowEnd(scroller: RefObject<HTMLElement | null>, content: u
     element.scrollTop = element.scrollHeight;
     lastTop.current = element.scrollTop;
   }, [scroller]);
-
-  // biome-ignore lint/correctness/useExhaustiveDependencies: the end moves when the content has grown.
-  useLayoutEffect(toEnd, [toEnd, content]);
 
   useEffect(() => {
     const element = scroller.current;
@@ -45,9 +42,11 @@ export function useFollowEnd(scroller: RefObject<HTMLElement | null>, content: u
       setAway(!following.current && distance > NEAR);
     }
     element.addEventListener("scroll", scrolled, { passive: true });
-    // The window or the writing area changed its size.
+    // The content has grown, or the window or the writing area changed its size. An observer is told after the layout
+    // of a frame; to ask for the end any earlier would make one more of it.
     const observer = new ResizeObserver(toEnd);
     observer.observe(element);
+    for (const content of element.children) observer.observe(content);
     return () => {
       element.removeEventListener("scroll", scrolled);
       observer.disconnect();

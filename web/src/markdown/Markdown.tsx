@@ -2,7 +2,7 @@ import type { Nodes } from "hast";
 import { toJsxRuntime } from "hast-util-to-jsx-runtime";
 import type { List, ListItem, Table, TableRow } from "mdast";
 import type { ReactElement, ReactNode } from "react";
-import { Fragment, memo, useEffect, useId, useRef, useState } from "react";
+import { Fragment, memo, useId, useLayoutEffect, useRef, useState } from "react";
 import { jsx, jsxs } from "react/jsx-runtime";
 
 import type { Block, Unit } from "./document";
@@ -11,6 +11,7 @@ import { COMPONENTS } from "./elements";
 import type { Around } from "./html";
 import { calledWith, footnotesHtml, itemHtml, NONE_CALLED, nodeHtml, rowHtml } from "./html";
 import type { Links } from "./parse";
+import { inTurn } from "./turns";
 
 /**
  * Markdown as it arrives. HTML in it is shown as text, images are not loaded. What is settled is neither parsed nor
@@ -29,17 +30,16 @@ export const Markdown = memo(function Markdown({ text }: { text: string }) {
 });
 
 /** Characters that are parsed and shown well within a frame. */
-const SLICE = 2048;
+const SLICE = 1024;
 
-/** A text that has come at once, such as a stored one, slice by slice: the page answers in between. */
+/**
+ * A text that has come at once, such as a stored one, slice by slice: the page answers in between. A conversation that is
+ * stored has many of them, and they share the frames.
+ */
 function useSlices(text: string): string {
-  const [shown, setShown] = useState(SLICE);
+  const [shown, setShown] = useState(() => (text.length > SLICE ? 0 : SLICE));
   const behind = shown < text.length;
-  useEffect(() => {
-    if (!behind) return;
-    const timer = setTimeout(() => setShown(shown + SLICE));
-    return () => clearTimeout(timer);
-  }, [shown, behind]);
+  useLayoutEffect(() => (behind ? inTurn(() => setShown(shown + SLICE)) : undefined), [shown, behind]);
   // What streams is never that far behind: the slice moves on with it.
   if (!behind && shown < text.length + SLICE) setShown(text.length + SLICE);
   return behind ? text.slice(0, shown) : text;
@@ -47,7 +47,8 @@ function useSlices(text: string): string {
 
 export function Blocks({ blocks, prefix }: { blocks: readonly Block[]; prefix: string }) {
   const units = blocks.flatMap(unitsOf).filter((unit) => unit.names !== undefined);
-  const definitions = useSame(units.flatMap((unit) => unit.links.definitions));
+  const definitions = units.flatMap((unit) => unit.links.definitions);
+  const definitionsFor = useDefinitions(definitions);
   const calls = units.flatMap((unit) => unit.links.calls);
   const footnotes = footnotesHtml(calls, definitions, prefix);
   let called = NONE_CALLED;
@@ -56,7 +57,7 @@ export function Blocks({ blocks, prefix }: { blocks: readonly Block[]; prefix: s
     const before = called;
     for (const unit of of) called = calledWith(called, unit);
     return {
-      definitions: of.some((unit) => unit.links.refers) ? definitions : NO_DEFINITIONS,
+      definitions: definitionsFor(of),
       called: called === before ? NONE_CALLED : before,
       prefix,
     };
@@ -82,13 +83,19 @@ function isShown(block: Block): boolean {
   return block.type !== "node" || !/efinition$/.test(block.unit.node.type);
 }
 
-/** The same array for as long as the definitions in it are the same. */
-function useSame(definitions: Links["definitions"]): Links["definitions"] {
-  const last = useRef(definitions);
-  const same =
-    last.current.length === definitions.length && last.current.every((node, i) => node === definitions[i]);
-  if (!same) last.current = definitions;
-  return last.current;
+/** The definitions that units refer to: the same array for as long as they are the same. */
+function useDefinitions(definitions: Links["definitions"]): (of: readonly Unit[]) => Links["definitions"] {
+  const last = useRef(new WeakMap<Unit, Links["definitions"]>());
+  return (of) => {
+    const [first] = of;
+    const names = new Set(of.flatMap((unit) => unit.links.refers));
+    if (first === undefined || names.size === 0) return NO_DEFINITIONS;
+    const found = definitions.filter((node) => node.type === "definition" && names.has(node.identifier));
+    const before = last.current.get(first);
+    if (before?.length === found.length && found.every((node, i) => node === before[i])) return before;
+    last.current.set(first, found);
+    return found;
+  };
 }
 
 type Next = (units: readonly Unit[]) => Around;
@@ -104,15 +111,32 @@ function blockOf(block: Block, next: Next): ReactNode {
     case "code":
       return codeOf(block);
     case "paragraph":
-      return (
-        <p>
-          {block.parts.map((part, i) => (
-            // biome-ignore lint/suspicious/noArrayIndexKey: parts keep their places; new ones come last.
-            <Part key={i} part={part} {...next([part])} />
-          ))}
-        </p>
-      );
+      return paragraphOf(block, next);
   }
+}
+
+/** Parts of a paragraph that are laid out together: a browser lays out all lines again when one is added. */
+const STRETCH = 8;
+
+function paragraphOf({ parts }: Extract<Block, { type: "paragraph" }>, next: Next): ReactNode {
+  const shown = parts.map((part, i) => (
+    // biome-ignore lint/suspicious/noArrayIndexKey: parts keep their places; new ones come last.
+    <Part key={i} part={part} {...next([part])} />
+  ));
+  const stretches = [];
+  for (let i = STRETCH; i < shown.length; i += STRETCH) {
+    stretches.push(
+      <span key={i} className="stretch">
+        {shown.slice(i, i + STRETCH)}
+      </span>,
+    );
+  }
+  return (
+    <p>
+      {shown.slice(0, STRETCH)}
+      {stretches}
+    </p>
+  );
 }
 
 const NodeBlock = memo(function NodeBlock({ unit, ...around }: { unit: Unit } & Around) {

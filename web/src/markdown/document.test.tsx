@@ -70,3 +70,45 @@ it("any mixture of them", () => {
 it.each(Object.entries({ ...GITHUB, ...SHAPES }))("%s", (_, text) => {
   expect(difference(text, text.length > 2000 ? 41 : 1)).toBeUndefined();
 });
+
+const WORDS = "some **words** of it";
+const LONG_ITEMS: Record<string, string> = {
+  "items in an item": `1. a\n2. b\n${Array.from({ length: 500 }, (_, i) => `   - ${i} ${WORDS}\n`).join("")}3. c\n`,
+  "numbers in numbers": `1. a\n1. b\n${Array.from({ length: 500 }, (_, i) => `   ${i + 1}. ${WORDS}\n`).join("")}1. c\n\nd`,
+  "an item alone": `- a\n${Array.from({ length: 500 }, (_, i) => `${"  ".repeat((i % 9) + 1)}- ${i} ${WORDS}\n`).join("")}`,
+  "code in an item": `2. a\n\n   \`\`\`py\n${Array.from({ length: 1800 }, (_, i) => `   x = ${i}  # ${WORDS}\n\n`).join("")}   \`\`\`\n3. b\n`,
+  "links in an item": `- a\n${Array.from({ length: 300 }, (_, i) => `  - [${i}][n] ${WORDS}\n`).join("")}\n[n]: http://n.example\n`,
+  "a quotation": Array.from({ length: 500 }, (_, i) => `> ${i} ${WORDS}\n${i % 9 === 0 ? ">\n" : ""}`).join(
+    "",
+  ),
+  "an open mark": `**${`${WORDS.replaceAll("*", "")} `.repeat(2000)}`,
+  "a line of code": `\`\`\`\n${"x = 1; ".repeat(2000)}\n\`\`\`\nb\n`,
+};
+
+/** Its words, with the links and without what else they are in. */
+function wordsOf(html: string): string {
+  return html.replaceAll(/<(?!a )[^>]*>|\s+|Copy/g, "");
+}
+
+it.each(Object.entries(LONG_ITEMS))(
+  "nothing is lost of what is too long to be parsed as one: %s",
+  (_, text) => {
+    const document = new GrowingDocument();
+    for (let length = 0; length < text.length + 997; length += 997) {
+      const prefix = text.slice(0, length);
+      document.update(prefix);
+      expect(wordsOf(grown(document))).toBe(wordsOf(whole(prefix)));
+    }
+  },
+);
+
+it("the rest of an item that was cut has no number of its own", () => {
+  const document = new GrowingDocument();
+  const text = LONG_ITEMS["numbers in numbers"] ?? "";
+  for (let length = 0; length < text.length + 997; length += 997) document.update(text.slice(0, length));
+  const html = grown(document);
+  expect(new Set(html.match(/<li[^>]*reopened[^>]*>/g))).toEqual(
+    new Set(['<li value="2" class="reopened">']),
+  );
+  expect(html).toMatch(/<ol start="\d{2,}"/);
+});

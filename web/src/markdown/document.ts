@@ -7,7 +7,8 @@ import type { Code, List, ListItem, Paragraph, RootContent, Table, TableRow } fr
 
 import { cutOf, MID_LINE, partOf } from "./paragraph";
 import type { Links } from "./parse";
-import { definitionsOf, linksOf, NO_LINKS, nameOf, Piece } from "./parse";
+import { definitionsOf, linksOf, NO_LINKS, nameOf, Piece, withoutPlaces } from "./parse";
+import { cutInItem, isReopened, LONG_ITEM, numberBeforeCut, reopened } from "./reopen";
 
 /** A node that is parsed by itself. It is replaced, never changed. */
 export interface Unit<Node extends RootContent = RootContent> {
@@ -28,9 +29,11 @@ export type Block =
 
 /** A block that more may come to. */
 type Open =
-  | { type: "list"; list: List; loose: boolean; runs: Unit<ListItem>[][] }
+  /** `opening` opens an item again that was cut. */
+  | { type: "list"; list: List; loose: boolean; opening: string; runs: Unit<ListItem>[][] }
   | { type: "table"; table: Table; head: Unit<TableRow>; source: string; runs: Unit<TableRow>[][] }
-  | { type: "code"; code: Code; close: RegExp; runs: string[] }
+  /** In the middle of a line where some of a long one is in `runs` already. */
+  | { type: "code"; code: Code; close: RegExp; inLine: boolean; runs: string[] }
   | { type: "paragraph"; start: number; parts: Unit<Paragraph>[] };
 
 const RUN_ITEMS = 32;
@@ -81,8 +84,7 @@ export class GrowingDocument {
     const open = this.#open;
     if (open?.type === "code") return this.#addLines(open, end);
     const names = end.includes("[") ? definitionsOf(this.#names) : "";
-    const context = open?.type === "table" ? open.source : open?.type === "paragraph" ? MID_LINE : "";
-    const piece = new Piece(end, names + context);
+    const piece = new Piece(end, names + contextOf(open));
     if (open === undefined) return this.#settleNodes(piece);
     return open.type === "paragraph" ? this.#addPart(open, piece) : this.#addUnits(open, piece);
   }
@@ -93,6 +95,16 @@ export class GrowingDocument {
     if (last === undefined) {
       const first = piece.nodes[0];
       if (first !== undefined && this.#opens(piece, first, names)) return undefined;
+      const cut = cutAnywhere(piece);
+      if (cut !== undefined) {
+        const before = new Piece(
+          piece.text.slice(0, cut),
+          piece.text.includes("[") ? definitionsOf(this.#names) : "",
+        );
+        this.#settle(before, 0, before.nodes.length, names);
+        this.#at += cut;
+        return undefined;
+      }
       return piece.nodes.map((node) => ({ type: "node", unit: unitOf(piece, node, names) }));
     }
     this.#settle(piece, 0, last, names);
@@ -103,7 +115,7 @@ export class GrowingDocument {
     for (const node of piece.nodes.slice(from, to)) {
       const unit = unitOf(piece, node, names);
       this.#learn(unit);
-      this.#settled.push({ type: "node", unit });
+      this.#settled.push({ type: "node", unit: settled(unit) });
     }
     const next = piece.nodes[to];
     if (next !== undefined) this.#at += piece.lineOf(next);
@@ -121,7 +133,7 @@ export class GrowingDocument {
       const mark = fence?.[1] ?? fence?.[2];
       if (fence === null || mark === undefined) return false;
       const close = new RegExp(`^ {0,3}${mark.charAt(0)}{${mark.length},}[ \\t]*$`);
-      this.#open = { type: "code", code: { ...node, value: "" }, close, runs: [] };
+      this.#open = { type: "code", code: { ...node, value: "" }, close, inLine: false, runs: [] };
       this.#at += line + fence[0].length;
       return true;
     }
@@ -135,13 +147,13 @@ export class GrowingDocument {
       return true;
     }
     const [first, second] = "children" in node ? node.children : [];
-    if (first === undefined || second === undefined || !piece.hasLines(second, 1)) return false;
-    if (node.type === "list") {
-      this.#open = { type: "list", list: { ...node, children: [] }, loose: false, runs: [] };
+    const hasSecond = second !== undefined && piece.hasLines(second, 1);
+    if (node.type === "list" && (hasSecond || piece.text.length > LONG_ITEM)) {
+      this.#open = { type: "list", list: { ...node, children: [] }, loose: false, opening: "", runs: [] };
       this.#at += line;
       return true;
     }
-    if (node.type !== "table" || first.type !== "tableRow") return false;
+    if (node.type !== "table" || first?.type !== "tableRow" || !hasSecond) return false;
     const rows = piece.lineOf(second);
     const source = piece.text.slice(line, rows);
     const head = { ...unitOf(piece, first, names), source };
@@ -183,7 +195,7 @@ export class GrowingDocument {
     const before = source.includes("[") ? definitionsOf(names === "" ? [] : names.split("\n")) : "";
     const piece = new Piece(source, before);
     const node = partOf(piece.nodes[0] as Paragraph, open.parts.length === 0, false);
-    open.parts.push({ ...unitOf(piece, node, names), source });
+    open.parts.push(settled({ ...unitOf(piece, node, names), source }));
   }
 
   #addUnits(open: Extract<Open, { type: "list" | "table" }>, piece: Piece): Block[] | undefined {
@@ -196,26 +208,30 @@ export class GrowingDocument {
     const loose = open.type === "list" && (open.loose || spread);
     if (open.type === "list") {
       const items = first?.type === "list" ? first.children : [];
-      const units = items.map((item) => unitOf(piece, item, names));
-      const settled = last !== undefined ? items.length : settledItems(piece, items);
-      this.#add(open.runs, units.slice(0, settled));
-      // The last of them that stays is parsed again with what follows it.
-      if (last !== undefined) open.loose = loose;
-      else for (let i = 0; i < settled; i++) open.loose ||= isSpread(piece, items[i], items[i + 1]);
-      if (last === undefined && settled > 0) this.#at += piece.lineOf(items[settled] as ListItem);
-      if (last === undefined && settled === 0) {
+      const units = items.map((item, i) =>
+        i === 0 ? itemOf(piece, item, names, open.opening) : unitOf(piece, item, names),
+      );
+      const count = last !== undefined ? items.length : settledItems(piece, items);
+      if (last === undefined && count === 0) {
+        if (this.#cutItem(open, piece, units[0], names)) return undefined;
         return [{ ...open, loose, runs: [...open.runs, units] }, ...this.#rest(piece, own, names)];
       }
+      // The last of them that stays is parsed again with what follows it.
+      if (last !== undefined) open.loose = loose;
+      else for (let i = 0; i < count; i++) open.loose ||= isSpread(piece, items[i], items[i + 1]);
+      if (last === undefined) this.#at += piece.lineOf(items[count] as ListItem);
+      this.#add(open.runs, units.slice(0, count));
+      open.opening = "";
     } else {
       const rows = first?.type === "table" ? first.children.slice(1) : [];
       const units = rows.map((row) => ({
         ...unitOf(piece, row, names),
         source: open.source + piece.sourceOf(row),
       }));
-      const settled = last !== undefined ? rows.length : settledItems(piece, rows);
-      this.#add(open.runs, units.slice(0, settled));
-      if (last === undefined && settled > 0) this.#at += piece.lineOf(rows[settled] as TableRow);
-      if (last === undefined && settled === 0) {
+      const count = last !== undefined ? rows.length : settledItems(piece, rows);
+      if (last === undefined && count > 0) this.#at += piece.lineOf(rows[count] as TableRow);
+      this.#add(open.runs, units.slice(0, count));
+      if (last === undefined && count === 0) {
         const { type, table, head, runs } = open;
         return [{ type, table, head, runs: [...runs, units] }, ...this.#rest(piece, own, names)];
       }
@@ -227,12 +243,39 @@ export class GrowingDocument {
     return undefined;
   }
 
+  /** Settles the beginning of an item that is too long to be parsed again and again. */
+  #cutItem(
+    open: Extract<Open, { type: "list" }>,
+    piece: Piece,
+    unit: Unit<ListItem> | undefined,
+    names: string,
+  ): boolean {
+    if (unit === undefined || piece.text.length < LONG_ITEM) return false;
+    const { ordered, start } = open.list;
+    const before = open.runs.flat().filter(({ node }) => !isReopened(node)).length;
+    const number = numberBeforeCut(unit.node) ?? (ordered ? (start ?? 1) + before : undefined);
+    const cut = cutInItem(piece, unit.node, number);
+    if (cut === undefined) return false;
+    const text = piece.text.slice(0, cut.at);
+    const known = text.includes("[") ? definitionsOf(names === "" ? [] : names.split("\n")) : "";
+    const node = cut.begun ?? reopened(firstItem(new Piece(text, known + open.opening)) ?? unit.node);
+    const source = open.opening + text;
+    const begun = settled(
+      text.includes("[") ? { node, source, links: linksOf(node), names } : { ...unit, node, source },
+    );
+    this.#learn(begun);
+    open.runs.push([begun]); // where it has been until now: in the page it stays
+    open.opening = cut.opening;
+    this.#at += cut.at;
+    return true;
+  }
+
   #rest(piece: Piece, from: number, names: string): Block[] {
     return piece.nodes.slice(from).map((node) => ({ type: "node", unit: unitOf(piece, node, names) }));
   }
 
   #add<Node extends RootContent>(runs: Unit<Node>[][], units: readonly Unit<Node>[]): void {
-    for (const unit of units) {
+    for (const unit of units.map(settled)) {
       this.#learn(unit);
       const run = runs.at(-1);
       if (run === undefined || run.length >= RUN_ITEMS) runs.push([unit]);
@@ -245,7 +288,8 @@ export class GrowingDocument {
     for (let to = end.indexOf("\n"); to >= 0; to = end.indexOf("\n", from)) {
       const line = end.slice(from, to);
       from = to + 1;
-      if (!open.close.test(line)) {
+      if (open.inLine || !open.close.test(line)) {
+        open.inLine = false;
         const run = open.runs.at(-1);
         if (run === undefined || run.length > RUN_CHARACTERS) open.runs.push(`${line}\n`);
         else open.runs[open.runs.length - 1] = `${run}${line}\n`;
@@ -256,10 +300,17 @@ export class GrowingDocument {
       this.#open = undefined;
       return undefined;
     }
-    this.#at += from;
     const line = end.slice(from);
-    const { type, code, runs } = open;
-    return [{ type, code, runs: line === "" || open.close.test(line) ? [...runs] : [...runs, `${line}\n`] }];
+    if (line.length > RUN_CHARACTERS && (open.inLine || !open.close.test(line))) {
+      open.runs.push(line);
+      open.inLine = true;
+      from = end.length;
+    }
+    this.#at += from;
+    const { type, code, inLine, runs } = open;
+    const rest = end.slice(from);
+    const isShown = inLine || (rest !== "" && !open.close.test(rest));
+    return [{ type, code, runs: isShown ? [...runs, `${rest}\n`] : [...runs] }];
   }
 
   #namesWith(more: readonly string[]): string {
@@ -273,14 +324,52 @@ export class GrowingDocument {
   #link(end: readonly Block[]): boolean {
     const names = this.#namesWith(end.flatMap(unitsOf).flatMap((unit) => unit.links.definitions.map(nameOf)));
     if (names === this.#linked) return false;
-    this.#linked = names;
     const before = definitionsOf(names === "" ? [] : names.split("\n"));
-    const linked = <Node extends RootContent>(unit: Unit<Node>): Unit<Node> => relinked(unit, before, names);
+    const words = changedWords(this.#linked, names);
+    this.#linked = names;
+    const linked = <Node extends RootContent>(unit: Unit<Node>): Unit<Node> =>
+      relinked(unit, before, names, words);
     this.#settled = this.#settled.map((block) => mapUnits(block, linked));
     const open = this.#open;
     if (open !== undefined) this.#open = mapUnits(open, linked) as Open;
     return open !== undefined;
   }
+}
+
+/** What the parser has to know before the end. */
+function contextOf(open: Open | undefined): string {
+  switch (open?.type) {
+    case "list":
+      return open.opening;
+    case "table":
+      return open.source;
+    case "paragraph":
+      return MID_LINE;
+    default:
+      return "";
+  }
+}
+
+/** Characters of one block that are parsed with every piece that comes. */
+const LONGEST = 16_384;
+const LAST_WORDS = 256;
+
+/**
+ * Where a block is cut that nothing else cuts, a quotation between two of its paragraphs if it has them: its halves look
+ * like two, and the page goes on.
+ */
+function cutAnywhere({ text, nodes }: Piece): number | undefined {
+  const [only] = nodes;
+  if (only === undefined || only.type === "list" || only.type === "table") return undefined;
+  if (text.length < (only.type === "blockquote" ? LONG_ITEM : LONGEST)) return undefined;
+  const most = text.length - LAST_WORDS;
+  const places =
+    only.type === "blockquote" ? [/^.*\n(?=>[ \t]*\n)/s, /^.*\n(?=>)/s] : [/^.*\n/s, /^.* /s, /^.*/s];
+  for (const place of places) {
+    const at = place.exec(text.slice(0, most))?.[0].length ?? 0;
+    if (at > most / 2) return at;
+  }
+  return undefined;
 }
 
 function definedIn(piece: Piece): string[] {
@@ -326,19 +415,56 @@ function isLoose(list: RootContent): boolean {
   return list.type === "list" && (list.spread === true || list.children.some((item) => item.spread === true));
 }
 
+function firstItem({ nodes }: Piece): ListItem | undefined {
+  return nodes[0]?.type === "list" ? nodes[0].children[0] : undefined;
+}
+
+/** The first item of a piece, which may be the rest of one that was cut. */
+function itemOf(piece: Piece, item: ListItem, names: string, opening: string): Unit<ListItem> {
+  if (opening === "") return unitOf(piece, item, names);
+  const node = reopened(item);
+  return { ...unitOf(piece, node, names), source: opening + piece.sourceOf(item) };
+}
+
+/** A unit that stays. */
+function settled<Node extends RootContent>(unit: Unit<Node>): Unit<Node> {
+  return { ...unit, node: withoutPlaces(unit.node) };
+}
+
 function unitOf<Node extends RootContent>(piece: Piece, node: Node, names: string): Unit<Node> {
   const source = piece.sourceOf(node);
   if (!source.includes("[")) return { node, source, links: NO_LINKS, names: undefined };
   return { node, source, links: linksOf(node), names };
 }
 
-function relinked<Node extends RootContent>(unit: Unit<Node>, before: string, names: string): Unit<Node> {
+/** The first words of the names that have come or gone. */
+function changedWords(before: string, after: string): string[] {
+  const [old, now] = [before.split("\n"), after.split("\n")];
+  const [had, has] = [new Set(old), new Set(now)];
+  const changed = [...now.filter((name) => !had.has(name)), ...old.filter((name) => !has.has(name))];
+  return changed.map((name) => folded(name.split(" ")[0] ?? ""));
+}
+
+function folded(text: string): string {
+  return text.toLowerCase().toUpperCase();
+}
+
+/** The unit with the definitions of those names; `words` are those of the names that are not what they were. */
+function relinked<Node extends RootContent>(
+  unit: Unit<Node>,
+  before: string,
+  names: string,
+  words: readonly string[],
+): Unit<Node> {
   if (unit.names === undefined || unit.names === names) return unit;
+  const source = folded(unit.source);
+  if (!words.some((word) => source.includes(word))) return unit;
   const [found] = new Piece(unit.source, before).nodes;
   let node: RootContent | undefined = found;
   if (unit.node.type === "listItem" && found?.type === "list") {
     // Whether blank lines follow is not in its own text.
-    node = { ...(found.children[0] as ListItem), spread: unit.node.spread ?? null };
+    const item = found.children[0] as ListItem;
+    node = { ...(isReopened(unit.node) ? reopened(item) : item), spread: unit.node.spread ?? null };
   }
   if (unit.node.type === "tableRow" && found?.type === "table") node = found.children.at(-1);
   if (node?.type !== unit.node.type) return unit;

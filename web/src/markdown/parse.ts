@@ -11,6 +11,7 @@ const OPTIONS = { extensions: [gfm()], mdastExtensions: [gfmFromMarkdown()] };
 export class Piece {
   readonly nodes: readonly RootContent[];
   readonly #skipped: number;
+  readonly #all: string;
 
   /** `before` is what the parser has to know and is not part of the piece. */
   constructor(
@@ -18,7 +19,8 @@ export class Piece {
     before = "",
   ) {
     this.#skipped = before.length;
-    const { children } = fromMarkdown(before + text, OPTIONS);
+    this.#all = before + text;
+    const { children } = fromMarkdown(this.#all, OPTIONS);
     this.nodes = children.filter((node) => this.endOf(node) > 0);
   }
 
@@ -33,6 +35,11 @@ export class Piece {
   /** Where the line begins that the node begins in. */
   lineOf(node: Nodes): number {
     return this.text.lastIndexOf("\n", this.startOf(node) - 1) + 1;
+  }
+
+  /** The node and what follows it, also where it begins in what is not part of the piece. */
+  fromStartOf(node: Nodes): string {
+    return this.#all.slice(node.position?.start.offset ?? 0);
   }
 
   sourceOf(node: Nodes): string {
@@ -59,25 +66,32 @@ export interface Links {
   definitions: readonly (Definition | FootnoteDefinition)[];
   /** The calls of footnotes, in their order, but for those in footnotes. */
   calls: readonly FootnoteReference[];
-  /** Whether its HTML depends on a definition. */
-  refers: boolean;
+  /** The names of the definitions that its HTML depends on. */
+  refers: readonly string[];
 }
 
-export const NO_LINKS: Links = { definitions: [], calls: [], refers: false };
+export const NO_LINKS: Links = { definitions: [], calls: [], refers: [] };
 
 export function linksOf(node: Nodes): Links {
   const definitions: (Definition | FootnoteDefinition)[] = [];
   const calls: FootnoteReference[] = [];
-  let refers = false;
+  const refers: string[] = [];
   function visit(at: Nodes, inFootnote: boolean): void {
     if (at.type === "definition" || at.type === "footnoteDefinition") definitions.push(at);
     if (at.type === "footnoteReference" && !inFootnote) calls.push(at);
-    if (at.type === "linkReference" || at.type === "imageReference") refers = true;
+    if (at.type === "linkReference" || at.type === "imageReference") refers.push(at.identifier);
     if (!("children" in at)) return;
     for (const child of at.children) visit(child, inFootnote || at.type === "footnoteDefinition");
   }
   visit(node, false);
   return { definitions, calls, refers };
+}
+
+/** The same nodes without where they stand: of a long answer that is the larger part of them. */
+export function withoutPlaces<Node extends Nodes>(node: Node): Node {
+  const { position: _, ...rest } = node as Nodes;
+  if (!("children" in rest)) return rest as Node;
+  return { ...rest, children: rest.children.map((child) => withoutPlaces(child)) } as Node;
 }
 
 /** The name of a definition, as `definitionsOf` takes it. */
