@@ -69,6 +69,8 @@ class Wire:
     def __init__(self, port: int) -> None:
         self.port, self.whole = port, True
         self.ends: set[asyncio.StreamWriter] = set()
+        self.streams_pass = asyncio.Event()
+        self.streams_pass.set()
 
     async def start(self) -> str:
         self.server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
@@ -87,6 +89,13 @@ class Wire:
     def mend(self) -> None:
         self.whole = True
 
+    def buffer(self) -> None:
+        """Holds streams back from now on, as a proxy that buffers does, until ``flow``. Other answers pass."""
+        self.streams_pass.clear()
+
+    def flow(self) -> None:
+        self.streams_pass.set()
+
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self.whole:
             writer.transport.abort()
@@ -98,6 +107,8 @@ class Wire:
         async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
             with suppress(OSError):
                 while data := await source.read(65_536):
+                    if b"text/event-stream" in data and source is there_reader:
+                        await self.streams_pass.wait()
                     target.write(data)
                     await target.drain()
             target.close()

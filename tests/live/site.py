@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from playwright.async_api import Locator, Page
@@ -18,7 +18,7 @@ class Model:
     """A provider that says a word (or any other delta) whenever the test lets it."""
 
     def __init__(self) -> None:
-        self.words: asyncio.Queue[str | dict[str, str] | None] = asyncio.Queue()
+        self.words: asyncio.Queue[str | dict[str, Any] | None] = asyncio.Queue()
         self._request: Request | None = None
 
     @property
@@ -59,7 +59,7 @@ class Site(NamedTuple):
 async def site(serve: "Serve") -> AsyncGenerator[Site]:
     model = Model()
     async with oracle(model) as upstream, chromium() as browser:
-        context = serve(openai=upstream.base_url)
+        context = serve(openai=upstream.base_url, MILLSTREAM_DRAIN_SECONDS="1")
         server = await asyncio.to_thread(context.__enter__)
         wire = Wire(server.port)
         server.url = await wire.start()

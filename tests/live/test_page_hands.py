@@ -148,6 +148,22 @@ async def test_a_link_does_not_change_the_key_without_a_word(page: Page, site: S
     await expect(messages).to_have_count(4)
 
 
+async def test_escape_closes_a_question_of_the_page_before_it_stops_an_answer(page: Page, site: Site) -> None:
+    await open_page(page, site)
+    await ask(page)
+    await site.model.words.put("One ")
+    await expect(answer(page)).to_contain_text("One")
+    await page.goto(f"{site.server.url}/#key=ms_live_other")
+    await expect(page.get_by_test_id("keep-key")).to_be_focused()
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_test_id("key-question")).to_have_count(0)
+    await site.model.words.put("two ")
+    await expect(answer(page)).to_contain_text("One two")
+    await expect(answer(page)).to_have_attribute("data-status", "streaming")
+    await page.keyboard.press("Escape")
+    await expect(answer(page)).to_have_attribute("data-status", "stopped")
+
+
 async def test_there_is_a_way_down_again(page: Page, site: Site) -> None:
     await open_page(page, site)
     await ask(page)

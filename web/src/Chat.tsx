@@ -1,6 +1,6 @@
-import type { ChatStatus } from "millstream/react";
-import { StreamError, useStreamingChat } from "millstream/react";
-import { useCallback, useRef, useState } from "react";
+import type { ChatStatus, Part, ToolCall } from "millstream/react";
+import { openCalls, StreamError, useStreamingChat } from "millstream/react";
+import { useCallback, useMemo, useRef, useState } from "react";
 
 import { SERVER } from "./api";
 import { Brand } from "./Brand";
@@ -32,7 +32,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
   const model = known.find(({ id }) => id === choice)?.id ?? known[0]?.id;
   /** Why a question was not sent. */
   const [refused, setRefused] = useState<StreamError>();
-  const { messages, status, busy, send, stop, regenerate, setMessages } = useStreamingChat({
+  const { messages, status, busy, send, stop, regenerate, addToolResult, setMessages } = useStreamingChat({
     url: SERVER,
     getToken: () => apiKey,
     request: { model },
@@ -77,6 +77,15 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
     void regenerate();
     input.current?.focus(); // the button that was pressed goes away
   }, [regenerate]);
+
+  const open = useMemo(() => (busy ? [] : openCalls(messages)), [busy, messages]);
+  const onResult = useCallback(
+    (callId: string, result: string) => {
+      void addToolResult(callId, result);
+      input.current?.focus(); // the field that was filled in goes away
+    },
+    [addToolResult],
+  );
 
   function startOver(): void {
     follow();
@@ -123,6 +132,8 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
               key={message.id}
               message={message}
               onEdit={onEdit}
+              openCalls={message.role === "assistant" && message.parts.some(isOneOf(open)) ? open : NONE}
+              onResult={onResult}
               busy={busy}
               onRetry={!busy && i === messages.length - 1 ? onRetry : undefined}
             />
@@ -157,6 +168,12 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
       </footer>
     </div>
   );
+}
+
+const NONE: readonly ToolCall[] = [];
+
+function isOneOf(calls: readonly ToolCall[]): (part: Part) => boolean {
+  return (part) => calls.some((call) => call === part);
 }
 
 const LIGHTS: Partial<Record<ChatStatus, string>> = {

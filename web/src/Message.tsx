@@ -1,10 +1,11 @@
-import type { Message as AnyMessage, AssistantMessage, Part } from "millstream/react";
+import type { Message as AnyMessage, AssistantMessage, ToolCall as Call, Part } from "millstream/react";
 import { textOf } from "millstream/react";
 import { memo } from "react";
 
 import { ErrorNote } from "./ErrorNote";
 import { LazyMarkdown } from "./markdown/lazy";
 import { Question } from "./Question";
+import { ToolCall } from "./ToolCall";
 import { usageParts } from "./usage";
 
 interface Props {
@@ -12,14 +13,18 @@ interface Props {
   /** What can be done with it now. */
   onRetry?: (() => void) | undefined;
   onEdit: (id: string, text: string) => void;
+  /** Its tool calls that wait for a result. */
+  openCalls: readonly Call[];
+  onResult: (callId: string, result: string) => void;
   busy: boolean;
 }
 
 /** Memoised: while an answer streams, the messages above it stay untouched. */
-export const Message = memo(function Message({ message, onRetry, onEdit, busy }: Props) {
+export const Message = memo(function Message({ message, onRetry, onEdit, openCalls, onResult, busy }: Props) {
   if (message.role === "tool") {
     return (
       <article className="message tool-call" data-testid="message" data-role="tool" aria-label="Tool result">
+        <p className="tool-name">Tool result</p>
         <pre className="tool-arguments">{textOf(message)}</pre>
       </article>
     );
@@ -36,7 +41,7 @@ export const Message = memo(function Message({ message, onRetry, onEdit, busy }:
       aria-label="Answer"
       aria-busy={message.status === "streaming"}
     >
-      <AnswerBody answer={message} />
+      <AnswerBody answer={message} openCalls={openCalls} onResult={onResult} />
       {onRetry !== undefined && (
         <button className="link retry" type="button" data-testid="retry" onClick={onRetry}>
           {retryWords(message)}
@@ -53,14 +58,22 @@ function retryWords({ status, stoppedHere, error }: AssistantMessage): string {
   return isLost ? "Ask again" : "Try again";
 }
 
-function AnswerBody({ answer }: { answer: AssistantMessage }) {
+interface BodyProps extends Pick<Props, "openCalls" | "onResult"> {
+  answer: AssistantMessage;
+}
+
+function AnswerBody({ answer, openCalls, onResult }: BodyProps) {
   const usage = usageParts(answer);
   const wordless = answer.parts.every((part) => part.type === "reasoning" || !("text" in part) || !part.text);
   return (
     <>
       {answer.parts.map((part, i) => (
-        // biome-ignore lint/suspicious/noArrayIndexKey: parts keep their places; new ones come last.
-        <PartBlock key={i} part={part} />
+        <PartBlock
+          // biome-ignore lint/suspicious/noArrayIndexKey: parts keep their places; new ones come last.
+          key={i}
+          part={part}
+          onResult={openCalls.some((call) => call === part) ? onResult : undefined}
+        />
       ))}
       {answer.status === "streaming" && answer.parts.length === 0 && <div className="text waiting" />}
       {answer.parts.some((part) => part.type === "refusal") && (
@@ -70,13 +83,14 @@ function AnswerBody({ answer }: { answer: AssistantMessage }) {
         <p className="notice">
           {answer.stoppedHere
             ? "Stopped. The answer is not complete."
-            : "The server ended this answer before it was complete: it is being restarted, or was told to elsewhere."}
+            : "The server ended this answer before it was complete: it was shut down, or told to elsewhere. What has come is kept."}
         </p>
       )}
       {answer.heldBack && (
         <p className="notice" data-testid="held-back">
-          This answer came all at once. Something between this page and the server, a proxy that buffers,
-          holds streams back.
+          {answer.status === "streaming"
+            ? "The model is answering, and nothing of it comes through: something between this page and the server, such as a proxy that buffers, holds it back. It will come all at once."
+            : "This answer came all at once. Something between this page and the server, such as a proxy that buffers, holds streams back."}
         </p>
       )}
       {answer.status === "done" && wordless && !answer.parts.some(isNoProse) && (
@@ -96,7 +110,7 @@ function isNoProse(part: Part): boolean {
   return part.type === "tool-call" || part.type === "file";
 }
 
-function PartBlock({ part }: { part: Part }) {
+function PartBlock({ part, onResult }: { part: Part; onResult: Props["onResult"] | undefined }) {
   switch (part.type) {
     case "reasoning":
       return (
@@ -106,14 +120,7 @@ function PartBlock({ part }: { part: Part }) {
         </details>
       );
     case "tool-call":
-      return (
-        <div className="tool-call">
-          <p className="tool-name">
-            Tool call <code>{part.name}</code>
-          </p>
-          {part.arguments !== "" && <pre className="tool-arguments">{part.arguments}</pre>}
-        </div>
-      );
+      return <ToolCall call={part} onResult={onResult} />;
     case "file":
       return part.url.startsWith("data:image/") ? (
         <img className="picture" src={part.url} alt="Made by the model" />

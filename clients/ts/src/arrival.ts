@@ -9,7 +9,8 @@ export interface Arrival {
 }
 
 const MANY = 50;
-const LATE_MS = 3000;
+/** In milliseconds; a model that thinks before it speaks is later than that. */
+export const LATE_MS = 3000;
 const TIMES = 20;
 
 /** Whether all of it came at once, and late: a model writes for longer than a twentieth of the time before its first word. */

@@ -1,7 +1,7 @@
 /** A conversation that anything can show: a store with `subscribe` and `getSnapshot`, and what can be done to it. */
 
 import type { Arrival } from "./arrival";
-import { wasHeldBack } from "./arrival";
+import { LATE_MS, wasHeldBack } from "./arrival";
 import { pause } from "./connection";
 import { StreamError } from "./errors";
 import type { Frame } from "./frames";
@@ -10,7 +10,7 @@ import { keep, kept } from "./kept";
 import type { AssistantMessage, Message } from "./messages";
 import { newAnswer, openCalls, reduce, toRequest, userMessage } from "./messages";
 import type { ConnectionState, Server } from "./stream";
-import { cancelStream, findStream, openStream, randomKey } from "./stream";
+import { cancelStream, findStream, hasBegun, openStream, randomKey } from "./stream";
 import { openShared } from "./tabs";
 import { throttled } from "./throttle";
 
@@ -296,6 +296,11 @@ export class Chat {
       if (before.streamId !== answer.streamId) this.#store();
     });
     this.#flush = flush.now;
+    void this.#watch(running, options, () => {
+      answer = { ...answer, heldBack: true };
+      shown = { ...shown, heldBack: true };
+      this.#put(shown, this.#state.status);
+    });
     try {
       const open = options.shareTabs ? openShared : openStream;
       const stream = open({
@@ -331,6 +336,26 @@ export class Chat {
       }
     }
     return shown;
+  }
+
+  /**
+   * While nothing comes, asks the server from time to time whether it has said something: then it is held back on its way. A
+   * model that thinks for long looks the same from here.
+   */
+  async #watch(running: Running, options: ChatOptions, isHeldBack: () => void): Promise<void> {
+    const waits = (): boolean => this.#running === running && running.arrival.count === 0 && !running.stopped;
+    for (let wait = LATE_MS; waits(); wait *= 2) {
+      await pause(wait, running.controller.signal);
+      const { streamId, request } = this.#answer() ?? {};
+      if (!waits()) return;
+      try {
+        const id = streamId ?? (request && (await findStream(options, request, running.answerId)));
+        if (id === undefined) return;
+        if ((await hasBegun(options, id)) && waits()) return isHeldBack();
+      } catch {
+        // The connection that the answer comes over says what is wrong.
+      }
+    }
   }
 
   /** Stops reading. The answer stays as it is, to be resumed. */

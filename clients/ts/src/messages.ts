@@ -35,7 +35,10 @@ export interface AssistantMessage {
   request?: Record<string, unknown> | undefined;
   /** Whether `stopped` was asked for here, with `stop()`; else the server, or someone elsewhere, has ended it. */
   stoppedHere?: boolean | undefined;
-  /** It came all at once after a long wait: something in between, such as a proxy that buffers, holds streams back. */
+  /**
+   * Something in between, such as a proxy that buffers, holds the answer back: while it streams, the server has said words
+   * that have not come; afterwards, it came all at once.
+   */
   heldBack?: boolean | undefined;
   finishReason?: FinishReason | undefined;
   usage?: Usage | undefined;

@@ -266,6 +266,14 @@ export async function cancelStream(
   if (!response.ok) throw await errorFromResponse(response);
 }
 
+/** Whether a stream has said something already, whether or not it has come here. */
+export async function hasBegun(server: Server, streamId: string): Promise<boolean> {
+  const response = await call(server, `/v1/streams/${encodeURIComponent(streamId)}`, { method: "GET" });
+  if (!response.ok) throw await errorFromResponse(response);
+  const { status, completion_tokens: tokens } = (await response.json()) as Record<string, unknown>;
+  return status === "completed" || (typeof tokens === "number" && tokens > 0);
+}
+
 /** The id of the stream that a request has started whose answer never came: the same start finds it again. */
 export async function findStream(
   server: Server,

@@ -483,6 +483,38 @@ describe("what an answer says of how it came", () => {
     expect(await held(20_000, new FakeServer(["one word"]))).toBeUndefined();
   });
 
+  it("is held back while it streams, where the server has said words that do not come", async () => {
+    vi.useFakeTimers();
+    onTestFinished(() => void vi.useRealTimers());
+    const server = new FakeServer(["word"]);
+    let said = 0;
+    let release = (): void => undefined;
+    const buffered = new Promise<void>((resolve) => (release = resolve));
+    const proxy: typeof fetch = async (input, init) => {
+      const path = String(input);
+      if (path.endsWith("/v1/streams/str_1"))
+        return Response.json({ status: "running", completion_tokens: said });
+      if (path.endsWith("/stream")) await buffered;
+      return server.fetch(input, init);
+    };
+    const chat = chatWith(server, { fetch: proxy });
+    const answered = chat.send("Why?");
+    const heldBack = (): boolean | undefined => {
+      const answer = chat.getSnapshot().messages.at(-1);
+      return answer?.role === "assistant" ? answer.heldBack : undefined;
+    };
+    await vi.advanceTimersByTimeAsync(4000);
+    expect(heldBack()).toBeUndefined();
+    said = 3;
+    await vi.advanceTimersByTimeAsync(6000);
+    expect(heldBack()).toBe(true);
+    release();
+    expect(await answered).toMatchObject({ status: "done", heldBack: true });
+    const asked = server.calls.length;
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(server.calls.length).toBe(asked);
+  });
+
   it("is nothing where the server would not take the question", async () => {
     const server = new FakeServer(["Hello"]);
     const chat = chatWith(server, { maxRequestBytes: 1000 });
