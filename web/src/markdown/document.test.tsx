@@ -112,3 +112,13 @@ it("the rest of an item that was cut has no number of its own", () => {
   );
   expect(html).toMatch(/<ol start="\d{2,}"/);
 });
+
+it("numbers go on after a cut, whatever numbers the source has", () => {
+  const document = new GrowingDocument();
+  const items = Array.from({ length: 500 }, (_, i) => `   1. item ${i + 1} ${WORDS}\n`).join("");
+  const text = `1. a\n${items}`;
+  for (let length = 0; length < text.length + 997; length += 997) document.update(text.slice(0, length));
+  const starts = [...grown(document).matchAll(/<ol start="(\d+)">\s*<li>item (\d+) /g)];
+  expect(starts.length).toBeGreaterThan(1);
+  for (const [, start, item] of starts) expect(start).toBe(item);
+});

@@ -16,9 +16,9 @@ const LEAST = 1024;
 /** Containers in one another; what opens them again is as long as the square of it. */
 const DEEPEST = 64;
 const MARK = /^([-+*]|\d{1,9}[.)])( {1,4}(?=\S))?/;
-/** Stands for what an item had before the cut, with the item's number. */
 const REOPENED = "reopened";
-const BEFORE_CUT = /^<!--(\d*)-->$/;
+/** Stands for what an item had before the cut, with the item's number and that of the next one in it. */
+const BEFORE_CUT = /^<!--(\d*)(?: (\d+))?-->$/;
 
 export interface Cut {
   at: number;
@@ -42,10 +42,12 @@ export function cutInItem(piece: Piece, item: ListItem, number: number | undefin
     const next = last?.type === "list" ? last.children.at(-1) : undefined;
     if (last?.type !== "list" || next === undefined) return cut;
     const at = piece.lineOf(next);
+    const nextNumber = numberOf(last, last.children.length - 1);
     if (at >= LEAST && at > piece.lineOf(item) && piece.hasLines(next, 1)) {
-      cut = { at, opening, begun: withoutLast(whole, depth) };
+      const withNext = nextNumber === undefined ? opening : opening.replace(/-->\n$/, ` ${nextNumber}-->\n`);
+      cut = { at, opening: withNext, begun: withoutLast(whole, depth) };
     }
-    number = numberOf(last, last.children.length - 1);
+    number = nextNumber;
     item = next;
   }
   return cut;
@@ -93,11 +95,16 @@ function cutInCode(piece: Piece, code: Code, opening: string, width: number): Cu
 /** An item as the parser finds it after an opening: without what stands for what was before the cut. */
 export function reopened(item: ListItem): ListItem {
   const [first, ...children] = item.children;
-  const number = first?.type === "html" ? BEFORE_CUT.exec(first.value)?.[1] : undefined;
+  const [, number, next] = (first?.type === "html" && BEFORE_CUT.exec(first.value)) || [];
   if (number === undefined) return item;
   const [list] = children;
   if (list?.type === "list") {
-    children[0] = { ...list, children: list.children.map((one, i) => (i === 0 ? reopened(one) : one)) };
+    const start = next === undefined ? list.start : Number(next);
+    children[0] = {
+      ...list,
+      start: start ?? null,
+      children: list.children.map((one, i) => (i === 0 ? reopened(one) : one)),
+    };
   }
   const value = number === "" ? undefined : number;
   return { ...item, children, data: { hProperties: { className: [REOPENED], value } } };
