@@ -198,7 +198,7 @@ async def behind(
 
 async def test_frames_arrive_one_by_one_over_tls_and_http_2(serve: Serve, tmp_path: Path) -> None:
     authority = certify(tmp_path / "nginx")
-    (command,) = [b.text for b in blocks("behind-nginx", "") if "--http2" in b.text]
+    (command,) = [b.text for b in blocks("behind-nginx", "sh") if "--http2" in b.text]
     async with behind(serve, tmp_path / "nginx", TLS.text) as it:
         port = it.port
         # As the guide has it, on the test's port.

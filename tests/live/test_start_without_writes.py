@@ -66,7 +66,7 @@ def test_a_postgresql_that_is_read_only_and_one_whose_keys_are_locked(tmp_path: 
     """The second lets the worker enlist, and not look for keys to show in the banner."""
     with postgres_server() as postgres:
         url = {"MILLSTREAM_DATABASE_URL": postgres.url}
-        assert command(tmp_path, "keys", "list", **url).returncode == 0
+        assert command(tmp_path, "keys", "create", "--name", "n", **url).returncode == 0
         with psycopg.connect(postgres.url) as other:
             other.execute("LOCK TABLE keys IN ACCESS EXCLUSIVE MODE")
             is_one_line(command(tmp_path, "serve", "--port", "0", **url), "LockNotAvailable")
