@@ -4,6 +4,7 @@ import gc
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -246,5 +247,5 @@ def test_a_refusal_says_what_is_wrong(body: bytes, error: type[InvalidRequest], 
 async def test_large_bodies_that_wait_are_bounded() -> None:
     validator = BodyValidator(waiting_bytes=100_000)
     with pytest.raises(Overloaded):
-        await validator.validate(ChatRequest, [b" " * 100_001])
+        await validator.read(partial(validate, ChatRequest), [b" " * 100_001])
     validator.close()

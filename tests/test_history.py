@@ -11,8 +11,19 @@ from millstream.answer import Answer, ends_of_open_parts
 from millstream.bodies import validate
 from millstream.dialects.native import NATIVE
 from millstream.errors import InvalidRequest
-from millstream.events import Event, StreamEnd, StreamInfo, ToolCallDelta, ToolCallStart, from_json, to_json
+from millstream.events import (
+    Event,
+    PartStart,
+    StreamEnd,
+    StreamInfo,
+    ToolCall,
+    ToolCallDelta,
+    from_json,
+    to_json,
+)
 from millstream.messages import ChatRequest
+from millstream.providers.known import Quirks
+from millstream.providers.openai import request
 from millstream.usage import Bill, Usage
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
@@ -20,13 +31,13 @@ SIGNED = {"google": {"thought_signature": "AY89+/=", "more": [None, {"x": None}]
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "1"}
 
 
-def sent(*history: dict[str, Any], **how: Any) -> list[dict[str, Any]]:
+def sent(*history: dict[str, Any], quirks: Quirks = Quirks()) -> list[dict[str, Any]]:
     """What a provider is sent for ``history``, whichever way the body is read."""
     messages = [{"role": "user", "content": "x"}, *history]
     body = json.dumps({"messages": messages}).encode()
-    made = [validate(ChatRequest, body + b" " * size).for_provider(**how) for size in (0, 5000, 70_000)]
+    made = [validate(ChatRequest, body + b" " * size).to_prompt() for size in (0, 5000, 70_000)]
     assert made[0] == made[1] == made[2]
-    found: list[dict[str, Any]] = made[0]["messages"][1:]
+    found: list[dict[str, Any]] = request.body(made[0], quirks)["messages"][1:]
     return found
 
 
@@ -57,7 +68,7 @@ RETURNED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "parts as the Responses API has them": (
         {"content": [{"type": "text", "text": "Hm.", "annotations": [{"a": 1}], "logprobs": []}]},
-        {"content": [{"type": "text", "text": "Hm."}]},
+        {"content": "Hm."},
     ),
     "nulls": (
         {
@@ -143,8 +154,8 @@ def test_only_what_a_provider_takes_goes_back_to_it() -> None:
         "tool_calls": [{**CALL, "extra_content": SIGNED}],
     }
     bare = {"role": "assistant", "content": None, "tool_calls": [CALL]}
-    assert sent(message, reasoning_field=None, extra_content=False) == [bare]
-    (found,) = sent(message, reasoning_field="reasoning", extra_content=False)
+    assert sent(message, quirks=Quirks(reasoning_field=None, extra_content=False)) == [bare]
+    (found,) = sent(message, quirks=Quirks(reasoning_field="reasoning", extra_content=False))
     assert found == {**bare, "reasoning": "hm", "reasoning_details": [1]}
 
 
@@ -189,6 +200,7 @@ def test_what_is_left_out_changes_no_idempotent_request() -> None:
     plain = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
     full = {"messages": [plain["messages"][0], {**plain["messages"][1], "annotations": [1], "id": "m"}]}
     assert ChatRequest.model_validate(plain) == ChatRequest.model_validate(full)
+    assert ChatRequest.model_validate(plain).to_prompt() == ChatRequest.model_validate(full).to_prompt()
 
 
 def test_numbers_have_to_be_finite_wherever_they_are() -> None:
@@ -202,10 +214,10 @@ def test_numbers_have_to_be_finite_wherever_they_are() -> None:
 def test_what_an_answer_hands_out_is_what_its_history_takes() -> None:
     """Gemini's signature of a thought, from the journal to the client and back."""
     events: list[Event] = [
-        ToolCallStart(0, "call_1", "look", SIGNED),
-        ToolCallStart(1, "call_2", "hear"),
-        ToolCallDelta(0, "call_1", "{}"),
-        ToolCallDelta(1, "call_2", "{}", {"late": True}),
+        PartStart(0, ToolCall(0, "call_1", "look", extra_content=SIGNED)),
+        PartStart(1, ToolCall(1, "call_2", "hear")),
+        ToolCallDelta(0, "call_1", "{}", 0),
+        ToolCallDelta(1, "call_2", "{}", 1, {"late": True}),
     ]
     events = from_json(to_json(events))
     events += ends_of_open_parts(events)

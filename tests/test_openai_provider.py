@@ -15,9 +15,10 @@ import trustme
 
 from descriptors import no_descriptors
 from millstream.errors import ProviderError
-from millstream.events import File, ReasoningDelta, RefusalDelta, TextDelta
+from millstream.events import AnswerStart, File, ReasoningDelta, RefusalDelta, Source, TextDelta
 from millstream.messages import ChatRequest
-from millstream.providers import Finish, Produced, ToolCallPiece, UsageReport
+from millstream.prompt import Message, Prompt, Text
+from millstream.providers import Finish, InChoice, Produced, ToolCallPiece, UsageReport
 from millstream.providers.clocks import Clocks
 from millstream.providers.known import KNOWN, Quirks
 from millstream.providers.openai import OpenAIProvider
@@ -27,7 +28,8 @@ from oracle import Handler, Request, oracle
 
 RECORDINGS = Path(__file__).parent / "recordings"
 OPENAI_WORDS = ("", "stop", "length", "tool_calls", "function_call", "content_filter")
-REQUEST = ChatRequest.model_validate({"messages": [{"role": "user", "content": "Hello"}]})
+START = AnswerStart("openai")  # of an answer that says nothing of itself
+PROMPT = Prompt((Message("user", (Text("Hello"),)),))
 
 
 def provider(base_url: str, **clocks: float) -> OpenAIProvider:
@@ -37,14 +39,14 @@ def provider(base_url: str, **clocks: float) -> OpenAIProvider:
 
 
 async def produce(
-    handler: Handler, request: ChatRequest = REQUEST, **clocks: float
+    handler: Handler, prompt: Prompt = PROMPT, **clocks: float
 ) -> list[Produced | ProviderError]:
     """Everything the provider produced, or the error it ended with as the last item."""
     async with oracle(handler) as server:
         asked = provider(server.base_url, **clocks)
         produced: list[Produced | ProviderError] = []
         try:
-            async for batch in asked.stream(request, "m"):
+            async for batch in asked.stream(prompt, "m"):
                 produced.extend(batch)
         except ProviderError as error:
             produced.append(error)
@@ -154,7 +156,7 @@ async def test_the_request_asks_for_usage_and_nothing_of_ours_is_in_it() -> None
             "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"a": 1}}},
         }
     )
-    await produce(handler, request)
+    await produce(handler, request.to_prompt())
     headers = seen.pop("headers")
     assert seen == {
         "model": "m",
@@ -182,7 +184,7 @@ async def test_what_a_provider_does_differently_is_in_the_request() -> None:
     )
     async with oracle(handler) as server:
         asked = OpenAIProvider("p", server.base_url, Upstream("p", {}), quirks=quirks)
-        assert [batch async for batch in asked.stream(request, "m")]
+        assert [batch async for batch in asked.stream(request.to_prompt(), "m")]
         await asked.close()
     del seen["messages"]
     assert seen == {"model": "m", "most": 5, "s": 1, "stream": True}
@@ -221,7 +223,7 @@ async def test_in_a_tool_loop_a_provider_gets_back_what_it_wants(vendor: str, wa
     quirks = next(known.quirks for known in KNOWN if known.name == vendor)
     async with oracle(handler) as server:
         asked = OpenAIProvider("p", server.base_url, Upstream("p", {}), quirks=quirks)
-        assert [batch async for batch in asked.stream(request, "m")]
+        assert [batch async for batch in asked.stream(request.to_prompt(), "m")]
         await asked.close()
     sent = seen["messages"][1]
     back = {k: v for k, v in sent.items() if k not in ("role", "content", "tool_calls")}
@@ -246,11 +248,42 @@ async def test_what_a_provider_says_differently_can_be_set() -> None:
     async with oracle(handler) as server:
         asked = OpenAIProvider("p", server.base_url, Upstream("p", {}), quirks=quirks)
         assert await asked.models() == ["a"]
-        *_, finish = [item async for batch in asked.stream(REQUEST, "m") for item in batch]
+        *_, finish = [item async for batch in asked.stream(PROMPT, "m") for item in batch]
         assert finish == Finish("length", Usage(9, 1, "provider_final", 4), "wound_up")
         with pytest.raises(ProviderError, match="reported an error"):
-            assert [batch async for batch in asked.stream(REQUEST, "m")]
+            assert [batch async for batch in asked.stream(PROMPT, "m")]
         await asked.close()
+
+
+async def test_what_the_first_chunk_says_of_the_answer_comes_before_it() -> None:
+    more: dict[str, Any] = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 7,
+        "model": "m-2026",
+        "system_fingerprint": "fp_1",
+        "service_tier": None,
+    }
+
+    async def handler(request: Request) -> None:
+        await request.head()
+        await request.event(chunk({"role": "assistant", "content": ""}, **more))
+        await request.event(chunk({"content": "a"}, **more))
+        await request.finish()
+
+    start = AnswerStart("openai", "chatcmpl-1", "m-2026", extra={"created": 7, "system_fingerprint": "fp_1"})
+    assert await produce(handler) == [start, TextDelta("a"), Finish("stop", None, "stop")]
+
+
+@pytest.mark.parametrize("more", [{}, {"id": None, "model": 5}, {"id": ["x"], "created": None}])
+async def test_an_answer_that_says_nothing_of_itself_is_an_answer(more: dict[str, Any]) -> None:
+    async def handler(request: Request) -> None:
+        await request.head()
+        await request.event(chunk({"content": "a"}, "stop", **more))
+        await request.event(b"[DONE]")
+        await request.end()
+
+    assert await produce(handler) == [START, TextDelta("a"), Finish("stop", None, "stop")]
 
 
 async def test_only_the_first_of_several_choices_is_taken() -> None:
@@ -261,7 +294,76 @@ async def test_only_the_first_of_several_choices_is_taken() -> None:
         )
         await request.finish()
 
-    assert [p.text for p in await produce(handler) if isinstance(p, TextDelta)] == ["a"]
+    assert await produce(handler) == [START, TextDelta("a"), Finish("stop", None, "stop")]
+
+
+async def test_several_answers_are_told_apart() -> None:
+    seen: dict[str, Any] = {}
+
+    def choice(index: int, finish: str | None = None, **delta: object) -> dict[str, object]:
+        return {"index": index, "delta": delta, "finish_reason": finish}
+
+    async def handler(request: Request) -> None:
+        seen.update(request.json)
+        await request.head()
+        call = {"index": 0, "id": "call_1", "function": {"name": "look", "arguments": "{}"}}
+        await request.event({"choices": [choice(1, content="B"), choice(0, content="a")]})
+        await request.event({"choices": [choice(2, reasoning_content="hm"), choice(3, content="too many")]})
+        await request.event({"choices": [choice(1, "length"), choice(2, "stop", tool_calls=[call])]})
+        await request.finish()
+
+    assert await produce(handler, Prompt(PROMPT.messages, choices=3)) == [
+        START,
+        InChoice(1, TextDelta("B")),
+        TextDelta("a"),
+        InChoice(2, ReasoningDelta("hm")),
+        InChoice(2, ToolCallPiece(0, "{}", "call_1", "look")),
+        InChoice(1, Finish("length", None)),
+        InChoice(2, Finish("tool_calls", None)),
+        Finish("stop", None, "stop"),
+    ]
+    assert seen["n"] == 3
+
+
+async def test_several_answers_may_come_whole() -> None:
+    async def handler(request: Request) -> None:
+        choices = [
+            {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            for i, text in ((1, "b"), (0, "a"))
+        ]
+        await request.answer(200, {"id": "chatcmpl-1", "choices": choices})
+
+    assert await produce(handler, Prompt(PROMPT.messages, choices=2)) == [
+        AnswerStart("openai", "chatcmpl-1"),
+        InChoice(1, TextDelta("b")),
+        TextDelta("a"),
+        InChoice(1, Finish("stop", None)),
+        Finish("stop", None, "stop"),
+    ]
+
+
+async def test_what_text_is_worth_and_what_it_rests_on_is_kept() -> None:
+    logprobs = {
+        "content": [{"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": []}],
+        "refusal": None,
+    }
+    page = {"type": "url_citation", "url_citation": {"url": "https://example.org/", "title": "Example"}}
+
+    async def handler(request: Request) -> None:
+        await request.head()
+        said = {"index": 0, "delta": {"content": "a"}, "logprobs": logprobs}
+        await request.event({"choices": [said]})
+        pages: list[object] = [page, {"url_citation": {"url": "https://b.example/", "title": 1}}, {}, None, 1]
+        await request.event({"choices": [{"index": 0, "delta": {"annotations": pages}}]})
+        await request.finish()
+
+    assert await produce(handler) == [
+        START,
+        TextDelta("a", extra={"logprobs": logprobs}),
+        Source("https://example.org/", "Example"),
+        Source("https://b.example/"),
+        Finish("stop", None, "stop"),
+    ]
 
 
 async def test_a_finish_reason_and_a_clean_end_are_an_end_without_done() -> None:
@@ -279,7 +381,7 @@ async def test_an_empty_answer_is_an_answer() -> None:
         await request.head()
         await request.finish()
 
-    assert await produce(handler) == [Finish("stop", None, "stop")]
+    assert await produce(handler) == [START, Finish("stop", None, "stop")]
 
 
 @pytest.mark.parametrize(
@@ -584,7 +686,7 @@ async def silent_between_tokens(request: Request) -> None:
 )
 async def test_silence_ends_when_its_clock_does(handler: Handler, clocks: dict[str, float]) -> None:
     async with asyncio.timeout(5):
-        error = (await produce(handler, REQUEST, **clocks))[-1]
+        error = (await produce(handler, PROMPT, **clocks))[-1]
     assert isinstance(error, ProviderError)
     assert error.code == "upstream_timeout"
 
@@ -626,7 +728,7 @@ async def test_pings_are_signs_of_life_where_they_are_documented(ping: bytes, do
         asked = OpenAIProvider("p", server.base_url, upstream)
         expected = nullcontext() if documented else pytest.raises(ProviderError, match="was silent for")
         with expected:
-            batches = [batch async for batch in asked.stream(REQUEST, "m")]
+            batches = [batch async for batch in asked.stream(PROMPT, "m")]
             assert isinstance(batches[-1][-1], Finish)
         await asked.close()
 
@@ -663,7 +765,7 @@ async def test_nobody_listening_is_told_at_once() -> None:
         url = server.base_url
     asked = provider(url)
     with pytest.raises(ProviderError, match="cannot be reached: the connection was refused") as caught:
-        async with aclosing(asked.stream(REQUEST, "m")) as batches:
+        async with aclosing(asked.stream(PROMPT, "m")) as batches:
             await anext(batches)
     assert not caught.value.accepted
     await asked.close()
@@ -672,7 +774,7 @@ async def test_nobody_listening_is_told_at_once() -> None:
 async def test_a_name_that_does_not_resolve_is_told() -> None:
     asked = provider("http://nowhere.invalid/v1")
     with pytest.raises(ProviderError, match="its host name does not resolve"):
-        async with aclosing(asked.stream(REQUEST, "m")) as batches:
+        async with aclosing(asked.stream(PROMPT, "m")) as batches:
             await anext(batches)
     await asked.close()
 
@@ -683,7 +785,7 @@ async def test_a_worker_without_descriptors_says_so_and_blames_no_provider(host:
     async with oracle(silent_before_headers) as server:
         asked = provider(server.base_url.replace("127.0.0.1", host))
         with no_descriptors(), pytest.raises(ProviderError, match="no connections left") as caught:
-            async with aclosing(asked.stream(REQUEST, "m")) as batches:
+            async with aclosing(asked.stream(PROMPT, "m")) as batches:
                 await anext(batches)
         await asked.close()
         assert server.requests == []
@@ -697,7 +799,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_not_accepted() -> None:
     async with oracle(silent_before_headers, tls=context) as server:
         asked = provider(server.base_url.replace("http://", "https://"))
         with pytest.raises(ProviderError, match="its TLS certificate was not accepted") as caught:
-            async with aclosing(asked.stream(REQUEST, "m")) as batches:
+            async with aclosing(asked.stream(PROMPT, "m")) as batches:
                 await anext(batches)
         assert "127.0.0.1" not in str(caught.value)
         assert server.requests == []
@@ -715,7 +817,7 @@ async def test_cancelling_closes_the_connection(handler: Handler) -> None:
         asked = provider(server.base_url)
 
         async def read() -> None:
-            async with aclosing(asked.stream(REQUEST, "m")) as batches:
+            async with aclosing(asked.stream(PROMPT, "m")) as batches:
                 async for _ in batches:
                     pass
 
@@ -737,12 +839,12 @@ async def test_connections_are_used_again_and_survive_thousands_of_cancels() -> 
     async with oracle(handler) as server:
         asked = provider(server.base_url)
         for _ in range(5):
-            async for _ in asked.stream(REQUEST, "m"):
+            async for _ in asked.stream(PROMPT, "m"):
                 pass
         assert server.connections == 1
 
         async def start_and_cancel() -> None:
-            task = asyncio.create_task(anext(asked.stream(REQUEST, "m")))
+            task = asyncio.create_task(anext(asked.stream(PROMPT, "m")))
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -750,7 +852,7 @@ async def test_connections_are_used_again_and_survive_thousands_of_cancels() -> 
         for _ in range(100):
             await asyncio.gather(*(start_and_cancel() for _ in range(20)))
         async with asyncio.timeout(5):
-            last = [item async for batch in asked.stream(REQUEST, "m") for item in batch][-1]
+            last = [item async for batch in asked.stream(PROMPT, "m") for item in batch][-1]
         assert isinstance(last, Finish)
         assert last.reason == "stop"
         await asked.close()
@@ -765,7 +867,7 @@ async def test_a_server_that_keeps_the_connection_open_after_done_does_not_delay
 
     async with oracle(handler) as server:
         asked = provider(server.base_url)
-        async with asyncio.timeout(2), aclosing(asked.stream(REQUEST, "m")) as batches:
+        async with asyncio.timeout(2), aclosing(asked.stream(PROMPT, "m")) as batches:
             assert (await anext(batches))[-1] == Finish("stop", None, "stop")
         await asked.close()
 

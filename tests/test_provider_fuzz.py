@@ -11,18 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from millstream.dialects.native import NATIVE
+from millstream.answer import Answer
+from millstream.dialects.table import DIALECTS
 from millstream.errors import ProviderError
 from millstream.events import Batch, Event, Position, StreamInfo, TextDelta, from_json, to_json
 from millstream.journals.memory import MemoryJournal
-from millstream.providers import Finish, Produced, ToolCallPiece
+from millstream.providers import MAX_CHOICES, Finish, InChoice, Produced, ToolCallPiece
 from millstream.providers.endings import ERRORS, FAILED_FINISHES, FINISH_REASONS
 from millstream.providers.known import Quirks
 from millstream.providers.openai import Reading
 from millstream.sse import Decoder
 from millstream.streams.parts import Assembler
 
-INFO = StreamInfo("str_1", "key_1", "m", 0)
+INFO = StreamInfo("str_1", "key_1", "m", 0, MAX_CHOICES)
 RECORDINGS = Path(__file__).parent / "recordings"
 WORDS = " ".join([*FINISH_REASONS.values(), *FAILED_FINISHES.values(), *ERRORS.values()]).split()
 
@@ -128,7 +129,7 @@ def streams(draw: st.DrawFn) -> tuple[list[bytes], int | None]:
 
 def read(reads: Sequence[bytes]) -> tuple[list[Produced], str | None, int]:
     """What comes of a stream that arrives in these reads, the code of its fault, and how many were looked at."""
-    decoder, reading = Decoder(), Reading("p", Quirks())
+    decoder, reading = Decoder(), Reading("p", Quirks(), MAX_CHOICES)
     produced: list[Produced] = []
     taken = 0
     for data in reads:
@@ -144,6 +145,8 @@ def read(reads: Sequence[bytes]) -> tuple[list[Produced], str | None, int]:
 
 def unnamed(item: Produced) -> Produced:
     """An id of ours is another one each time."""
+    if isinstance(item, InChoice) and isinstance(item.item, ToolCallPiece):
+        return msgspec.structs.replace(item, item=unnamed(item.item))
     return (
         msgspec.structs.replace(item, call_id="*")
         if isinstance(item, ToolCallPiece) and item.call_id
@@ -161,7 +164,12 @@ def use(produced: Sequence[Produced]) -> None:
     assembler = Assembler()
     events = [*assembler.feed(produced), *assembler.close()]
     assert len(from_json(to_json(events))) == len(events)
-    NATIVE.encode(INFO, Batch(Position(1, 1), events))
+    answer = Answer()
+    answer.add(events)
+    assert [part.number for part in answer.parts] == list(range(len(answer.parts)))
+    assert all(part.ended for part in answer.parts)
+    for dialect in DIALECTS.values():
+        dialect.encode(INFO, Batch(Position(1, 1), events), Answer)
     asyncio.run(keep(MemoryJournal(), events))
     reported = assembler.reported
     kept = (reported.finish_reason or "") + (reported.usage or "")

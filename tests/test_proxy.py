@@ -5,14 +5,14 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from millstream.messages import ChatRequest
+from millstream.prompt import Message, Prompt, Text
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.upstream import Upstream
 from millstream.runtime.providers import llm_service
 from millstream.settings import ProviderSettings, Settings
 from oracle import Oracle, Request, oracle
 
-REQUEST = ChatRequest.model_validate({"messages": [{"role": "user", "content": "Hello"}]})
+PROMPT = Prompt((Message("user", (Text("Hello"),)),))
 ELSEWHERE = "http://provider.invalid/v1"
 
 
@@ -34,7 +34,7 @@ async def proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Oracle]:
 async def asked(base_url: str, proxy: str | None) -> str:
     provider = OpenAIProvider("p", base_url, Upstream("p", {}, proxy=proxy))
     try:
-        batches = [batch async for batch in provider.stream(REQUEST, "m")]
+        batches = [batch async for batch in provider.stream(PROMPT, "m")]
         return "".join(getattr(item, "text", "") for batch in batches for item in batch)
     finally:
         await provider.close()

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millstream import tokens
-from millstream.messages import ChatMessage
+from millstream.prompt import Message, Text
 from millstream.tokens import GrowingCount, Tokenizer
 
 # Counts that OpenAI's cookbook states ("How to count tokens with tiktoken").
@@ -136,6 +136,6 @@ async def test_a_text_without_spaces_is_counted_in_bounded_time() -> None:
 
 async def test_a_prompt_counts_what_stands_around_its_messages() -> None:
     tokenizer = await tokens.load("o200k_base")
-    message = ChatMessage(role="user", content="tiktoken is great!")
+    message = Message("user", (Text("tiktoken is great!"),))
     assert tokenizer.count_prompt([message]) == 3 + 3 + 1 + 6
     assert await tokens.count_prompt(tokenizer, [message] * 5000) == 3 + 5000 * 10

@@ -8,7 +8,7 @@ import pytest
 from application import Run
 from asgi import post
 from millstream.errors import UpstreamError
-from millstream.messages import ChatMessage, ChatRequest
+from millstream.prompt import Message, Prompt, Text
 from millstream.providers import MAX_TOOL_CALLS, Finish, Produced, ToolCallPiece
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.scripted import ScriptedProvider
@@ -16,7 +16,7 @@ from millstream.providers.upstream import Upstream
 from millstream.streams.parts import Assembler
 from oracle import Request, oracle
 
-REQUEST = ChatRequest(messages=[ChatMessage(role="user", content="Hello")])
+PROMPT = Prompt((Message("user", (Text("Hello"),)),))
 WRONG = [-1, -(2**63), 1000, 2**31, 2**63 - 1, 2**64, 10**30, True, False, 1.5, "x", "1000", [1], {}]
 
 
@@ -33,7 +33,7 @@ async def pieces(*calls: dict[str, object]) -> list[int] | str:
         provider = OpenAIProvider("p", server.base_url, Upstream("p", {}))
         found: list[int] = []
         try:
-            async for batch in provider.stream(REQUEST, "m"):
+            async for batch in provider.stream(PROMPT, "m"):
                 found += [item.index for item in batch if isinstance(item, ToolCallPiece)]
         except UpstreamError as error:
             return error.code if "'p'" in error.message else error.message
@@ -75,7 +75,7 @@ def test_it_holds_for_every_provider(index: Any) -> None:
 
 async def test_the_stream_fails_with_what_came_before(run: Run) -> None:
     class Wrong(ScriptedProvider):
-        async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
             yield [ToolCallPiece(0, "{}", "a", "look")]
             yield [ToolCallPiece(cast("int", "x" * 100), "{}", "b", "look")]
             yield [Finish("tool_calls", None)]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millstream import errors, events
+from millstream.answer import Answer
 from millstream.auth import is_wellformed, new_secret
 from millstream.database import DatabaseAway
 from millstream.dialects.native import NativeDialect
@@ -36,7 +37,7 @@ def test_junk_is_no_key(text: str) -> None:
 
 def test_positions_are_short_and_plain() -> None:
     assert str(Position(2, 42)) == "2-42"
-    assert str(events.Batch(Position(1, 3), [events.TextStart()] * 4).last) == "1-6"
+    assert str(events.Batch(Position(1, 3), [events.PartStart(0, events.Text())] * 4).last) == "1-6"
 
 
 async def test_a_set_price_comes_before_the_list() -> None:
@@ -106,9 +107,19 @@ def test_every_event_survives_json() -> None:
     bill = Bill(Usage(1, 2, "counted", 1, 1), "0.1")
     some: list[Event] = [
         events.StreamStart("s", "m"),
-        events.TextDelta("é\u2028"),
-        events.ToolCallEnd(0, "c", "n", "{}"),
+        events.AnswerStart("openai", "chatcmpl-1", "m-1", bill.usage, {"created": 1}),
+        events.PartStart(0, events.Text({"annotations": []})),
+        events.TextDelta("é\u2028", 0, {"logprobs": None}),
+        events.PartEnd(0, events.Text()),
+        events.PartEnd(1, events.Reasoning("c2ln"), 2),
+        events.PartEnd(2, events.Refusal()),
+        events.ToolCallDelta(0, "c", "{}", 3, {"late": True}),
+        events.PartEnd(3, events.ToolCall(0, "c", "n", "{}", {"late": True})),
+        events.WholePart(4, events.File("image/png", "data:,")),
+        events.WholePart(5, events.Source("https://example.org/", "é"), 1),
+        events.ChoiceEnd(1, "length"),
         events.StreamEnd("stop", bill),
+        events.StreamEnd("stop", bill, "end_turn", "\n\n", {"input_tokens": 1}, {"a": None}),
         events.StreamFailed("internal", "x", False, bill, 3),
     ]
     for event in some:
@@ -121,18 +132,27 @@ def test_the_native_fixtures_are_what_is_sent() -> None:
     for fixture in fixtures:
         (event,) = events.from_json(json.dumps([fixture["event"]]).encode())
         batch = Batch(Position(1, fixture["seq"]), [event])
-        assert NativeDialect().encode(info, batch).decode() == fixture["frame"], fixture["event"]["type"]
+        assert NativeDialect().encode(info, batch, Answer).decode() == fixture["frame"], fixture["event"][
+            "type"
+        ]
         # Clients that read texts by lines (httpx, requests) cut at more than what ends a line here.
         assert fixture["frame"].splitlines() == fixture["frame"].split("\n")[:-1]
-    kinds = {fixture["event"]["type"] for fixture in fixtures}
     schema = json.loads((SPEC / "events.schema.json").read_text(encoding="utf-8"))
+    kinds = {fixture["event"]["type"] for fixture in fixtures}
     assert kinds == set(schema["discriminator"]["mapping"])
+    contents = {fixture["event"]["content"]["type"] for fixture in fixtures if "content" in fixture["event"]}
+    content = schema["$defs"]["PartStart"]["properties"]["content"]
+    assert contents == set(content["discriminator"]["mapping"])
 
 
 def test_a_batch_is_its_events_one_by_one() -> None:
     dialect, info = NativeDialect(), StreamInfo("str_1", "key_1", "m", 0.0)
-    some: list[Event] = [events.TextStart(), events.TextDelta('a"\n'), events.TextEnd()]
-    whole = dialect.encode(info, Batch(Position(1, 4), some))
+    some: list[Event] = [
+        events.PartStart(0, events.Text()),
+        events.TextDelta('a"\n'),
+        events.PartEnd(0, events.Text()),
+    ]
+    whole = dialect.encode(info, Batch(Position(1, 4), some), Answer)
     assert whole == b"".join(
-        dialect.encode(info, Batch(Position(1, 4 + i), [event])) for i, event in enumerate(some)
+        dialect.encode(info, Batch(Position(1, 4 + i), [event]), Answer) for i, event in enumerate(some)
     )

@@ -1,142 +1,167 @@
 """The answer: a stream's events, whole.
 
-One piece of code knows how events make parts: it collects the answer that is not streamed, and it closes the
-parts that a stream leaves open, whoever ends it.
+One piece of code knows how events make parts: it collects the answer that is not streamed, it tells dialects
+what came before a batch, and it closes the parts that a stream leaves open, whoever ends it.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
+import msgspec
+
 from millstream.events import (
+    AnswerStart,
+    ChoiceEnd,
+    Content,
     Event,
     File,
+    FinishReason,
     PartEnd,
     PartEvent,
+    PartStart,
+    Reasoning,
     ReasoningDelta,
-    ReasoningEnd,
-    ReasoningStart,
+    Refusal,
     RefusalDelta,
-    RefusalEnd,
-    RefusalStart,
     StreamEnd,
     StreamFailed,
     Terminal,
+    Text,
     TextDelta,
-    TextEnd,
-    TextStart,
+    ToolCall,
     ToolCallDelta,
-    ToolCallEnd,
-    ToolCallStart,
+    WholePart,
 )
 
 Prose: TypeAlias = type[TextDelta | ReasoningDelta | RefusalDelta]
 
-# The kinds of prose, of which at most one part is open at a time: how each starts and ends.
-PROSE: dict[Prose, tuple[PartEvent, PartEnd]] = {
-    TextDelta: (TextStart(), TextEnd()),
-    ReasoningDelta: (ReasoningStart(), ReasoningEnd()),
-    RefusalDelta: (RefusalStart(), RefusalEnd()),
-}
-_STARTED: dict[type[Event], Prose] = {type(start): kind for kind, (start, _) in PROSE.items()}
+# The kinds of prose, of which at most one part of a choice is open at a time: how each starts.
+PROSE: dict[Prose, Content] = {TextDelta: Text(), ReasoningDelta: Reasoning(), RefusalDelta: Refusal()}
 
 
-class OpenCall:
-    """A tool call that has started, with the pieces of its arguments."""
+class Part:
+    """A part and what has come of it. ``content`` is the latest word on what it is."""
 
-    __slots__ = ("arguments", "call_id", "extra_content", "name")
+    __slots__ = ("choice", "content", "ended", "extras", "number", "pieces")
 
-    def __init__(self, call_id: str, name: str, extra_content: dict[str, Any] | None = None) -> None:
-        self.call_id = call_id
-        self.name = name
-        self.extra_content = extra_content
-        self.arguments: list[str] = []
+    def __init__(self, number: int, content: Content, choice: int = 0, *, ended: bool = False) -> None:
+        self.number = number
+        self.content = content
+        self.choice = choice
+        self.ended = ended
+        self.pieces: list[str] = []
+        self.extras: list[dict[str, Any]] = []  # of its deltas
 
+    @property
+    def text(self) -> str:
+        """Its words, or the arguments of a tool call, so far."""
+        return "".join(self.pieces)
 
-class OpenParts:
-    """The parts that have started and not ended: one of prose, and any number of tool calls by index."""
-
-    __slots__ = ("calls", "prose")
-
-    def __init__(self) -> None:
-        self.prose: Prose | None = None
-        self.calls: dict[int, OpenCall] = {}
-
-    def add(self, event: Event) -> None:
-        """Takes note of the next event of the stream."""
-        match event:
-            case TextStart() | ReasoningStart() | RefusalStart():
-                self.prose = _STARTED[type(event)]
-            case TextEnd() | ReasoningEnd() | RefusalEnd():
-                self.prose = None
-            case ToolCallStart():
-                self.calls[event.index] = OpenCall(event.call_id, event.name, event.extra_content)
-            case ToolCallDelta():
-                call = self.calls[event.index]
-                call.arguments.append(event.arguments)
-                call.extra_content = event.extra_content or call.extra_content
-            case ToolCallEnd():
-                del self.calls[event.index]
-            case _:
-                pass
-
-    def end_prose(self) -> list[PartEvent]:
-        """Ends the open part of prose, if there is one."""
-        if self.prose is None:
-            return []
-        end = PROSE[self.prose][1]
-        self.prose = None
-        return [end]
-
-    def end_all(self) -> list[PartEvent]:
-        """Ends every open part: the last events before the terminal one."""
-        events = self.end_prose()
-        for index, call in self.calls.items():
-            arguments = "".join(call.arguments)
-            events.append(ToolCallEnd(index, call.call_id, call.name, arguments, call.extra_content))
-        self.calls = {}
-        return events
-
-
-def ends_of_open_parts(events: Iterable[Event]) -> list[PartEvent]:
-    """The ends of the parts that ``events`` have left open."""
-    parts = OpenParts()
-    for event in events:
-        parts.add(event)
-    return parts.end_all()
+    def end(self) -> PartEnd:
+        """The event that ends it, with its content whole."""
+        self.ended = True
+        if isinstance(self.content, ToolCall):
+            self.content = msgspec.structs.replace(self.content, arguments=self.text)
+        return PartEnd(self.number, self.content, self.choice)
 
 
 class Answer:
     """What the events of a stream make together. ``terminal`` is None until the stream has ended."""
 
     def __init__(self) -> None:
-        self.tool_calls: list[ToolCallEnd] = []
-        self.files: list[File] = []
+        self.start: AnswerStart | None = None
+        self.parts: list[Part] = []  # by number
+        self.ends: dict[int, FinishReason] = {}  # of choices other than the first
         self.terminal: Terminal | None = None
-        self._prose: dict[Prose, list[str]] = {kind: [] for kind in PROSE}
 
-    def add(self, events: Sequence[Event]) -> None:
+    def add(self, events: Iterable[Event]) -> None:
         """Takes the events that follow."""
+        parts = self.parts
         for event in events:
             match event:
-                case TextDelta() | ReasoningDelta() | RefusalDelta():
-                    self._prose[type(event)].append(event.text)
-                case ToolCallEnd():
-                    self.tool_calls.append(event)
-                case File():
-                    self.files.append(event)
+                case TextDelta():
+                    part = parts[event.part]
+                    part.pieces.append(event.text)
+                    if event.extra is not None:
+                        part.extras.append(event.extra)
+                case ReasoningDelta() | RefusalDelta():
+                    parts[event.part].pieces.append(event.text)
+                case PartStart():
+                    parts.append(Part(event.part, event.content, event.choice))
+                case PartEnd():
+                    part = parts[event.part]
+                    part.content, part.ended = event.content, True
+                case ToolCallDelta():
+                    part = parts[event.part]
+                    part.pieces.append(event.arguments)
+                    if event.extra_content:
+                        part.content = msgspec.structs.replace(
+                            part.content, extra_content=event.extra_content
+                        )
+                case WholePart():
+                    parts.append(Part(event.part, event.content, event.choice, ended=True))
+                case AnswerStart():
+                    self.start = event
+                case ChoiceEnd():
+                    self.ends[event.choice] = event.finish_reason
                 case StreamEnd() | StreamFailed():
                     self.terminal = event
                 case _:
                     pass
 
+    def of(self, choice: int) -> list[Part]:
+        """The parts of one of the answers that were asked for."""
+        return [part for part in self.parts if part.choice == choice]
+
+    def text_of(self, kind: type[Content], choice: int = 0) -> str:
+        """The words of all its parts of that kind."""
+        return "".join(part.text for part in self.of(choice) if isinstance(part.content, kind))
+
     @property
     def text(self) -> str:
-        return "".join(self._prose[TextDelta])
+        return self.text_of(Text)
 
     @property
     def reasoning(self) -> str:
-        return "".join(self._prose[ReasoningDelta])
+        return self.text_of(Reasoning)
 
     @property
     def refusal(self) -> str:
-        return "".join(self._prose[RefusalDelta])
+        return self.text_of(Refusal)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return self.tool_calls_of(0)
+
+    def tool_calls_of(self, choice: int) -> list[ToolCall]:
+        """Those that have ended."""
+        return [part.content for part in self.of(choice) if isinstance(part.content, ToolCall) and part.ended]
+
+    @property
+    def files(self) -> list[File]:
+        return [part.content for part in self.of(0) if isinstance(part.content, File)]
+
+
+class Fold:
+    """The answer so far, added up when somebody asks for it."""
+
+    def __init__(self) -> None:
+        self._answer = Answer()
+        self._due: list[Sequence[Event]] = []
+
+    def add(self, events: Sequence[Event]) -> None:
+        """Takes the events that follow."""
+        self._due.append(events)
+
+    def __call__(self) -> Answer:
+        for events in self._due:
+            self._answer.add(events)
+        self._due.clear()
+        return self._answer
+
+
+def ends_of_open_parts(events: Sequence[Event]) -> list[PartEvent]:
+    """The ends of the parts that ``events`` have left open: the last ones before a terminal event."""
+    answer = Answer()
+    answer.add(events)
+    return [part.end() for part in answer.parts if not part.ended]

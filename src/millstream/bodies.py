@@ -21,11 +21,13 @@ from pydantic import BaseModel, ValidationError
 from millstream.errors import InvalidRequest, MalformedBody, Overloaded, TooLarge, UnsupportedEncoding
 
 Model = TypeVar("Model", bound=BaseModel)
+Read = TypeVar("Read")
 
 _SMALL_BYTES = 4096  # what pydantic can refuse in 3 ms, however many faults it has
 _INLINE_BYTES = 16 << 10  # what is validated in the event loop
 _WAITING_BYTES = 256 << 20
 
+_MAX_DEPTH = 200
 MAX_VALUES = 100_000  # objects, lists and what is in them
 
 _MAX_SHOWN_ERRORS = 3
@@ -52,32 +54,65 @@ class BodyValidator:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def validate(self, model: type[Model], chunks: Sequence[bytes]) -> Model:
-        """The body as a ``model``.
-
-        Raises ``MalformedBody`` where it is not JSON (or is nested over 200 deep), ``UnsupportedEncoding``
-        where it is compressed or not in UTF-8, ``TooLarge`` where it has too many parts, ``InvalidRequest``
-        saying which field is wrong, ``Overloaded`` where too many large bodies wait already.
+    async def read(self, parse: Callable[[bytes], Read], chunks: Sequence[bytes]) -> Read:
+        """What ``parse`` makes of the body. Raises what it raises, and ``Overloaded`` where too many large
+        bodies wait already.
         """
         size = sum(map(len, chunks))
         if size <= _INLINE_BYTES:
-            return validate(model, b"".join(chunks))
+            return parse(b"".join(chunks))
         if self._waiting + size > self._waiting_bytes:
             raise Overloaded("too many large requests at a time; try again")
         self._waiting += size
         try:
-            work = partial(_validate_chunks, model, chunks)
+            work = partial(_read_chunks, parse, chunks)
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         finally:
             self._waiting -= size
 
 
-def _validate_chunks(model: type[Model], chunks: Sequence[bytes]) -> Model:
-    return validate(model, b"".join(chunks))
+def _read_chunks(parse: Callable[[bytes], Read], chunks: Sequence[bytes]) -> Read:
+    return parse(b"".join(chunks))
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises ``MalformedBody`` where it is none, or is nested too deep,
+    ``UnsupportedEncoding`` where it is compressed or not in UTF-8, ``TooLarge`` where it has too many parts.
+    """
+    body = _in_utf8(body)
+    if len(body) > _INLINE_BYTES:
+        _count_values(body)
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _malformed(str(error) or "it is nested too deep") from None
+    if not isinstance(value, dict):
+        raise MalformedBody("the body is not a JSON object")
+    if body.count(b"[") + body.count(b"{") > _MAX_DEPTH:
+        _check_depth(value)
+    return value
+
+
+def _check_depth(value: object) -> None:
+    """Raises ``MalformedBody`` where nobody could write it again."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        inner: list[object] = []
+        for item in level:
+            inner += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        if not inner:
+            return
+        level = inner
+    raise _malformed("it is nested too deep")
 
 
 def validate(model: type[Model], body: bytes) -> Model:
-    """``BodyValidator.validate`` in this thread."""
+    """The body as a ``model``.
+
+    Raises ``MalformedBody`` where it is not JSON (or is nested over 200 deep), ``UnsupportedEncoding`` where
+    it is compressed or not in UTF-8, ``TooLarge`` where it has too many parts, ``InvalidRequest`` with the
+    name of the field that is wrong.
+    """
     body = _in_utf8(body)
     if len(body) > _SMALL_BYTES:
         if len(body) > _INLINE_BYTES:

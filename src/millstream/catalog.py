@@ -149,10 +149,10 @@ class LLMService:
         (``contextlib.aclosing``). ``token_count`` is the provider's, or counted from the text.
         """
         fields = {"messages": list(messages), "model": model, **options}
-        request = ChatRequest.model_validate(fields)
-        target, _ = await self.resolve(request.model)
+        prompt = ChatRequest.model_validate(fields).to_prompt()
+        target, _ = await self.resolve(prompt.model)
         text: list[str] = []
-        async with aclosing(target.provider.stream(request, target.upstream_name)) as batches:
+        async with aclosing(target.provider.stream(prompt, target.upstream_name)) as batches:
             async for batch in batches:
                 for item in batch:
                     if isinstance(item, TextDelta):

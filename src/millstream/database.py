@@ -79,7 +79,8 @@ streams = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("finish_reason", sa.String(24)),
     sa.Column("error_code", sa.String(32)),
-    *(sa.Column(kind, sa.BigInteger, nullable=False) for kind in TOKEN_KINDS),
+    # With a default, so that workers of the version before a new kind can go on in one database.
+    *(sa.Column(kind, sa.BigInteger, nullable=False, server_default="0") for kind in TOKEN_KINDS),
     sa.Column("usage_source", sa.String(24), nullable=False),
     sa.Column("cost_picodollars", sa.BigInteger),  # null where no price is known
     sa.Column("created_at", sa.Float, nullable=False),
@@ -93,6 +94,7 @@ streams = sa.Table(
     sa.Column("worker_id", sa.String(32)),  # who runs it, then null
     sa.Column("idempotency_key", sa.String(128)),
     sa.Column("request_digest", sa.LargeBinary(32)),  # of the request, where it has an idempotency key
+    sa.Column("thread_id", sa.String(128)),  # the conversation that it belongs to, as its client names it
     sa.Index("streams_by_key", "key_id", "created_at"),
     sa.Index("streams_by_time", "created_at"),
     sa.Index("streams_running", "worker_id"),
@@ -110,9 +112,17 @@ streams = sa.Table(
         sqlite_where=sa.text("idempotency_key IS NOT NULL"),
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     ),
+    sa.Index(
+        "streams_by_thread",
+        "owner_id",
+        "thread_id",
+        "created_at",
+        sqlite_where=sa.text("thread_id IS NOT NULL"),
+        postgresql_where=sa.text("thread_id IS NOT NULL"),
+    ),
 )
 
-_REVISION = "0005"  # the newest migration
+_REVISION = "0006"  # the newest migration
 
 # The row's own fault; every other error of a driver says that the database cannot be had now.
 REFUSED = (sa.exc.IntegrityError, sa.exc.DataError)

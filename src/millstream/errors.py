@@ -18,6 +18,7 @@
     ├── ProviderError             what a provider did to us; ends a stream
     │   ├── UpstreamError         upstream_error          502
     │   ├── UpstreamRefused       upstream_refused        502
+    │   │   └── RequestRefused    upstream_refused        400
     │   ├── UpstreamModelNotFound model_not_found         404
     │   ├── UpstreamRateLimited   upstream_rate_limited   429
     │   ├── UpstreamTimeout       upstream_timeout        504
@@ -25,7 +26,7 @@
     ├── ReportedError             what a stream, a framework or a server has said; any code
     ├── Internal                  internal                500
     ├── Interrupted               interrupted             503
-    └── JournalError                  a stream's log; ends an append or a read
+    └── JournalError              a stream's journal; ends an append or a read
         ├── StreamClosed          the stream has its terminal event
         ├── StreamFull            the stream reached its size limit
         └── StreamGone            stream_gone             410
@@ -237,6 +238,12 @@ class UpstreamRefused(ProviderError):
     accepted = False
 
 
+class RequestRefused(UpstreamRefused):
+    """The request is at fault: who sent it can mend it."""
+
+    status = 400
+
+
 class UpstreamRateLimited(ProviderError):
     code = "upstream_rate_limited"
     status = 429
@@ -305,8 +312,13 @@ class ReportedError(MillstreamError):
     ) -> None:
         super().__init__(message, retry_after_seconds=retry_after_seconds)
         self.code = code
-        self.status = status or _statuses(MillstreamError).get(code, Internal.status)
+        self.status = status or usual_status(code)
         self.retryable = retryable
+
+
+def usual_status(code: str) -> int:
+    """The HTTP status of a code, where its error has none of its own."""
+    return _statuses(MillstreamError).get(code, Internal.status)
 
 
 def _statuses(kind: type[MillstreamError]) -> dict[str, int]:

@@ -1,8 +1,10 @@
 """The vocabulary of a stream: what can happen in it, and where.
 
 A stream is a list of events that ends with exactly one terminal event (``StreamEnd`` or
-``StreamFailed``). Text, reasoning, refusals and tool calls are *parts*: each has a start, deltas and
-an end, so that a dialect can encode any event without having seen the ones before it.
+``StreamFailed``). What a model says comes in *parts*, which are numbered from 0: each has a start, deltas and
+an end, or is whole in one event. ``Content`` says what a part is, so a new kind of it is one struct.
+
+``extra`` is what only one vendor's API has, in its own words, for the dialect that speaks the same API.
 """
 
 import re
@@ -12,8 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from millstream.errors import MillstreamError, ReportedError
-from millstream.usage import Bill
+from millstream.errors import MillstreamError, ReportedError, usual_status
+from millstream.usage import Bill, Usage
 
 FinishReason: TypeAlias = Literal[
     "stop", "length", "tool_calls", "content_filter", "cancelled", "budget_exceeded"
@@ -27,99 +29,159 @@ class StreamStart(Struct, frozen=True, gc=False, tag="stream-start"):
     model: str
 
 
-class TextStart(Struct, frozen=True, gc=False, tag="text-start"):
-    pass
+class AnswerStart(Struct, frozen=True, gc=False, tag="answer-start", omit_defaults=True):
+    """What the provider said of its answer before a word of it: the name of its ``api`` (``openai``,
+    ``anthropic``, …), its own id for the answer and name of the model, and the usage so far.
+    """
+
+    api: str
+    response_id: str = ""
+    model: str = ""
+    usage: Usage | None = None
+    extra: dict[str, Any] | None = None
 
 
-class TextDelta(Struct, frozen=True, gc=False, tag="text-delta"):
-    text: str
+class Text(Struct, frozen=True, gc=False, tag="text", omit_defaults=True):
+    """Words for the reader."""
+
+    extra: dict[str, Any] | None = None
 
 
-class TextEnd(Struct, frozen=True, gc=False, tag="text-end"):
-    pass
+class Reasoning(Struct, frozen=True, gc=False, tag="reasoning", omit_defaults=True):
+    """What a model thinks. Its provider may sign it, or send it ``redacted``, as data that only itself can
+    read; it wants both back with the history.
+    """
+
+    signature: str = ""
+    redacted: str = ""
+    extra: dict[str, Any] | None = None
 
 
-class ReasoningStart(Struct, frozen=True, gc=False, tag="reasoning-start"):
-    pass
+class Refusal(Struct, frozen=True, gc=False, tag="refusal", omit_defaults=True):
+    """Why a model says nothing else."""
 
 
-class ReasoningDelta(Struct, frozen=True, gc=False, tag="reasoning-delta"):
-    text: str
-
-
-class ReasoningEnd(Struct, frozen=True, gc=False, tag="reasoning-end"):
-    pass
-
-
-class RefusalStart(Struct, frozen=True, gc=False, tag="refusal-start"):
-    pass
-
-
-class RefusalDelta(Struct, frozen=True, gc=False, tag="refusal-delta"):
-    text: str
-
-
-class RefusalEnd(Struct, frozen=True, gc=False, tag="refusal-end"):
-    pass
-
-
-class File(Struct, frozen=True, gc=False, tag="file"):
-    """A file that the model made, such as an image: whole, as a data URL or an address."""
-
-    media_type: str
-    url: str
-
-
-class ToolCallStart(Struct, frozen=True, gc=False, tag="tool-call-start", omit_defaults=True):
-    """``index`` counts the tool calls of the answer from 0. ``extra_content`` is what the provider wants back
-    with the call, such as Gemini's thought signature.
+class ToolCall(Struct, frozen=True, gc=False, tag="tool-call", omit_defaults=True):
+    """``index`` counts the tool calls of a choice from 0. ``arguments`` are whole at the end of the part;
+    a cut stream leaves partial JSON. ``extra_content`` is what the provider wants back with the call, such as
+    Gemini's thought signature.
     """
 
     index: int
     call_id: str
     name: str
+    arguments: str = ""
     extra_content: dict[str, Any] | None = None
 
 
-class ToolCallDelta(Struct, frozen=True, gc=False, omit_defaults=True, tag="tool-call-delta"):
+class File(Struct, frozen=True, gc=False, tag="file", omit_defaults=True):
+    """A file that the model made, such as an image: a data URL or an address."""
+
+    media_type: str
+    url: str
+
+
+class Source(Struct, frozen=True, gc=False, tag="source", omit_defaults=True):
+    """A page that the answer rests on."""
+
+    url: str
+    title: str = ""
+
+
+Content: TypeAlias = Text | Reasoning | Refusal | ToolCall | File | Source
+
+
+class PartStart(Struct, frozen=True, gc=False, tag="part-start", omit_defaults=True):
+    """``content`` is what is known of the part at its start. ``choice`` is the answer that it belongs to,
+    where several were asked for.
+    """
+
+    part: int
+    content: Content
+    choice: int = 0
+
+
+class TextDelta(Struct, frozen=True, gc=False, tag="text-delta", omit_defaults=True):
+    text: str
+    part: int = 0
+    extra: dict[str, Any] | None = None
+
+
+class ReasoningDelta(Struct, frozen=True, gc=False, tag="reasoning-delta", omit_defaults=True):
+    text: str
+    part: int = 0
+
+
+class RefusalDelta(Struct, frozen=True, gc=False, tag="refusal-delta", omit_defaults=True):
+    text: str
+    part: int = 0
+
+
+class ToolCallDelta(Struct, frozen=True, gc=False, tag="tool-call-delta", omit_defaults=True):
     """A piece of the call's arguments, which together are JSON; or its extra content, if that comes late."""
 
     index: int
     call_id: str
     arguments: str
+    part: int = 0
     extra_content: dict[str, Any] | None = None
 
 
-class ToolCallEnd(Struct, frozen=True, gc=False, tag="tool-call-end", omit_defaults=True):
-    """Carries the call whole, for formats that state it whole. A cut stream leaves partial JSON."""
+class PartEnd(Struct, frozen=True, gc=False, tag="part-end", omit_defaults=True):
+    """``content`` is whole where a format states it whole: a call with its arguments, reasoning with its
+    signature.
+    """
 
-    index: int
-    call_id: str
-    name: str
-    arguments: str
-    extra_content: dict[str, Any] | None = None
+    part: int
+    content: Content
+    choice: int = 0
 
 
-class StreamEnd(Struct, frozen=True, gc=False, tag="stream-end"):
-    """The answer ended: complete, cut at a limit, or stopped by its reader."""
+class WholePart(Struct, frozen=True, gc=False, tag="part", omit_defaults=True):
+    """A part in one event: a file, a source, redacted reasoning."""
+
+    part: int
+    content: Content
+    choice: int = 0
+
+
+class ChoiceEnd(Struct, frozen=True, gc=False, tag="choice-end"):
+    """The end of an answer other than the first, where several were asked for."""
+
+    choice: int
+    finish_reason: FinishReason
+
+
+class StreamEnd(Struct, frozen=True, gc=False, tag="stream-end", omit_defaults=True):
+    """The answer ended: complete, cut at a limit, or stopped by its reader. ``word`` is the provider's own
+    for that, ``stop_sequence`` the one that it met, ``raw_usage`` its usage object.
+    """
 
     finish_reason: FinishReason
     bill: Bill
+    word: str = ""
+    stop_sequence: str | None = None
+    raw_usage: dict[str, Any] | None = None
+    extra: dict[str, Any] | None = None
 
 
-class StreamFailed(Struct, frozen=True, gc=False, tag="stream-failed"):
-    """The answer broke. ``code`` is from the closed list of ``errors``; ``bill`` is what it cost."""
+class StreamFailed(Struct, frozen=True, gc=False, tag="stream-failed", omit_defaults=True):
+    """The answer broke. ``code`` is from the closed list of ``errors``; ``bill`` is what it cost; ``status``
+    is an HTTP status other than the usual one of the code.
+    """
 
     code: str
     message: str
     retryable: bool
     bill: Bill
     retry_after_seconds: int | None = None
+    status: int | None = None
 
     @classmethod
     def of(cls, error: MillstreamError, bill: Bill) -> "StreamFailed":
         """The end of a stream that ``error`` ends."""
-        return cls(error.code, error.message, error.retryable, bill, error.retry_after_seconds)
+        status = None if error.status == usual_status(error.code) else error.status
+        return cls(error.code, error.message, error.retryable, bill, error.retry_after_seconds, status)
 
     @property
     def error(self) -> ReportedError:
@@ -127,17 +189,16 @@ class StreamFailed(Struct, frozen=True, gc=False, tag="stream-failed"):
         return ReportedError(
             self.code,
             self.message,
+            status=self.status,
             retryable=self.retryable,
             retry_after_seconds=self.retry_after_seconds,
         )
 
 
-PartStart: TypeAlias = TextStart | ReasoningStart | RefusalStart | ToolCallStart
-PartDelta: TypeAlias = TextDelta | ReasoningDelta | RefusalDelta | ToolCallDelta
-PartEnd: TypeAlias = TextEnd | ReasoningEnd | RefusalEnd | ToolCallEnd
-PartEvent: TypeAlias = PartStart | PartDelta | PartEnd | File
+Delta: TypeAlias = TextDelta | ReasoningDelta | RefusalDelta | ToolCallDelta
+PartEvent: TypeAlias = PartStart | Delta | PartEnd | WholePart | ChoiceEnd
 Terminal: TypeAlias = StreamEnd | StreamFailed
-Event: TypeAlias = StreamStart | PartEvent | Terminal
+Event: TypeAlias = StreamStart | AnswerStart | PartEvent | Terminal
 
 TERMINAL_TYPES = (StreamEnd, StreamFailed)
 
@@ -178,13 +239,16 @@ class Batch(Struct, frozen=True, gc=False):
         return Position(self.first.epoch, self.first.seq + len(self.events) - 1)
 
 
-class StreamInfo(Struct, frozen=True):
-    """What is fixed about a stream from its first moment. ``created_at`` is in Unix seconds."""
+class StreamInfo(Struct, frozen=True, omit_defaults=True):
+    """What is fixed about a stream from its first moment. ``created_at`` is in Unix seconds; ``choices`` is
+    how many answers were asked for.
+    """
 
     stream_id: str
     owner_id: str
     model: str
     created_at: float
+    choices: int = 1
 
 
 _encoder = msgspec.json.Encoder()

@@ -22,7 +22,11 @@ from pydantic import (
     model_validator,
 )
 
+from millstream import prompt
+from millstream.prompt import Prompt
+
 _MAX_METADATA = 16
+MAX_GRACE_SECONDS = 600
 
 StopWord: TypeAlias = Annotated[str, Field(max_length=1024)]
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
@@ -142,10 +146,7 @@ class ChatMessage(_Strict):
     @property
     def text(self) -> str:
         """The message's words; images have none."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content or self.refusal or ""
-        parts = (part for part in self.content if not isinstance(part, ImagePart))
-        return "".join(part.text if isinstance(part, TextPart) else part.refusal for part in parts)
+        return _message(self).text
 
 
 class Function(_Strict):
@@ -184,7 +185,7 @@ class ResponseFormat(_Strict):
 class Grace(_Strict):
     """How long a stream waits for a reader to come back, in seconds."""
 
-    grace_seconds: Annotated[float, Field(ge=0, le=600)]
+    grace_seconds: Annotated[float, Field(ge=0, le=MAX_GRACE_SECONDS)]
 
 
 OnDisconnect: TypeAlias = Literal["cancel", "continue"] | Grace
@@ -218,60 +219,78 @@ class ChatRequest(_Strict):
     ) = None
     on_disconnect: OnDisconnect = "cancel"
 
-    def for_provider(
-        self, *, reasoning_field: str | None = "reasoning_content", extra_content: bool = True
-    ) -> dict[str, Any]:
-        """What was asked of the model, in OpenAI's words, without what only concerns us.
+    def to_prompt(self) -> Prompt:
+        """What was asked of the model, in no vendor's words."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        choice = self.tool_choice
+        return Prompt(
+            tuple(map(_message, self.messages)),
+            self.model,
+            tuple(map(_tool, self.tools or ())),
+            prompt.NamedTool(choice.function.name) if isinstance(choice, ToolChoice) else choice,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop=stop,
+            seed=self.seed,
+            output=_output(self.response_format),
+            reasoning_effort=self.reasoning_effort,
+            user=self.user,
+            metadata=self.metadata,
+        )
 
-        ``reasoning_field`` is the provider's name for the reasoning of earlier answers; None, and
-        ``extra_content=False``, are for one that refuses such fields.
-        """
-        left_out = {"messages", "model", "on_disconnect"}
-        body = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)
-        sent = [_sent(message, reasoning_field, extra_content) for message in self.messages]
-        return {"messages": sent, **body}
+
+# By hand, not by a dump: there may be thousands of messages, most with few of their fields.
 
 
-def _sent(message: ChatMessage, reasoning_field: str | None, extra_content: bool) -> dict[str, Any]:
-    """A message as a provider takes it. By hand: there may be thousands, most with few of their fields."""
-    content: Any = message.content
-    if isinstance(content, list):
-        content = [_sent_part(part) for part in content]
-    sent: dict[str, Any] = {"role": message.role, "content": content}
-    if message.name is not None:
-        sent["name"] = message.name
-    if message.tool_call_id is not None:
-        sent["tool_call_id"] = message.tool_call_id
-    if message.role != "assistant":
-        return sent
-    if message.tool_calls:  # some refuse an empty list
-        sent["tool_calls"] = [_sent_call(call, extra_content) for call in message.tool_calls]
-    if content is None and not message.tool_calls:
-        sent["content"] = message.refusal or ""
-    if extra_content and message.extra_content is not None:
-        sent["extra_content"] = message.extra_content
-    if reasoning_field is not None:
+def _message(message: ChatMessage) -> prompt.Message:
+    content = message.content
+    parts: list[prompt.Part] = []
+    extra: dict[str, Any] = {}
+    if message.role == "assistant":
         if message.reasoning_content is not None or message.reasoning is not None:
-            sent[reasoning_field] = message.reasoning_content or message.reasoning or ""
-        if message.reasoning_details is not None:
-            sent["reasoning_details"] = message.reasoning_details
-    return sent
+            parts.append(prompt.Reasoning(message.reasoning_content or message.reasoning or ""))
+        for name in ("reasoning_details", "extra_content"):
+            if (given := getattr(message, name)) is not None:
+                extra[name] = given
+    if isinstance(content, str):
+        parts.append(prompt.Text(content))
+    else:
+        parts += map(_part, content or ())
+    if message.role == "tool":
+        result = prompt.ToolResult(message.tool_call_id or "", tuple(parts), name=message.name)  # type: ignore[arg-type]
+        return prompt.Message("tool", (result,), message.name)
+    if message.role == "assistant":
+        if content is None and message.refusal:
+            parts.append(prompt.Refusal(message.refusal))
+        parts += [
+            prompt.ToolCall(call.id, call.function.name, call.function.arguments, call.extra_content)
+            for call in message.tool_calls or ()
+        ]
+    return prompt.Message(
+        message.role, tuple(parts), message.name, {"openai": extra} if extra else prompt.NO_EXTRA
+    )
 
 
-def _sent_call(call: ToolCall, extra_content: bool) -> dict[str, Any]:
-    function = {"name": call.function.name, "arguments": call.function.arguments}
-    sent = {"id": call.id, "type": "function", "function": function}
-    if extra_content and call.extra_content is not None:
-        sent["extra_content"] = call.extra_content
-    return sent
-
-
-def _sent_part(part: ContentPart) -> dict[str, Any]:
+def _part(part: ContentPart) -> prompt.Part:
     match part:
         case TextPart():
-            return {"type": "text", "text": part.text}
-        case RefusalPart():  # of which only OpenAI knows
-            return {"type": "text", "text": part.refusal}
+            return prompt.Text(part.text)
+        case RefusalPart():
+            return prompt.Refusal(part.refusal)
         case ImagePart():
-            detail = {} if part.image_url.detail is None else {"detail": part.image_url.detail}
-            return {"type": "image_url", "image_url": {"url": part.image_url.url, **detail}}
+            return prompt.Image(part.image_url.url, part.image_url.detail)
+
+
+def _tool(tool: Tool) -> prompt.Tool:
+    function = tool.function
+    return prompt.Tool(function.name, function.description, function.parameters, function.strict)
+
+
+def _output(given: ResponseFormat | None) -> prompt.OutputFormat | None:
+    if given is None or given.type == "text":
+        return None
+    schema = given.json_schema
+    if schema is None:
+        return prompt.OutputFormat()
+    return prompt.OutputFormat(schema.schema_, schema.name, schema.description, schema.strict)

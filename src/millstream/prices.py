@@ -30,12 +30,15 @@ class FlatPrice(Struct, frozen=True):
     input: Decimal
     output: Decimal
     cached_input: Decimal | None = None
+    cache_write: Decimal | None = None
 
     def cost(self, usage: Usage) -> Decimal:
         cached = self.input if self.cached_input is None else self.cached_input
+        written = self.input if self.cache_write is None else self.cache_write
         return (
-            (usage.prompt_tokens - usage.cached_tokens) * self.input
+            (usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens) * self.input
             + usage.cached_tokens * cached
+            + usage.cache_write_tokens * written
             + usage.completion_tokens * self.output
         ) / _MILLION
 
@@ -60,6 +63,7 @@ class ListPrice:
                 input_tokens=usage.prompt_tokens,
                 output_tokens=usage.completion_tokens,
                 cache_read_tokens=usage.cached_tokens,
+                cache_write_tokens=usage.cache_write_tokens,
             )
         )["total_price"]
 

@@ -125,6 +125,7 @@ class PriceSettings(_Section):
     input: Annotated[Decimal, Field(ge=0)]
     output: Annotated[Decimal, Field(ge=0)]
     cached_input: Annotated[Decimal, Field(ge=0)] | None = None
+    cache_write: Annotated[Decimal, Field(ge=0)] | None = None
 
 
 _PREFIX = "MILLSTREAM_"

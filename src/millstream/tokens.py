@@ -14,7 +14,7 @@ from importlib.resources import files
 
 import tiktoken
 
-from millstream.messages import ChatMessage
+from millstream.prompt import Message
 
 DEFAULT_ENCODING = "o200k_base"
 
@@ -82,15 +82,15 @@ class Tokenizer:
             for start in range(0, len(text), _SLICE)
         )
 
-    def count_prompt(self, messages: Iterable[ChatMessage]) -> int:
+    def count_prompt(self, messages: Iterable[Message]) -> int:
         """Tokens of a prompt, without images and tool definitions, which no text formula covers."""
         total = _TOKENS_PER_PROMPT
         for message in messages:
             total += _TOKENS_PER_MESSAGE + self.count(message.role) + self.count(message.text)
             if message.name is not None:
                 total += 1 + self.count(message.name)
-            for call in message.tool_calls or ():
-                total += self.count(call.function.name) + self.count(call.function.arguments)
+            for call in message.tool_calls:
+                total += self.count(call.name) + self.count(call.arguments)
         return total
 
 
@@ -115,11 +115,10 @@ async def load(encoding: str) -> Tokenizer:
 _INLINE = 20_000
 
 
-async def count_prompt(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> int:
+async def count_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> int:
     """``Tokenizer.count_prompt``, in a thread where it would hold up the event loop."""
     length = sum(
-        len(message.text) + sum(len(call.function.arguments) for call in message.tool_calls or ())
-        for message in messages
+        len(message.text) + sum(len(call.arguments) for call in message.tool_calls) for message in messages
     )
     if length <= _INLINE:
         return tokenizer.count_prompt(messages)

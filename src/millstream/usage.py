@@ -17,8 +17,8 @@ PICODOLLARS = Decimal(10**12)  # a dollar
 
 
 class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
-    """Tokens of one answer, in OpenAI's meaning: the prompt count includes cached tokens, the
-    completion count includes hidden reasoning.
+    """Tokens of one answer, in OpenAI's meaning: the prompt count includes those that were read from a cache
+    and those that were written to one, the completion count includes hidden reasoning.
 
     ``source`` says where the numbers come from: ``provider_final`` the provider's last word;
     ``provider_partial`` its running count when the stream was cut; ``counted`` our tokenizer over the
@@ -30,6 +30,7 @@ class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
     source: UsageSource
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

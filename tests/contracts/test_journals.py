@@ -25,17 +25,17 @@ from millstream.errors import (
 )
 from millstream.events import (
     Event,
+    PartEnd,
+    PartStart,
     Position,
     StreamEnd,
     StreamFailed,
     StreamInfo,
     StreamStart,
+    Text,
     TextDelta,
-    TextEnd,
-    TextStart,
+    ToolCall,
     ToolCallDelta,
-    ToolCallEnd,
-    ToolCallStart,
 )
 from millstream.journals import StreamState
 from millstream.journals.memory import MemoryJournal
@@ -205,17 +205,17 @@ async def test_an_interrupted_stream_ends_in_its_second_epoch_with_its_parts_clo
     make_journal: MakeJournal,
 ) -> None:
     journal = await started(make_journal())
-    await journal.append("s", [START, TextStart(), *words(3), ToolCallStart(0, "c", "f")])
-    await journal.append("s", [ToolCallDelta(0, "c", "{")])
+    await journal.append("s", [START, PartStart(0, Text()), *words(3), PartStart(1, ToolCall(0, "c", "f"))])
+    await journal.append("s", [ToolCallDelta(0, "c", "{", 1)])
     reading = asyncio.create_task(read(journal))
     await asyncio.sleep(0)
     assert await journal.interrupt("s", INTERRUPTED) == INTERRUPTED
     assert await journal.interrupt("s", StreamFailed("internal", "y", False, BILL)) == INTERRUPTED
-    end = [(1, TextEnd()), (2, ToolCallEnd(0, "c", "f", "{")), (3, INTERRUPTED)]
+    end = [(1, PartEnd(0, Text())), (2, PartEnd(1, ToolCall(0, "c", "f", "{"))), (3, INTERRUPTED)]
     assert (await reading)[7:] == end
     assert await journal.state("s") == StreamState(StreamInfo("s", "key", "m", 1.0), Position(2, 3), True)
     assert await read(journal, Position(1, 7)) == end
-    assert await read(journal, Position(1, 6)) == [(7, ToolCallDelta(0, "c", "{")), *end]
+    assert await read(journal, Position(1, 6)) == [(7, ToolCallDelta(0, "c", "{", 1)), *end]
     assert await read(journal, Position(2, 2)) == end[2:]
     assert await read(journal, Position(2, 3)) == []
     with pytest.raises(StreamClosed):
@@ -358,7 +358,7 @@ async def test_what_a_producer_says_after_its_stream_was_ended_for_it_is_void(
 ) -> None:
     zombie, other = two
     await started(zombie)
-    await zombie.append("s", [START, TextStart(), *words(3)])
+    await zombie.append("s", [START, PartStart(0, Text()), *words(3)])
     local, remote = (asyncio.create_task(read(journal)) for journal in (zombie, other))
     await until(lambda: zombie.outbox.copied("s") == 5)
     assert await other.interrupt("s", INTERRUPTED) == INTERRUPTED
@@ -367,8 +367,8 @@ async def test_what_a_producer_says_after_its_stream_was_ended_for_it_is_void(
             while True:
                 await zombie.append("s", words(1))
                 await asyncio.sleep(0)
-    assert (await remote)[-2:] == [(1, TextEnd()), (2, INTERRUPTED)]
-    assert (await local)[-2:] == [(1, TextEnd()), (2, INTERRUPTED)]
+    assert (await remote)[-2:] == [(1, PartEnd(0, Text())), (2, INTERRUPTED)]
+    assert (await local)[-2:] == [(1, PartEnd(0, Text())), (2, INTERRUPTED)]
     assert len(await remote) == 7
 
 
@@ -612,13 +612,19 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_nobody_sees_an_end_that_came_after_others_had_ended_the_stream(two: Two) -> None:
     sleeper, other = two
     await started(sleeper)
-    await sleeper.append("s", [START, TextStart(), *words(3)])
+    await sleeper.append("s", [START, PartStart(0, Text()), *words(3)])
     await sleeper.flush("s")
     reading = asyncio.create_task(read(sleeper))
     assert await other.interrupt("s", INTERRUPTED) == INTERRUPTED
     with pytest.raises(StreamClosed):
-        await sleeper.append("s", [*words(2), TextEnd(), END])
-    assert [event for _, event in await reading] == [START, TextStart(), *words(3), TextEnd(), INTERRUPTED]
+        await sleeper.append("s", [*words(2), PartEnd(0, Text()), END])
+    assert [event for _, event in await reading] == [
+        START,
+        PartStart(0, Text()),
+        *words(3),
+        PartEnd(0, Text()),
+        INTERRUPTED,
+    ]
     assert (await sleeper.state("s")).closed
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from millstream.auth import Keys
 from millstream.database import Database, streams
-from millstream.events import StreamInfo, StreamStart, TextDelta, TextStart
+from millstream.events import PartStart, StreamInfo, StreamStart, Text, TextDelta
 from millstream.journals import Journal
 from millstream.journals.memory import MemoryJournal
 from millstream.journals.redis import RedisJournal
@@ -31,7 +31,9 @@ async def end_orphans(folder: Path, count: int, redis_url: str | None) -> float:
             made_by = await RedisJournal(redis_url).__aenter__()
             for i in range(count):
                 await made_by.create(StreamInfo(f"s{i}", "k", "m", 1.0))
-                await made_by.append(f"s{i}", [StreamStart(f"s{i}", "m"), TextStart(), TextDelta("Hel")])
+                await made_by.append(
+                    f"s{i}", [StreamStart(f"s{i}", "m"), PartStart(0, Text()), TextDelta("Hel")]
+                )
             await made_by.__aexit__()
         for start in range(0, count, 500):
             await asyncio.gather(

@@ -9,7 +9,7 @@ import pytest
 
 from millstream.errors import ProviderError, UpstreamError
 from millstream.events import TextDelta
-from millstream.messages import ChatRequest
+from millstream.prompt import Message, Prompt, Text
 from millstream.providers import Finish, Provider
 from millstream.providers.local import LocalProvider, weights
 from millstream.providers.openai import OpenAIProvider
@@ -18,9 +18,7 @@ from millstream.providers.upstream import Upstream
 from millstream.usage import Usage
 from oracle import Request, oracle
 
-REQUEST = ChatRequest.model_validate(
-    {"messages": [{"role": "user", "content": "Count to three."}], "max_tokens": 12, "temperature": 0}
-)
+PROMPT = Prompt((Message("user", (Text("Count to three."),)),), max_tokens=12, temperature=0)
 
 
 # The names of its models: one that answers, one that breaks and one that is slow. A model of ours cannot be
@@ -74,7 +72,7 @@ async def case(request: pytest.FixtureRequest) -> AsyncGenerator[Case]:
 
 async def test_batches_end_with_one_finish(case: Case) -> None:
     provider, model, *_ = case
-    batches = [batch async for batch in provider.stream(REQUEST, model)]
+    batches = [batch async for batch in provider.stream(PROMPT, model)]
     assert all(len(batch) for batch in batches)
     items = [item for batch in batches for item in batch]
     assert [i for i, item in enumerate(items) if isinstance(item, Finish)] == [len(items) - 1]
@@ -91,7 +89,7 @@ async def test_streams_do_not_mix(case: Case) -> None:
 
     async def text() -> str:
         pieces: list[str] = []
-        async for batch in provider.stream(REQUEST, model):
+        async for batch in provider.stream(PROMPT, model):
             pieces += [item.text for item in batch if isinstance(item, TextDelta)]
         return "".join(pieces)
 
@@ -105,16 +103,16 @@ async def test_a_break_is_a_provider_error_after_what_came_before(case: Case) ->
         return  # a model of ours cannot be told to break
     pieces: list[str] = []
     with pytest.raises(ProviderError):
-        async for batch in provider.stream(REQUEST, broken):
+        async for batch in provider.stream(PROMPT, broken):
             pieces += [item.text for item in batch if isinstance(item, TextDelta)]
     assert "".join(pieces).startswith("one")
 
 
 async def test_closing_and_cancelling_end_at_once(case: Case) -> None:
     provider, model, _, slow = case
-    async with asyncio.timeout(5), aclosing(provider.stream(REQUEST, model)) as batches:
-        await anext(batches)
-    waiting = asyncio.create_task(anext(provider.stream(REQUEST, slow)))
+    async with asyncio.timeout(60), aclosing(provider.stream(PROMPT, model)) as batches:
+        await anext(batches)  # a model of ours is started for it
+    waiting = asyncio.create_task(anext(provider.stream(PROMPT, slow)))
     await asyncio.sleep(0)
     waiting.cancel()
     async with asyncio.timeout(5):

@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from millstream.auth import Keys, Principal
 from millstream.catalog import LLMService
 from millstream.database import Database
+from millstream.dialects.native import ask_of
 from millstream.errors import BadPosition, StreamGone
 from millstream.events import TERMINAL_TYPES, Event, Position, StreamEnd, Terminal, TextDelta
 from millstream.journals.memory import MemoryJournal
@@ -30,6 +31,7 @@ from millstream.journals.redis import RedisJournal
 from millstream.ledger import Ledger, leases
 from millstream.listings import ProviderEntry
 from millstream.messages import ChatRequest
+from millstream.prompt import Prompt
 from millstream.providers import Finish, Produced
 from millstream.streams import upkeep
 from millstream.streams.registry import Limits, Streams
@@ -49,8 +51,8 @@ class Provider:
         self.words: dict[str, asyncio.Queue[str | None]] = {}
         self.said: dict[str, str] = {}
 
-    async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
-        name = request.user
+    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        name = prompt.user
         assert name is not None
         while (word := await self.words[name].get()) is not None:
             self.said[name] += word
@@ -177,7 +179,7 @@ class Survival(RuleBasedStateMachine):
         async def go() -> None:
             name = str(len(self.streams))
             self.provider.words[name], self.provider.said[name] = asyncio.Queue(), ""
-            request = ChatRequest.model_validate(
+            asked = ChatRequest.model_validate(
                 {
                     "model": "m",
                     "messages": [{"role": "user", "content": "x"}],
@@ -185,9 +187,10 @@ class Survival(RuleBasedStateMachine):
                     "on_disconnect": policy,
                 }
             )
+            ask = ask_of(asked)
             where = self.living(worker)
-            source = await where.streams.start(KEY, request, f"key-{name}", unread=True)
-            again = await self.living(worker + 1).streams.start(KEY, request, f"key-{name}")
+            source = await where.streams.start(KEY, ask, f"key-{name}", unread=True)
+            again = await self.living(worker + 1).streams.start(KEY, ask, f"key-{name}")
             assert again.info.stream_id == source.info.stream_id
             self.streams.append(source.info.stream_id)
             self.owner[source.info.stream_id] = where

@@ -12,12 +12,14 @@ from application import Run
 from asgi import post
 from live.conftest import Serve
 from millstream.events import TextDelta
-from millstream.messages import ChatRequest
+from millstream.prompt import Message, Prompt, Text
 from millstream.providers import Finish, UsageReport
 from millstream.providers.local import LocalProvider, weights
 
 MODEL = "smollm2-135m"
-BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+QUESTION = "Why is the sky blue?"
+BODY = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
+ASKED = (Message("user", (Text(QUESTION),)),)
 
 
 @pytest.fixture
@@ -28,11 +30,11 @@ async def model() -> AsyncGenerator[LocalProvider]:
 
 
 async def test_every_running_count_is_exact_and_the_last_is_the_final_one(model: LocalProvider) -> None:
-    request = ChatRequest.model_validate({**BODY, "max_tokens": 24, "temperature": 0})
+    prompt = Prompt(ASKED, max_tokens=24, temperature=0)
     counts: list[int] = []
     pieces = 0
     finish: Finish | None = None
-    async for batch in model.stream(request, MODEL):
+    async for batch in model.stream(prompt, MODEL):
         for item in batch:
             if isinstance(item, UsageReport):
                 counts.append(item.usage.completion_tokens)
@@ -65,10 +67,10 @@ async def test_a_cut_answer_is_settled_with_the_models_own_count(run: Run, model
 
 async def test_our_tokenizer_is_near_another_models_count(run: Run, model: LocalProvider) -> None:
     """What ``counted`` is worth for a model whose vocabulary we do not have."""
-    request = ChatRequest.model_validate({**BODY, "max_tokens": 60, "temperature": 0})
+    prompt = Prompt(ASKED, max_tokens=60, temperature=0)
     text = ""
     finish: Finish | None = None
-    async with aclosing(model.stream(request, MODEL)) as batches:
+    async with aclosing(model.stream(prompt, MODEL)) as batches:
         async for batch in batches:
             text += "".join(item.text for item in batch if isinstance(item, TextDelta))
             finish = next((item for item in batch if isinstance(item, Finish)), finish)
@@ -82,11 +84,11 @@ async def test_our_tokenizer_is_near_another_models_count(run: Run, model: Local
 
 async def test_stopping_is_felt_by_the_model(model: LocalProvider) -> None:
     """After a cut the model's one thread is free again: the next answer begins at once."""
-    long = ChatRequest.model_validate({**BODY, "max_tokens": 2000})
+    long = Prompt(ASKED, max_tokens=2000)
     for _ in range(3):
         async with aclosing(model.stream(long, MODEL)) as batches:
             await anext(batches)
-    short = ChatRequest.model_validate({**BODY, "max_tokens": 2})
+    short = Prompt(ASKED, max_tokens=2)
     async with asyncio.timeout(10):
         assert [item async for batch in model.stream(short, MODEL) for item in batch]
 
@@ -106,10 +108,10 @@ def test_without_any_key_the_local_model_serves(serve: Serve) -> None:
 
 
 async def test_a_model_process_that_died_is_started_again(model: LocalProvider) -> None:
-    request = ChatRequest.model_validate({**BODY, "max_tokens": 2})
-    async for _ in model.stream(request, MODEL):
+    prompt = Prompt(ASKED, max_tokens=2)
+    async for _ in model.stream(prompt, MODEL):
         pass
     assert model.process is not None
     model.process.kill()
     await model.process.wait()
-    assert [item async for batch in model.stream(request, MODEL) for item in batch]
+    assert [item async for batch in model.stream(prompt, MODEL) for item in batch]

@@ -110,11 +110,11 @@ def call_the_provider_twice() -> None:
 
     stream, now = OpenAIProvider.stream, now_and_then(9)
 
-    async def again(self: OpenAIProvider, request: Any, model: str) -> AsyncGenerator[Any]:
+    async def again(self: OpenAIProvider, prompt: Any, model: str) -> AsyncGenerator[Any]:
         if now():
-            async for _ in stream(self, request, model):
+            async for _ in stream(self, prompt, model):
                 break
-        async for batch in stream(self, request, model):
+        async for batch in stream(self, prompt, model):
             yield batch
 
     OpenAIProvider.stream = again  # type: ignore[method-assign]
@@ -199,8 +199,8 @@ def _encode(change: Callable[[bytes], bytes], every: int) -> None:
 
     encode, now = NativeDialect.encode, now_and_then(every)
 
-    def changed(self: NativeDialect, info: Any, batch: Any) -> bytes:
-        frames = encode(self, info, batch)
+    def changed(self: NativeDialect, info: Any, batch: Any, before: Any) -> bytes:
+        frames = encode(self, info, batch, before)
         return change(frames) if now() else frames
 
     NativeDialect.encode = changed  # type: ignore[method-assign]
@@ -237,6 +237,8 @@ def lose_a_word() -> None:
 
 @mutant("I3", set_up="fleet", streams=60)
 def lose_a_part_of_a_replica() -> None:
+    from msgspec.structs import replace
+
     from millstream.events import TextDelta
     from millstream.journals.redis import replicas
 
@@ -246,7 +248,7 @@ def lose_a_part_of_a_replica() -> None:
     def holed(data: bytes) -> Any:
         events = real(data)
         if now():
-            events = [TextDelta("") if isinstance(event, TextDelta) else event for event in events]
+            events = [replace(event, text="") if isinstance(event, TextDelta) else event for event in events]
         return events
 
     module.from_json = holed
@@ -311,12 +313,12 @@ def leave_the_provider_connected() -> None:
     stream = OpenAIProvider.stream
     kept: set[Any] = set()
 
-    async def read_on(self: OpenAIProvider, request: Any, model: str) -> AsyncGenerator[Any]:
+    async def read_on(self: OpenAIProvider, prompt: Any, model: str) -> AsyncGenerator[Any]:
         queue: asyncio.Queue[Any] = asyncio.Queue()
 
         async def read() -> None:
             try:
-                async for batch in stream(self, request, model):
+                async for batch in stream(self, prompt, model):
                     queue.put_nowait(batch)
                 queue.put_nowait(None)
             except Exception as error:
@@ -397,9 +399,9 @@ def log_the_prompt() -> None:
 
     start = Streams.start
 
-    async def loud(self: Streams, principal: Any, request: Any, *more: Any, **named: Any) -> Any:
-        logging.getLogger("millstream.streams").warning("asked: %s", request.messages[0].text)
-        return await start(self, principal, request, *more, **named)
+    async def loud(self: Streams, principal: Any, ask: Any, *more: Any, **named: Any) -> Any:
+        logging.getLogger("millstream.streams").warning("asked: %s", ask.prompt.messages[0].text)
+        return await start(self, principal, ask, *more, **named)
 
     Streams.start = loud  # type: ignore[method-assign]
 

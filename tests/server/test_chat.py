@@ -15,7 +15,7 @@ from asgi import Exchange, get, post
 from descriptors import no_descriptors
 from millstream.errors import ProviderError, UpstreamError, UpstreamRateLimited, UpstreamRefused
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
-from millstream.messages import ChatRequest
+from millstream.prompt import Prompt
 from millstream.providers import Finish, Produced, Provider, ToolCallPiece
 from millstream.providers.scripted import Script, ScriptedProvider, Step
 from millstream.server.app import Millstream, create_app
@@ -39,6 +39,7 @@ async def test_an_answer_is_streamed_frame_by_frame(run: Run) -> None:
         await call.finished()
         assert call.status == 200
         stream_id = call.response_headers["x-stream-id"]
+        assert call.response_headers.pop("x-request-id").startswith("req_")
         assert call.response_headers == {
             "content-type": "text/event-stream; charset=utf-8",
             "cache-control": "no-store, no-transform",
@@ -206,7 +207,7 @@ async def test_leaving_closes_the_provider_and_settles(run: Run, path: str, mome
     never, asked, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     class Provider(ScriptedProvider):
-        async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
             try:
                 asked.set()
                 if moment == "in silence":
@@ -281,7 +282,7 @@ async def test_a_broken_provider_is_an_internal_error_without_its_text(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(ScriptedProvider):
-        async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
             raise RuntimeError("secret-in-the-text")
             yield
 
@@ -335,7 +336,7 @@ async def test_a_running_count_that_text_came_after_is_not_believed(run: Run) ->
 
 async def test_a_provider_that_is_cancelled_inside_itself_has_failed(run: Run) -> None:
     class Cancelled(ScriptedProvider):
-        async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
             yield [TextDelta("Hello")]
             helper = asyncio.create_task(asyncio.Event().wait())
             helper.cancel()

@@ -14,7 +14,7 @@ from millstream import Millstream, Settings
 from millstream.database import DatabaseAway
 from millstream.errors import StreamClosed
 from millstream.events import Batch, Position, StreamStart, TextDelta
-from millstream.messages import ChatRequest
+from millstream.prompt import Prompt
 from millstream.providers import Produced
 from millstream.providers.scripted import ScriptedProvider
 
@@ -28,7 +28,7 @@ class Broken(ScriptedProvider):
         super().__init__({"m": []})
         self._words = words
 
-    async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
+    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
         for _ in range(self._words):
             yield [TextDelta("word ")]
         raise KeyError("a secret")

@@ -10,12 +10,13 @@ from millstream.dialects.native import NATIVE
 from millstream.errors import Interrupted
 from millstream.events import (
     Event,
+    PartStart,
     Position,
     StreamFailed,
     StreamInfo,
     StreamStart,
+    Text,
     TextDelta,
-    TextStart,
 )
 from millstream.journals.memory import MemoryJournal
 from millstream.server.streaming.answer import AnswerResponse
@@ -73,7 +74,7 @@ async def stream(*events: Event) -> MemoryJournal:
 @pytest.mark.parametrize("held", [True, False])
 async def test_a_follower_that_is_sent_away_is_told_when_to_come_back(held: bool) -> None:
     """EventSource does not reconnect after a 503."""
-    journal = await stream(TextStart(), TextDelta("Hello"))
+    journal = await stream(PartStart(0, Text()), TextDelta("Hello"))
     readers: dict[SendAway, str] = {}
     client = Client()
     after = Position(1, 3) if held else None
@@ -98,7 +99,7 @@ async def test_a_follower_that_is_sent_away_is_told_when_to_come_back(held: bool
 
 
 async def test_a_client_that_left_while_its_stream_was_started_does_not_read_it() -> None:
-    journal = await stream(TextStart(), TextDelta("Hello"))
+    journal = await stream(PartStart(0, Text()), TextDelta("Hello"))
     readers: dict[SendAway, str] = {}
     client = Client()
     watch = ClientWatch(client.receive)
@@ -113,7 +114,7 @@ async def test_a_client_that_left_while_its_stream_was_started_does_not_read_it(
 
 @pytest.mark.parametrize("broken", [1, 2, 3])
 async def test_a_response_begins_once_even_if_it_cannot_be_written(broken: int) -> None:
-    journal = await stream(TextStart(), TextDelta("Hello"))
+    journal = await stream(PartStart(0, Text()), TextDelta("Hello"))
     client = Client()
     client.breaks_at = broken
     response = EventStreamResponse(
@@ -130,7 +131,7 @@ async def test_a_response_begins_once_even_if_it_cannot_be_written(broken: int) 
 async def test_nothing_of_a_response_outlives_it(
     kind: type[EventStreamResponse] | type[AnswerResponse],
 ) -> None:
-    journal = await stream(TextStart(), TextDelta("Hello"))
+    journal = await stream(PartStart(0, Text()), TextDelta("Hello"))
     before = asyncio.all_tasks()
     client = Client()
     answering = asyncio.create_task(

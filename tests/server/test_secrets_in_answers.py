@@ -13,6 +13,7 @@ from millstream.providers.scripted import ScriptedProvider
 from millstream.usage import Usage
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+OF_A_PAGE = {"id": "chat-1", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]}
 END = Finish("stop", Usage(9, 2, "provider_final"))
 PROVIDERS = {"s": ScriptedProvider({"m": [TextDelta("Hello"), END]})}
 
@@ -35,6 +36,10 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
         good = {
             ("post", "/v1/chat/stream"): (post(app, "/v1/chat/stream", BODY, key), 200),
             ("post", "/v1/chat"): (post(app, "/v1/chat", BODY, key), 200),
+            ("post", "/v1/chat/completions"): (post(app, "/v1/chat/completions", BODY, key), 200),
+            ("post", "/api/chat"): (post(app, "/api/chat", OF_A_PAGE, key), 200),
+            ("get", "/api/chat/{chat_id}/stream"): (get(app, "/api/chat/chat-1/stream", key), 204),
+            ("post", "/api/chat/{chat_id}/stop"): (post(app, "/api/chat/chat-1/stop", b"", key), 200),
             ("get", "/v1/models"): (get(app, "/v1/models", key), 200),
             ("get", "/v1/models/{model_id}"): (get(app, "/v1/models/scripted", key), 200),
             ("post", "/v1/streams"): (post(app, "/v1/streams", BODY, key), 201),
@@ -51,7 +56,7 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
         }
         operations = {(method, path) for path, item in app.openapi()["paths"].items() for method in item}
         assert operations == (
-            good.keys() if whose == "ours" else {o for o in good if o[1].startswith("/v1/")}
+            good.keys() if whose == "ours" else {o for o in good if o[1].startswith(("/v1/", "/api/"))}
         )
         for operation in operations:
             exchange, status = good[operation]
@@ -59,8 +64,8 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
         ended = {"Last-Event-ID": "1-5", "Authorization": f"Bearer {key}"}
         await kept_by_nobody(Exchange(app, "GET", f"{stream}/events", ended), 204)
         for method, path in operations:
-            if path.startswith("/v1/"):
-                path = path.format(stream_id=started["stream_id"], key_id="key_x", model_id="x")
+            if path.startswith(("/v1/", "/api/")):
+                path = path.format(stream_id=started["stream_id"], key_id="key_x", model_id="x", chat_id="x")
                 await kept_by_nobody(Exchange(app, method.upper(), path), 401)
         await kept_by_nobody(get(app, "/v1/streams/str_none", key), 404)
         await kept_by_nobody(post(app, "/v1/tokens", b"{", key), 400)

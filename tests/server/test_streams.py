@@ -12,7 +12,7 @@ import pytest
 from application import Run, Running
 from asgi import Exchange, get, post
 from millstream.events import StreamInfo, TextDelta
-from millstream.messages import ChatRequest
+from millstream.prompt import Prompt
 from millstream.providers import Finish, Produced, Provider
 from millstream.providers.scripted import ScriptedProvider
 from millstream.server.access_log import HideTickets
@@ -558,13 +558,13 @@ async def test_a_stream_that_was_settled_without_an_end_is_ended_for_its_readers
 ) -> None:
     """Its worker stopped while Redis was away."""
     monkeypatch.setattr("millstream.streams.upkeep.REPAIR_SECONDS", 0.05)
-    from millstream.events import StreamStart
+    from millstream.events import PartStart, StreamStart, Text
     from millstream.journals.redis import RedisJournal
     from millstream.ledger.rows import Opening, Settlement
 
     async with run(gated(asyncio.Event())[1], journal_url=redis_url) as app, RedisJournal(redis_url) as other:
         await other.create(StreamInfo("str_x", app.key_id, "m", 1.0))
-        await other.append("str_x", [StreamStart("str_x", "m"), TextDelta("Hel")])
+        await other.append("str_x", [StreamStart("str_x", "m"), PartStart(0, Text()), TextDelta("Hel")])
         await other.flush("str_x")
         ledger = app.millstream.ledger
         await ledger.open(Opening("str_x", app.key_id, app.key_id, "m", "p", 1.0))
@@ -620,9 +620,9 @@ async def test_a_token_has_limits(run: Run) -> None:
     asked: list[tuple[int | None, str | None]] = []
 
     class Asked(ScriptedProvider):
-        def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
-            asked.append((request.max_tokens, request.user))
-            return super().stream(request, model)
+        def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+            asked.append((prompt.max_tokens, prompt.user))
+            return super().stream(prompt, model)
 
     provider = {"scripted": Asked({"m": [TextDelta("x"), asyncio.Event().wait], "n": [END]})}
     async with run(provider) as app:

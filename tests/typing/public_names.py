@@ -33,6 +33,7 @@ from millstream.client import AsyncClient, Failure, Frame, ToolCallPiece, Unreac
 from millstream.errors import MillstreamError
 from millstream.events import FinishReason, TextDelta
 from millstream.ledger.reports import Total
+from millstream.prompt import Prompt
 from millstream.providers import Finish, Produced, Provider
 from millstream.usage import Usage
 
@@ -124,8 +125,8 @@ def request() -> ChatRequest:
 class Echo:
     """Says the question again. It inherits nothing."""
 
-    async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
-        yield [TextDelta(request.messages[-1].text)]
+    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        yield [TextDelta(prompt.messages[-1].text)]
         yield [Finish("stop", Usage(1, 1, "provider_final"))]
 
     async def models(self) -> list[str]:
@@ -138,7 +139,7 @@ class Echo:
 class Unclosed:
     """Lacks ``close``."""
 
-    async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[list[Finish]]:
+    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[list[Finish]]:
         yield [Finish("stop", None)]
 
     async def models(self) -> list[str]:

@@ -28,9 +28,18 @@ function text(frames: Positioned[]): string {
 describe("frames", () => {
   const cases = JSON.parse(
     readFileSync(new URL("../../../spec/fixtures/native.json", import.meta.url), "utf-8"),
-  ) as { seq: number; event: Record<string, unknown> & { type: string }; frame: string }[];
+  ) as {
+    seq: number;
+    event: Record<string, unknown> & { type: string; content?: Record<string, unknown> & { type: string } };
+    frame: string;
+  }[];
+  // A part by what it is: "part-start tool-call".
+  const named = cases.map((one) => {
+    const { type, content } = one.event;
+    return [content === undefined ? type : `${type} ${content.type}`, one] as const;
+  });
 
-  it.each(cases.map((one) => [one.event.type, one] as const))("reads %s of the specification", (_, one) => {
+  it.each(named)("reads %s of the specification", (name, one) => {
     const data =
       one.frame
         .split("\n")
@@ -42,23 +51,23 @@ describe("frames", () => {
       "text-delta": one.event["text"] === "" ? "boundary" : "text",
       "reasoning-delta": "reasoning",
       "refusal-delta": "refusal",
-      "tool-call-start": "tool-call",
+      "part-start tool-call": "tool-call",
       "tool-call-delta": "tool-call",
-      file: "file",
+      "part file": "file",
       "stream-end": "end",
       "stream-failed": "error",
     };
-    expect(frame?.kind).toBe(kinds[one.event.type] ?? "boundary");
+    const said = one.event.content ?? one.event;
+    expect(frame?.kind).toBe(kinds[name] ?? "boundary");
     if (frame?.kind === "text") expect(frame.text).toBe(one.event["text"]);
     if (frame?.kind === "reasoning") expect(frame.text).toBe(one.event["text"]);
     if (frame?.kind === "refusal") expect(frame.text).toBe(one.event["text"]);
-    if (frame?.kind === "tool-call") expect(frame.call.arguments).toBe(one.event["arguments"]);
-    if (frame?.kind === "tool-call") expect(frame.call.extraContent).toEqual(one.event["extra_content"]);
+    if (frame?.kind === "tool-call") expect(frame.call.arguments).toBe(said["arguments"]);
+    if (frame?.kind === "tool-call") expect(frame.call.extraContent).toEqual(said["extra_content"]);
     for (const end of LINE_ENDS) expect(one.frame).not.toContain(end);
     if (frame?.kind === "error") expect(frame.error.code).toBe(one.event["code"]);
     if (frame?.kind === "end") expect(frame.usage?.source).toBeTruthy();
-    if (frame?.kind === "file") expect(frame.file.url).toBe(one.event["url"]);
-    if (frame?.kind === "tool-call") expect(frame.call.extraContent).toEqual(one.event["extra_content"]);
+    if (frame?.kind === "file") expect(frame.file.url).toBe(said["url"]);
   });
 
   it("refuses what is none", () => {

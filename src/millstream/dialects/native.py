@@ -8,11 +8,14 @@ from msgspec import UNSET, Struct, UnsetType
 
 from millstream import sse
 from millstream.answer import Answer
+from millstream.bodies import validate
+from millstream.dialects import Ask, Before, choice_of_parts
 from millstream.errors import MillstreamError
 from millstream.events import (
     Batch,
     Event,
     File,
+    PartStart,
     ReasoningDelta,
     RefusalDelta,
     StreamEnd,
@@ -20,10 +23,11 @@ from millstream.events import (
     StreamInfo,
     StreamStart,
     TextDelta,
+    ToolCall,
     ToolCallDelta,
-    ToolCallEnd,
-    ToolCallStart,
+    WholePart,
 )
+from millstream.messages import ChatRequest, Grace
 from millstream.usage import Bill
 
 _RETRY_MILLISECONDS = 1000
@@ -68,25 +72,42 @@ def usage_json(bill: Bill) -> dict[str, Any]:
         shown["cached_tokens"] = usage.cached_tokens
     if usage.reasoning_tokens:
         shown["reasoning_tokens"] = usage.reasoning_tokens
+    if usage.cache_write_tokens:
+        shown["cache_write_tokens"] = usage.cache_write_tokens
     return shown | {"source": usage.source, "cost_usd": bill.cost_usd}
 
 
+def ask_of(request: ChatRequest) -> Ask:
+    """What a validated body asks for."""
+    policy = request.on_disconnect
+    return Ask(request.to_prompt(), policy.grace_seconds if isinstance(policy, Grace) else policy)
+
+
 class NativeDialect:
+    name = "millstream"
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
+    request_id_header = "X-Request-Id"
     ping = sse.PING
     # Without a blank line it belongs to the next frame; alone it would be an empty event to some decoders.
-    resume = b"retry: %d\n" % _RETRY_MILLISECONDS
+    preamble = b"retry: %d\n" % _RETRY_MILLISECONDS
+    looks_back = False
 
-    def encode(self, info: StreamInfo, batch: Batch) -> bytes:
+    def parse(self, body: bytes) -> Ask:
+        return ask_of(validate(ChatRequest, body))
+
+    def encode(self, info: StreamInfo, batch: Batch, before: Before) -> bytes:
         epoch, seq = batch.first
         frames: list[bytes] = []
+        others = choice_of_parts(info, batch, before)  # which have no place in these frames
         for event in batch.events:
             # Nearly every event is a piece of text; its frame is put together by hand.
-            if type(event) is TextDelta:
+            if type(event) is TextDelta and not others:
                 frames.append(
                     b'id: %d-%d\ndata: {"delta":%b,"finish_reason":null}\n\n'
                     % (epoch, seq, _json(event.text))
                 )
+            elif others and getattr(event, "part", None) in others:
+                frames.append(sse.frame(_NOTHING, id=f"{epoch}-{seq}"))
             else:
                 frames.append(_frame(event, f"{epoch}-{seq}"))
             seq += 1
@@ -111,18 +132,18 @@ class NativeDialect:
         shown |= {"finish_reason": end.finish_reason, "usage": usage_json(end.bill)}
         return sse.one_line(_json(shown))
 
-    def retry(self, milliseconds: int) -> bytes:
-        return b"retry: %d\n\n" % milliseconds
+    def goodbye(self, retry_milliseconds: int | None) -> bytes:
+        return b"" if retry_milliseconds is None else b"retry: %d\n\n" % retry_milliseconds
 
-    def error(self, error: MillstreamError, request_id: str) -> bytes:
+    def error(self, error: MillstreamError, request_id: str) -> tuple[int, bytes]:
         said = {"code": error.code, "message": error.message, "request_id": request_id}
-        return sse.one_line(_json({"error": said}))
+        return error.status, sse.one_line(_json({"error": said}))
 
 
 NATIVE = NativeDialect()
 
 
-def _shown_call(call: ToolCallEnd) -> dict[str, Any]:
+def _shown_call(call: ToolCall) -> dict[str, Any]:
     """A tool call as it goes back into a request's history."""
     function = {"name": call.name, "arguments": call.arguments}
     shown: dict[str, Any] = {"id": call.call_id, "type": "function", "function": function}
@@ -133,7 +154,7 @@ def _frame(event: Event, position: str) -> bytes:
     match event:
         case StreamStart():
             start = _Frame(stream_id=event.stream_id, model=event.model)
-            return NativeDialect.resume + sse.frame(_json(start), id=position)
+            return NativeDialect.preamble + sse.frame(_json(start), id=position)
         case StreamEnd():
             end = _Frame(finish_reason=event.finish_reason, usage=usage_json(event.bill))
             return sse.frame(_json(end), id=position) + b"data: [DONE]\n\n"
@@ -147,13 +168,15 @@ def _frame(event: Event, position: str) -> bytes:
                 "usage": usage_json(event.bill),
             }
             return sse.frame(_json(failure), id=position)
+        case TextDelta():
+            return sse.frame(_json(_Frame(event.text)), id=position)
         case ReasoningDelta():
             return sse.frame(_json(_Frame(reasoning=event.text)), id=position)
         case RefusalDelta():
             return sse.frame(_json(_Frame(refusal=event.text)), id=position)
-        case ToolCallStart():
+        case PartStart(content=ToolCall() as said):
             call = _ToolCall(
-                event.index, id=event.call_id, name=event.name, extra_content=event.extra_content or UNSET
+                said.index, id=said.call_id, name=said.name, extra_content=said.extra_content or UNSET
             )
             return sse.frame(_json(_Frame(tool_call=call)), id=position)
         case ToolCallDelta():
@@ -161,10 +184,10 @@ def _frame(event: Event, position: str) -> bytes:
                 event.index, arguments=event.arguments, extra_content=event.extra_content or UNSET
             )
             return sse.frame(_json(_Frame(tool_call=call)), id=position)
-        case File():
-            return sse.frame(_json(_Frame(file=_file(event))), id=position)
+        case WholePart(content=File() as file):
+            return sse.frame(_json(_Frame(file=_file(file))), id=position)
         case _:
-            # The boundaries of parts: a position that a client has to see, and nothing else.
+            # The boundaries of parts and the like: a position that a client has to see, and nothing else.
             return sse.frame(_NOTHING, id=position)
 
 

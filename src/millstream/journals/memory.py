@@ -12,7 +12,6 @@ from millstream.events import (
     TERMINAL_TYPES,
     Batch,
     Event,
-    File,
     Position,
     ReasoningDelta,
     RefusalDelta,
@@ -21,8 +20,6 @@ from millstream.events import (
     Terminal,
     TextDelta,
     ToolCallDelta,
-    ToolCallEnd,
-    ToolCallStart,
 )
 from millstream.journals import Signal, StreamState
 
@@ -247,19 +244,16 @@ class MemoryJournal:
 
 def _size(event: Event) -> int:
     if isinstance(event, (TextDelta, ReasoningDelta, RefusalDelta)):
-        return _EVENT_BYTES + _text_bytes(event.text)
-    if isinstance(event, (ToolCallDelta, ToolCallEnd)):
-        extra = _extra_bytes(event) if isinstance(event, ToolCallEnd) else 0
-        return 3 * _EVENT_BYTES + _text_bytes(event.arguments) + extra
-    if isinstance(event, ToolCallStart):
-        return 3 * _EVENT_BYTES + _text_bytes(event.call_id) + _text_bytes(event.name) + _extra_bytes(event)
-    if isinstance(event, File):
-        return 3 * _EVENT_BYTES + _text_bytes(event.url)
-    return 3 * _EVENT_BYTES
+        extra = event.extra if isinstance(event, TextDelta) else None
+        return _EVENT_BYTES + _text_bytes(event.text) + (0 if extra is None else _encoded_bytes(extra))
+    if isinstance(event, ToolCallDelta):
+        return 3 * _EVENT_BYTES + _text_bytes(event.arguments)
+    return 3 * _EVENT_BYTES + _encoded_bytes(event)
 
 
-def _extra_bytes(event: ToolCallStart | ToolCallEnd) -> int:
-    return 0 if event.extra_content is None else 4 * len(msgspec.json.encode(event.extra_content))
+def _encoded_bytes(value: object) -> int:
+    """Of what is rare, at the most: its strings take up to four bytes for a character."""
+    return 4 * len(msgspec.json.encode(value))
 
 
 def _text_bytes(text: str) -> int:

@@ -126,6 +126,17 @@ class Ledger:
             raise NotFound(f"there is no stream '{stream_id}'")
         return rows.to_receipt(row)
 
+    async def latest(self, owner_id: str, thread_id: str) -> str | None:
+        """The newest stream of a conversation. Raises ``DatabaseAway``."""
+        query = (
+            sa.select(streams.c.id)
+            .where(streams.c.owner_id == owner_id, streams.c.thread_id == thread_id)
+            .order_by(streams.c.created_at.desc())
+            .limit(1)
+        )
+        found = await self._db.read(lambda connection: connection.execute(query).first())
+        return None if found is None else str(found.id)
+
     async def record(self, settlement: Settlement, opening: Opening) -> None:
         """A row that is opened and settled at once."""
         row = rows.opening_values(opening, None) | rows.settlement_values(settlement)

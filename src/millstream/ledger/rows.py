@@ -48,6 +48,7 @@ class Opening(Struct, frozen=True):
     token_id: str | None = None
     max_open: int | None = None
     claim: Claim | None = None
+    thread_id: str | None = None
 
 
 class Reported(Struct, frozen=True):
@@ -116,6 +117,7 @@ class Receipt(Struct, frozen=True):
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int
+    cache_write_tokens: int
     usage_source: UsageSource
     cost_usd: str | None
     created_at: float
@@ -150,6 +152,7 @@ def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
         "worker_id": worker_id,
         "idempotency_key": opening.claim and opening.claim.key,
         "request_digest": opening.claim and opening.claim.digest,
+        "thread_id": opening.thread_id,
     }
 
 

@@ -1,20 +1,31 @@
-"""Providers: a chat request -> batches of what a model produced.
+"""Providers: a prompt -> batches of what a model produced.
 
-A provider yields deltas and ends with one ``Finish``. It never opens or closes parts and never touches
-the journal, the ledger or a client: that is ``streams``, the same for all of them.
+A provider yields deltas and ends with one ``Finish``. It never numbers, opens or closes parts and never
+touches the journal, the ledger or a client: that is ``streams``, the same for all of them.
 """
 
 from collections.abc import AsyncGenerator, Sequence
 from decimal import Decimal
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, get_args
 
 from msgspec import Struct
 
-from millstream.events import File, FinishReason, ReasoningDelta, RefusalDelta, TextDelta
-from millstream.messages import ChatRequest
+from millstream.events import (
+    AnswerStart,
+    Content,
+    File,
+    FinishReason,
+    Reasoning,
+    ReasoningDelta,
+    RefusalDelta,
+    Source,
+    TextDelta,
+)
+from millstream.prompt import Prompt
 from millstream.usage import Usage
 
 MAX_TOOL_CALLS = 1000  # of one answer: an index is less than that
+MAX_CHOICES = 8  # answers to one prompt
 
 
 class ToolCallPiece(Struct, frozen=True, gc=False):
@@ -30,6 +41,15 @@ class ToolCallPiece(Struct, frozen=True, gc=False):
     extra_content: dict[str, Any] | None = None
 
 
+class PartBreak(Struct, frozen=True, gc=False):
+    """A part is whole: the tool call of that ``index``, or else what was said until now, so that whatever
+    follows is a new part. ``content`` is what is known of the part at its end, such as its signature.
+    """
+
+    content: Content | None = None
+    index: int | None = None
+
+
 class UsageReport(Struct, frozen=True, gc=False):
     """What the provider has counted until now: ``raw`` as it came, ``usage`` as it is understood here, and
     the provider's own price of it in US dollars, if it names one.
@@ -42,22 +62,36 @@ class UsageReport(Struct, frozen=True, gc=False):
 
 class Finish(Struct, frozen=True, gc=False):
     """The answer is complete. ``usage`` is the provider's own, or None if it sent none; ``word`` is the
-    finish reason as the provider wrote it.
+    finish reason as the provider wrote it, ``stop_sequence`` the one that it met.
     """
 
     reason: FinishReason
     usage: Usage | None
     word: str = ""
+    stop_sequence: str | None = None
+    extra: dict[str, Any] | None = None
 
 
-# A Usage on its own, or a report of it, is the provider's running count.
-Produced: TypeAlias = (
-    TextDelta | ReasoningDelta | RefusalDelta | File | ToolCallPiece | Usage | UsageReport | Finish
-)
+# Reasoning that is whole is what only its provider can read.
+Said: TypeAlias = TextDelta | ReasoningDelta | RefusalDelta | ToolCallPiece | File | Source | Reasoning
+
+
+SAID = get_args(Said)
+
+
+class InChoice(Struct, frozen=True, gc=False):
+    """What belongs to an answer other than the first, where several were asked for: ``choice`` is 1 to 7."""
+
+    choice: int
+    item: Said | Finish
+
+
+# A Usage on its own, or a report of it, is the provider's running count. The ``part`` of a delta is left 0.
+Produced: TypeAlias = Said | AnswerStart | PartBreak | InChoice | Usage | UsageReport | Finish
 
 
 class Provider(Protocol):
-    def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
+    def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
         """What ``model`` (the provider's own name for it) answers, one batch for each socket read.
 
         Raises ``ProviderError`` before the first batch or after any; a provider that ends without a

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from millstream.errors import (
     ProviderError,
+    RequestRefused,
     UpstreamError,
     UpstreamModelNotFound,
     UpstreamRateLimited,
@@ -75,14 +76,12 @@ ERRORS: dict[Failure, str] = {
     Failure(UpstreamRefused, "the account's quota is used up"): "insufficient_quota insufficient_balance "
     "insufficient_credits quota_exceeded billing_error billing_hard_limit_reached billing_not_active "
     "arrearage allocationquota_freetieronly exceeded_current_quota_error payment_required",
-    Failure(
-        UpstreamRefused, "the conversation is longer than the model's context"
-    ): "context_length_exceeded "
+    Failure(RequestRefused, "the conversation is longer than the model's context"): "context_length_exceeded "
     "context_window_exceeded string_above_max_length request_too_large exceed_context_size_error",
-    Failure(UpstreamRefused, "its content filter refused the prompt"): "content_filter content_filtered "
+    Failure(RequestRefused, "its content filter refused the prompt"): "content_filter content_filtered "
     "responsibleaipolicyviolation responsible_ai_policy_violation data_inspection_failed "
     "datainspectionfailed moderation moderation_blocked moderation_error prompt_blocked safety sensitive",
-    Failure(UpstreamRefused, "its content policy refuses the prompt"): "content_policy_violation "
+    Failure(RequestRefused, "its content policy refuses the prompt"): "content_policy_violation "
     "content_policy",
     Failure(UpstreamRefused, "it does not accept the configured key"): "invalid_api_key authentication_error "
     "invalid_authentication invalid_authentication_error unauthorized unauthenticated invalidapikey",
@@ -91,11 +90,11 @@ ERRORS: dict[Failure, str] = {
     Failure(UpstreamRefused, "it does not serve the region this server is in"): (
         "unsupported_country_region_territory"
     ),
-    Failure(UpstreamRefused, "a parameter has a value it does not accept"): "invalid_value invalid_type "
+    Failure(RequestRefused, "a parameter has a value it does not accept"): "invalid_value invalid_type "
     "integer_above_max_value integer_below_min_value decimal_above_max_value decimal_below_min_value",
-    Failure(UpstreamRefused, "it does not support one of the parameters"): "unsupported_parameter "
+    Failure(RequestRefused, "it does not support one of the parameters"): "unsupported_parameter "
     "unknown_parameter",
-    Failure(UpstreamRefused, "it does not support a parameter's value"): "unsupported_value",
+    Failure(RequestRefused, "it does not support a parameter's value"): "unsupported_value",
     Failure(UpstreamModelNotFound): "model_not_found model_not_exist model_decommissioned deploymentnotfound "
     "deployment_not_found model_not_available invalid_model",
     Failure(UpstreamError, "it is overloaded"): "overloaded_error overloaded engine_overloaded "
@@ -103,7 +102,7 @@ ERRORS: dict[Failure, str] = {
     Failure(UpstreamError, "its model wrote a tool call that cannot be read"): "tool_use_failed",
     Failure(UpstreamTimeout, "it ran out of time"): "timeout timeout_error deadline_exceeded gateway_timeout "
     "request_timeout",
-    Failure(UpstreamRefused): "invalid_request_error invalid_request bad_request badrequesterror "
+    Failure(RequestRefused): "invalid_request_error invalid_request bad_request badrequesterror "
     "invalid_argument invalid_parameter invalid_parameter_error invalidparameter validation_error "
     "unprocessable_entity failed_precondition not_found not_found_error notfounderror",
     Failure(UpstreamError): "server_error internal_error internal_server_error internalservererror internal "
@@ -119,6 +118,7 @@ _ERROR_OF = {word: failure for failure, words in ERRORS.items() for word in word
 _VERBS: dict[type[ProviderError], str] = {
     UpstreamRateLimited: "limits our rate",
     UpstreamRefused: "refused the request",
+    RequestRefused: "refused the request",
     UpstreamTimeout: "timed out",
     UpstreamError: "failed",
 }
@@ -219,7 +219,7 @@ def _of_status(status: int, detail: object) -> Failure:
         case 402:
             return Failure(UpstreamRefused, "the account's quota is used up")
         case 403 if _was_flagged(detail):
-            return Failure(UpstreamRefused, "its content filter refused the prompt")
+            return Failure(RequestRefused, "its content filter refused the prompt")
         case 403:
             return Failure(UpstreamRefused, "the configured key may not do this")
         case 404 if isinstance(detail, (dict, str)) and not _ADDRESS.search(_message(detail)):
@@ -227,12 +227,12 @@ def _of_status(status: int, detail: object) -> Failure:
         case 404 | 405:
             return Failure(UpstreamRefused, "nothing answers at its base URL, which is up to and with /v1")
         case 413:
-            return Failure(UpstreamRefused, "the request is longer than it takes")
+            return Failure(RequestRefused, "the request is longer than it takes")
         case 408 | 504:
             return Failure(UpstreamTimeout)
         case _ if status < 400:  # a redirect, which would carry the key along
             return Failure(UpstreamError, "it sends us elsewhere; its base URL has to be where it is")
-    return Failure(UpstreamRefused if 400 <= status < 500 else UpstreamError)
+    return Failure(RequestRefused if 400 <= status < 500 else UpstreamError)
 
 
 # What servers say of a path that they do not have.

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from millstream.errors import ConfigurationError, UpstreamError, missing_extra
-from millstream.messages import ChatRequest
+from millstream.prompt import Prompt
 from millstream.providers import Produced
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.upstream import Upstream
@@ -65,9 +65,9 @@ class LocalProvider:
         self.process: asyncio.subprocess.Process | None = None  # the model's, while it runs
         self._openai: OpenAIProvider | None = None
 
-    async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
+    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
         provider = await self._started()
-        async with aclosing(provider.stream(request, model)) as batches:
+        async with aclosing(provider.stream(prompt, model)) as batches:
             async for batch in batches:
                 yield batch
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from millstream.errors import ProviderError, UpstreamModelNotFound
 from millstream.events import TextDelta
-from millstream.messages import ChatRequest
+from millstream.prompt import Prompt
 from millstream.providers import Finish, Produced
 from millstream.usage import Usage
 
@@ -51,7 +51,7 @@ class ScriptedProvider:
     def __init__(self, scripts: Mapping[str, Script] | None = None) -> None:
         self._scripts = dict(scripts or {})
 
-    async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
+    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
         batch: list[Produced] = []
         for step in self._script(model):
             if isinstance(step, (int, float, ProviderError)) or callable(step):

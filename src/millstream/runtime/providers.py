@@ -43,7 +43,7 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
             unready["local"] = str(error)
             entries["scripted"] = ProviderEntry(ScriptedProvider(), any_model=False)
     prices = {
-        name: FlatPrice(price.input, price.output, price.cached_input)
+        name: FlatPrice(price.input, price.output, price.cached_input, price.cache_write)
         for name, price in settings.prices.items()
     }
     service = LLMService(entries, default_model=settings.default_model, prices=Prices(prices))

@@ -16,7 +16,7 @@ from millstream.server.dependencies import STATE
 from millstream.server.direct import DirectRoutes
 from millstream.server.errors import http_error
 from millstream.server.root_path import BelowRootPath
-from millstream.server.routes import chat, health, keys, models, pages, streams, usage
+from millstream.server.routes import ai_sdk, chat, health, keys, models, openai, pages, streams, usage
 from millstream.version import __version__
 
 log = logging.getLogger("millstream")
@@ -24,7 +24,15 @@ log = logging.getLogger("millstream")
 # In one flat list: an included router is one more round of matching for every request.
 _ROUTES = [
     route
-    for router in (chat.router, models.router, streams.router, keys.router, usage.router)
+    for router in (
+        chat.router,
+        openai.router,
+        ai_sdk.router,
+        models.router,
+        streams.router,
+        keys.router,
+        usage.router,
+    )
     for route in router.routes
 ]
 
@@ -95,7 +103,7 @@ def create_app(millstream: Millstream) -> FastAPI:
             allow_methods=["GET", "POST"],
             # Whatever tracing and SDKs add. No cookie counts here: what a page can do, its credential can.
             allow_headers=["*"],
-            expose_headers=["Location", "Retry-After", "X-Request-Id", "X-Stream-Id"],
+            expose_headers=["Location", "Millstream-Ignored", "Retry-After", "X-Request-Id", "X-Stream-Id"],
             max_age=3600,
         )
     for router in (millstream.router, health.router, pages.router):

@@ -4,9 +4,14 @@ What FastAPI keeps around a response for as long as it streams is a quarter of a
 (docs/decisions/0005-direct-routes.md).
 """
 
+from collections.abc import Awaitable, Callable, Mapping
+
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from millstream.dialects import Dialect
+from millstream.dialects.ai_sdk import AI_SDK
+from millstream.dialects.openai import OPENAI
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Handler, with_errors
 from millstream.server.routes import chat
@@ -20,6 +25,7 @@ class DirectRoutes:
         self._routes: dict[str, Handler] = {
             "/v1/chat/stream": with_errors(_stream),
             "/v1/chat": with_errors(_answer),
+            **{path: with_errors(_speaking(dialect), dialect) for path, dialect in _FOREIGN.items()},
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,6 +38,17 @@ class DirectRoutes:
             return
         response = await handle(Request(scope, receive))
         await response(scope, receive, send)
+
+
+_FOREIGN: Mapping[str, Dialect] = {"/v1/chat/completions": OPENAI, "/api/chat": AI_SDK}
+
+
+def _speaking(dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
+    async def speak(request: Request) -> Response:
+        get_runtime(request).streams.admit()
+        return await chat.speak(request, await chat.authenticate(request), dialect)
+
+    return speak
 
 
 async def _stream(request: Request) -> Response:

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeAlias
 
-import msgspec
 from fastapi import Request, Response
 from fastapi.exceptions import HTTPException as FastAPIHTTPException
 from fastapi.exceptions import RequestValidationError
@@ -16,9 +15,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
-from millstream import sse
 from millstream.bodies import invalid
 from millstream.database import DatabaseAway
+from millstream.dialects import Dialect
+from millstream.dialects.native import NATIVE
 from millstream.errors import (
     Draining,
     Internal,
@@ -90,6 +90,8 @@ def error_headers(error: MillstreamError, request_id: str, stream_id: str = "") 
         "Content-Type": "application/json",
         "Cache-Control": "no-store",
         "X-Request-Id": request_id,
+        # The SDKs of OpenAI and Anthropic would else repeat every 408, 409, 429 and 5xx.
+        "X-Should-Retry": "true" if error.retryable else "false",
     }
     if stream_id:
         headers["X-Stream-Id"] = stream_id
@@ -104,22 +106,23 @@ def error_headers(error: MillstreamError, request_id: str, stream_id: str = "") 
     return headers
 
 
-def error_body(error: MillstreamError, request_id: str) -> bytes:
-    """``error`` in the one shape that all of ours have."""
-    said = {"code": error.code, "message": error.message, "request_id": request_id}
-    return sse.one_line(msgspec.json.encode({"error": said}))
-
-
-def error_response(error: MillstreamError, request: Request) -> Response:
+def error_response(
+    error: MillstreamError, request: Request, dialect: Dialect = NATIVE, stream_id: str = ""
+) -> Response:
     """``error`` as the answer to ``request``."""
     identity = request_id(request)
-    return Response(error_body(error, identity), error.status, error_headers(error, identity))
+    status, body = dialect.error(error, identity)
+    headers = error_headers(error, identity, stream_id) | {dialect.request_id_header: identity}
+    return Response(body, status, headers)
 
 
-def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
-    """``handle``, whose errors become responses. No cache may keep any response of ours: each is about one
-    caller, and some carry a secret.
+def with_errors(handle: Callable[[Request], Awaitable[Response]], dialect: Dialect = NATIVE) -> Handler:
+    """``handle``, whose errors become responses in ``dialect``. No cache may keep any response of ours: each
+    is about one caller, and some carry a secret.
     """
+
+    def answered(error: MillstreamError, request: Request) -> Response:
+        return error_response(error, request, dialect)
 
     async def handler(request: Request) -> Response:
         REQUEST_ID.set(request_id(request))
@@ -131,23 +134,28 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]]) -> Handler:
         except MillstreamError as error:
             # A code of "internal" that no `Internal` has is a fault as well: nobody meant it for a caller.
             unexpected = error.code == Internal.code and not isinstance(error, Internal)
-            return error_response(fault_of(request, error) if unexpected else error, request)
+            return answered(fault_of(request, error) if unexpected else error, request)
         except Refused as refused:
-            return error_response(refused.error, request)
+            return answered(refused.error, request)
         except RequestValidationError as error:
-            return error_response(invalid(error.errors()), request)
+            return answered(invalid(error.errors()), request)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
         except DatabaseAway as error:
             where = printable(f"{request.method} {request.scope['path']}")
             log.error("%s: %s: the database: %s", request_id(request), where, error)
-            return error_response(Overloaded("the database does not answer; try again"), request)
+            return answered(Overloaded("the database does not answer; try again"), request)
         except Exception as error:
             if isinstance(error, HTTPException):
                 raise
-            return error_response(fault_of(request, error), request)
+            return answered(fault_of(request, error), request)
 
     return handler
+
+
+def route_in(dialect: Dialect) -> type["Route"]:
+    """A ``Route`` whose errors have the shape of ``dialect``."""
+    return type("Route", (Route,), {"dialect": dialect})
 
 
 class Route(APIRoute):
@@ -158,8 +166,10 @@ class Route(APIRoute):
     for streams; FastAPI does not do so.
     """
 
+    dialect: Dialect = NATIVE
+
     def get_route_handler(self) -> Handler:
-        return with_errors(super().get_route_handler())
+        return with_errors(super().get_route_handler(), self.dialect)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         scope = self._as_get(scope)

@@ -130,8 +130,31 @@ STREAMED: Responses = {
         "content": {"text/event-stream": {"schema": {"type": "string", "format": "event-stream"}}},
     }
 }
+STREAMED_OR_WHOLE: Responses = {
+    200: {
+        "description": "The answer: as Server-Sent Events where the body asks for a stream, else as JSON.",
+        "content": {
+            **STREAMED[200]["content"],
+            "application/json": {"schema": {"type": "object"}},
+        },
+    }
+}
+STOPPED = {
+    "type": "object",
+    "required": ["stream_id", "status"],
+    "properties": {name: {"type": ["string", "null"]} for name in ("stream_id", "status")},
+}
+ANY_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+}
 USUAL = errors(401, 403, 500, 503)
 CHAT = USUAL | errors(400, 404, 413, 415, 422, 429, 502, 504)
+
+# Errors of other formats have the shape of their format, with the same codes.
+FOREIGN: Responses = {
+    status: {"description": what, "content": {"application/json": {"schema": {"type": "object"}}}}
+    for status, what in _STATUSES.items()
+}
 
 
 def schema(app: FastAPI) -> dict[str, Any]:
@@ -143,6 +166,6 @@ def schema(app: FastAPI) -> dict[str, Any]:
         }
         for path, item in made["paths"].items():
             for operation in item.values():
-                operation["security"] = [{"key": []}] if path.startswith("/v1/") else []
+                operation["security"] = [{"key": []}] if path.startswith(("/v1/", "/api/")) else []
         app.openapi_schema = made
     return app.openapi_schema

@@ -1,11 +1,14 @@
 """Requests in: bodies and headers, read and checked."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
 
+from millstream.bodies import validate
 from millstream.errors import (
     BadPosition,
     InvalidRequest,
@@ -17,17 +20,23 @@ from millstream.errors import (
 from millstream.events import Position
 from millstream.server.dependencies import get_runtime
 
-Body = TypeVar("Body", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
+Body = TypeVar("Body")
 
 _MAX_SHOWN = 80
 _POSITION = re.compile(r"(?P<position>[^.]+)(?:\.(?P<proof>[\w-]{12}))?", re.ASCII)
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,128}")
 
 
-async def read_body(request: Request, model: type[Body], limit: int) -> Body:
-    """The body as a ``model``, whatever its ``Content-Type`` says: no credential of ours is one that a
-    browser sends by itself. Raises ``TooLarge`` where it is over ``limit`` bytes, ``UnsupportedEncoding``
-    where it says that it is compressed, and what ``BodyValidator.validate`` raises.
+async def read_model(request: Request, model: type[Model], limit: int) -> Model:
+    """The body as a ``model``. Raises what ``read_body`` and ``validate`` raise."""
+    return await read_body(request, partial(validate, model), limit)
+
+
+async def read_body(request: Request, parse: Callable[[bytes], Body], limit: int) -> Body:
+    """What ``parse`` makes of the body, whatever its ``Content-Type`` says: no credential of ours is one that
+    a browser sends by itself. Raises ``TooLarge`` where it is over ``limit`` bytes, ``UnsupportedEncoding``
+    where it says that it is compressed, ``Overloaded``, and what ``parse`` raises.
     """
     coding = request.headers.get("content-encoding", "")
     if coding.lower() not in ("", "identity"):
@@ -44,7 +53,7 @@ async def read_body(request: Request, model: type[Body], limit: int) -> Body:
             raise TooLarge(f"the body is over {limit} bytes")
         chunks.append(chunk)
     try:
-        return await get_runtime(request).bodies.validate(model, chunks)
+        return await get_runtime(request).bodies.read(parse, chunks)
     except MalformedBody as error:
         kind = request.headers.get("content-type", "json")
         if "json" in kind:

@@ -3,10 +3,13 @@
 ASGI keeps it in front of every path (``root_path``), so what routes say of themselves begins with it too.
 """
 
+import re
 from urllib.parse import quote
 
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+_ENDPOINT = re.compile(r"/(v1/(?!.*/v1/).*|api/chat(/.*)?|ag-ui)$")
 
 
 class BelowRootPath:
@@ -26,10 +29,10 @@ class BelowRootPath:
         await self._app(scope, receive, send)
 
 
-def before_v1(request: Request) -> str:
-    """What the client has in front of ``/v1`` in the path that it asked for, quoted."""
+def stream_url(request: Request, stream_id: str) -> str:
+    """The path of a stream, below whatever the client has in front of the endpoint that it asked."""
     path: str = request.scope["path"]
     root_path: str = request.scope.get("root_path", "").rstrip("/")
     if not path.startswith(f"{root_path}/"):  # the proxy took it away, and the server has not put it back
         path = root_path + path
-    return quote(path.rpartition("/v1/")[0])
+    return f"{quote(_ENDPOINT.sub('', path))}/v1/streams/{stream_id}"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from millstream.dialects import OnDisconnect
 from millstream.errors import TooManyReaders
 from millstream.events import StreamInfo
 from millstream.journals import READING_LAPSES_SECONDS
-from millstream.messages import Grace, OnDisconnect
 
 FIRST_READER_SECONDS = 30.0  # what a stream that nobody reads yet waits for a reader
 
@@ -159,8 +159,8 @@ class Audience:
         """The disconnect policy. ``seconds`` is the grace of a policy that has none of its own."""
         if self._dismissed or self._readers or self._workers or self._policy == "continue":
             return
-        if isinstance(self._policy, Grace):
-            seconds = self._policy.grace_seconds or seconds
+        if not isinstance(self._policy, str):
+            seconds = self._policy or seconds
         if seconds:
             self._stop_grace()  # one clock at a time, so that a reader who comes stops them all
             self._grace = asyncio.get_running_loop().call_later(seconds, self._on_empty)

@@ -1,32 +1,59 @@
-"""Parts: what a provider produced -> a stream's events, every part opened and closed.
+"""Parts: what a provider produced -> a stream's events, every part numbered, opened and closed.
 
-Text, reasoning and refusal follow each other: a delta of one kind closes the part of another. Tool calls
-stay open until the end, because providers may interleave the pieces of parallel calls.
+Text, reasoning and refusal of a choice follow each other: a delta of one kind closes the part of another.
+Tool calls stay open until their provider says that they are whole, or until the end, because providers may
+interleave the pieces of parallel calls.
 """
 
 from collections.abc import Sequence
 
 import msgspec
 
-from millstream.answer import PROSE, OpenCall, OpenParts
+from millstream.answer import PROSE, Part, Prose
 from millstream.errors import UpstreamError, printable
 from millstream.events import (
+    AnswerStart,
+    ChoiceEnd,
+    Content,
     Event,
     File,
-    PartEvent,
+    PartStart,
+    Reasoning,
     ReasoningDelta,
     RefusalDelta,
+    Source,
     TextDelta,
+    ToolCall,
     ToolCallDelta,
-    ToolCallStart,
+    WholePart,
 )
 from millstream.ledger.rows import Reported
-from millstream.providers import MAX_TOOL_CALLS, Finish, Produced, ToolCallPiece, UsageReport
+from millstream.providers import (
+    MAX_CHOICES,
+    MAX_TOOL_CALLS,
+    Finish,
+    InChoice,
+    PartBreak,
+    Produced,
+    ToolCallPiece,
+    UsageReport,
+)
 from millstream.tokens import GrowingCount
 from millstream.usage import Usage
 
 _MAX_WORD = 64  # characters of a provider's finish reason that are kept
 _MAX_RAW = 4096  # of its usage object
+
+
+class _Choice:
+    """One of the answers: its open part of prose, and its open tool calls by index."""
+
+    __slots__ = ("calls", "prose", "prose_kind")
+
+    def __init__(self) -> None:
+        self.prose: Part | None = None
+        self.prose_kind: Prose | None = None
+        self.calls: dict[int, Part] = {}
 
 
 class Assembler:
@@ -39,23 +66,27 @@ class Assembler:
         self.usage_is_stale = False  # something came after it
         self.generated = GrowingCount()
         self.produced = 0  # events so far
-        self._open = OpenParts()
+        self._parts = 0  # the number of the next one
+        self._start_of_answer: AnswerStart | None = None  # until the first part, with which it goes out
+        self._first = _Choice()
+        self._choices = {0: self._first}
 
     def feed(self, batch: Sequence[Produced]) -> list[Event]:
-        """Raises ``UpstreamError`` where the provider numbers its tool calls as it may not."""
+        """Raises ``UpstreamError`` where the provider numbers its tool calls or choices as it may not."""
         events: list[Event] = []
+        first, generated = self._first, self.generated
         for item in batch:
             if isinstance(item, (TextDelta, ReasoningDelta, RefusalDelta)):
-                kind = type(item)
-                if kind is not self._open.prose:
-                    events += self._open.end_prose()
-                    self._open.prose = kind
-                    events.append(PROSE[kind][0])
-                self.generated.add(item.text)
-                self.usage_is_stale = True
-                events.append(item)
+                # Nearly everything is one more piece of the open part, which mostly is the first one.
+                prose = first.prose
+                if type(item) is first.prose_kind and prose is not None and prose.number == 0:
+                    generated.add(item.text)
+                    self.usage_is_stale = True
+                    events.append(item)
+                else:
+                    self._prose(first, 0, item, events)
             elif isinstance(item, ToolCallPiece):
-                self._call(item, events)
+                self._call(self._first, 0, item, events)
             elif isinstance(item, UsageReport):
                 self.report = item
                 self.usage = item.usage
@@ -63,10 +94,14 @@ class Assembler:
             elif isinstance(item, Usage):
                 self.usage = item
                 self.usage_is_stale = False
-            elif isinstance(item, File):
-                events += self._open.end_prose()
-                events.append(item)
-                self.usage_is_stale = True
+            elif isinstance(item, (File, Source, Reasoning)):
+                self._whole(self._first, 0, item, events)
+            elif isinstance(item, PartBreak):
+                self._break(self._first, item, events)
+            elif isinstance(item, AnswerStart):
+                self._start_of_answer = item
+            elif isinstance(item, InChoice):
+                self._in_choice(item, events)
             else:
                 self.finish = item
         self.produced += len(events)
@@ -85,24 +120,104 @@ class Assembler:
             raw = ""
         return Reported(word or None, raw if 0 < len(raw) <= _MAX_RAW else None, self.report.cost)
 
-    def close(self) -> list[PartEvent]:
+    def close(self) -> list[Event]:
         """The ends of all parts that are open, as the last events before the terminal one."""
-        return self._open.end_all()
+        ends: list[Event] = []
+        self._begin(ends)
+        for choice in self._choices.values():
+            _end_prose(choice, ends)
+            ends += [call.end() for call in choice.calls.values()]
+            choice.calls = {}
+        return ends
 
-    def _call(self, piece: ToolCallPiece, events: list[Event]) -> None:
+    def _prose(
+        self,
+        choice: _Choice,
+        number: int,
+        item: TextDelta | ReasoningDelta | RefusalDelta,
+        events: list[Event],
+    ) -> None:
+        kind = type(item)
+        if kind is not choice.prose_kind:
+            _end_prose(choice, events)
+            choice.prose_kind = kind
+            choice.prose = self._start(PROSE[kind], number, events)
+        assert choice.prose is not None
+        self.generated.add(item.text)
+        self.usage_is_stale = True
+        part = choice.prose.number
+        events.append(item if part == 0 else msgspec.structs.replace(item, part=part))
+
+    def _begin(self, events: list[Event]) -> None:
+        if self._start_of_answer is not None:
+            events.append(self._start_of_answer)
+            self._start_of_answer = None
+
+    def _start(self, content: Content, choice: int, events: list[Event]) -> Part:
+        self._begin(events)
+        part = Part(self._parts, content, choice)
+        self._parts += 1
+        events.append(PartStart(part.number, content, choice))
+        return part
+
+    def _whole(self, choice: _Choice, number: int, content: Content, events: list[Event]) -> None:
+        self._begin(events)
+        _end_prose(choice, events)
+        events.append(WholePart(self._parts, content, number))
+        self._parts += 1
+        self.usage_is_stale = True
+
+    def _break(self, choice: _Choice, said: PartBreak, events: list[Event]) -> None:
+        """The provider says that a part is whole: the open one of prose, or a call."""
+        if said.index is not None:
+            call = choice.calls.pop(said.index, None)
+            if call is not None:
+                events.append(call.end())
+        elif choice.prose is not None:
+            if said.content is not None:
+                choice.prose.content = said.content
+            _end_prose(choice, events)
+
+    def _in_choice(self, said: InChoice, events: list[Event]) -> None:
+        number, item = said.choice, said.item
+        if type(number) is not int or not 0 < number < MAX_CHOICES:
+            raise UpstreamError(f"the provider sent a choice whose index is not 0 to {MAX_CHOICES - 1}")
+        choice = self._choices.setdefault(number, _Choice())
+        if isinstance(item, (TextDelta, ReasoningDelta, RefusalDelta)):
+            self._prose(choice, number, item, events)
+        elif isinstance(item, ToolCallPiece):
+            self._call(choice, number, item, events)
+        elif isinstance(item, Finish):
+            self._begin(events)
+            _end_prose(choice, events)
+            events += [call.end() for call in choice.calls.values()]
+            choice.calls = {}
+            events.append(ChoiceEnd(number, item.reason))
+        else:
+            self._whole(choice, number, item, events)
+
+    def _call(self, choice: _Choice, number: int, piece: ToolCallPiece, events: list[Event]) -> None:
         if type(piece.index) is not int or not 0 <= piece.index < MAX_TOOL_CALLS:
             raise UpstreamError(f"the provider sent a tool call whose index is not 0 to {MAX_TOOL_CALLS - 1}")
         self.usage_is_stale = True
         extra = None
-        call = self._open.calls.get(piece.index)
+        call = choice.calls.get(piece.index)
         if call is None:
-            events += self._open.end_prose()
-            call = self._open.calls[piece.index] = OpenCall(piece.call_id, piece.name, piece.extra_content)
+            _end_prose(choice, events)
+            content = ToolCall(piece.index, piece.call_id, piece.name, extra_content=piece.extra_content)
+            call = choice.calls[piece.index] = self._start(content, number, events)
             self.generated.add(piece.name)
-            events.append(ToolCallStart(piece.index, piece.call_id, piece.name, piece.extra_content))
         elif extra := piece.extra_content:
-            call.extra_content = extra
+            call.content = msgspec.structs.replace(call.content, extra_content=extra)
         if piece.arguments or extra:
-            call.arguments.append(piece.arguments)
+            assert isinstance(call.content, ToolCall)
+            call.pieces.append(piece.arguments)
             self.generated.add(piece.arguments)
-            events.append(ToolCallDelta(piece.index, call.call_id, piece.arguments, extra))
+            identity = call.content.call_id
+            events.append(ToolCallDelta(piece.index, identity, piece.arguments, call.number, extra))
+
+
+def _end_prose(choice: _Choice, events: list[Event]) -> None:
+    if choice.prose is not None:
+        events.append(choice.prose.end())
+        choice.prose = choice.prose_kind = None

@@ -35,6 +35,7 @@ from msgspec import Struct
 
 from millstream import traces
 from millstream.catalog import Model
+from millstream.dialects import Ask
 from millstream.errors import (
     IdempotencyConflict,
     Internal,
@@ -54,7 +55,6 @@ from millstream.journals import Journal
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Opening, Settlement, Status
 from millstream.log_ids import STREAM_ID
-from millstream.messages import ChatRequest
 from millstream.prices import Price
 from millstream.streams import lines
 from millstream.streams.audience import Audience, SendAway
@@ -88,7 +88,7 @@ class Producer:
         self,
         info: StreamInfo,
         opening: Opening,
-        request: ChatRequest,
+        ask: Ask,
         model: Model,
         price: Price | None,
         journal: Journal,
@@ -98,15 +98,15 @@ class Producer:
         self.info = info
         self.key_id = opening.key_id
         self.state = State.ASKED
-        self.audience = Audience(request.on_disconnect, self.cancel)
+        self.audience = Audience(ask.on_disconnect, self.cancel)
         self._opening = opening
-        self._request = request
+        self._prompt = ask.prompt
         self._model = model
         self._journal = journal
         self._ledger = ledger
         self._limit_seconds = min(limit_seconds, model.stream_seconds or limit_seconds)
         self._assembler = Assembler()
-        self._tally = Tally(info.stream_id, self._assembler, request.messages, model.encoding, price)
+        self._tally = Tally(info.stream_id, self._assembler, ask.prompt.messages, model.encoding, price)
         self._scope = CancelScope()
         self._clock: asyncio.Timeout | None = None  # while the scope is entered
         self._stop: _Stop | None = None
@@ -228,7 +228,7 @@ class Producer:
     async def _produce(self) -> None:
         assembler, stream_id = self._assembler, self.info.stream_id
         self.state = State.PRODUCING
-        stream = self._model.provider.stream(self._request, self._model.upstream_name)
+        stream = self._model.provider.stream(self._prompt, self._model.upstream_name)
         async with aclosing(stream) as batches:
             async for batch in batches:
                 events = assembler.feed(batch)
@@ -249,7 +249,13 @@ class Producer:
         if self.is_ending:
             return
         bill = self._decide(status, await self._tally.usage(accepted=self._was_called), reason=reason)
-        await self._append_end(StreamEnd(reason, bill))
+        finish = self._assembler.finish
+        if finish is None:
+            await self._append_end(StreamEnd(reason, bill))
+            return
+        report = self._assembler.report
+        raw = None if report is None else report.raw
+        await self._append_end(StreamEnd(reason, bill, finish.word, finish.stop_sequence, raw, finish.extra))
 
     async def _fail(self, error: MillstreamError) -> None:
         if self.is_ending:

@@ -11,10 +11,13 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack, aclosing, suppress
 
+import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream.auth import Keys, Principal
 from millstream.catalog import LLMService
+from millstream.dialects import Ask
 from millstream.errors import (
     BadPosition,
     Draining,
@@ -28,7 +31,6 @@ from millstream.events import StreamInfo, StreamStart
 from millstream.journals import Journal, Signal, StreamState
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Receipt
-from millstream.messages import ChatRequest
 from millstream.streams.audience import FollowedStream, ReadableStream, Readers, RemoteStream, SendAway
 from millstream.streams.pressure import Pressure
 from millstream.streams.producer import Producer
@@ -120,7 +122,7 @@ class Streams:
     async def start(
         self,
         principal: Principal,
-        request: ChatRequest,
+        ask: Ask,
         idempotency_key: str | None = None,
         *,
         unread: bool = False,
@@ -134,11 +136,12 @@ class Streams:
         ``unread``). Whatever goes wrong after that is the stream's terminal event.
         """
         self._admit()
-        request = _within_limits(principal, request, self._service.default_model)
-        model, price = await self._service.resolve(request.model)
+        ask = _within_limits(principal, ask, self._service.default_model)
+        model, price = await self._service.resolve(ask.prompt.model)
         self._admit()  # again: that may have taken a while
         stream_id = f"str_{secrets.token_urlsafe(16)}"
-        info = StreamInfo(stream_id, principal.owner_id, model.name, time.time())
+        choices = ask.prompt.choices
+        info = StreamInfo(stream_id, principal.owner_id, model.name, time.time(), choices)
         token = principal.token
         if token is not None:
             self._check_open(info.owner_id, token.max_streams)
@@ -149,10 +152,11 @@ class Streams:
             info.model,
             model.provider_name,
             info.created_at,
-            request.user,
+            ask.prompt.user,
             token_id=None if token is None else token.id,
             max_open=None if token is None else token.max_streams,
-            claim=None if idempotency_key is None else Claim(idempotency_key, _digest(request)),
+            claim=None if idempotency_key is None else Claim(idempotency_key, _digest(ask)),
+            thread_id=ask.thread_id,
         )
         try:
             await self._journal.create(info)
@@ -162,7 +166,7 @@ class Streams:
             await asyncio.shield(self._journal.forget(stream_id))
             raise
         producer = Producer(
-            info, opening, request, model, price, self._journal, self._ledger, self._limits.seconds
+            info, opening, ask, model, price, self._journal, self._ledger, self._limits.seconds
         )
         task = asyncio.create_task(producer.run(), name=stream_id)
         self._running[stream_id], self._tasks[stream_id] = producer, task
@@ -181,16 +185,14 @@ class Streams:
         producer.audience.await_first_reader()
         return producer
 
-    async def started(
-        self, principal: Principal, request: ChatRequest, idempotency_key: str | None
-    ) -> ReadableStream:
+    async def started(self, principal: Principal, ask: Ask, idempotency_key: str | None) -> ReadableStream:
         """The stream that this start has begun before, for a reader that shows a position in it. Raises
         ``BadPosition`` where there is none, ``IdempotencyConflict``, and what ``follow`` raises.
         """
         stream_id = None
         if idempotency_key is not None:
-            request = _within_limits(principal, request, self._service.default_model)
-            claim = Claim(idempotency_key, _digest(request))
+            ask = _within_limits(principal, ask, self._service.default_model)
+            claim = Claim(idempotency_key, _digest(ask))
             stream_id = await self._ledger.claimed(principal.owner_id, claim)
         if stream_id is None:
             raise BadPosition("a position needs the Idempotency-Key of the start whose stream it is in")
@@ -202,6 +204,10 @@ class Streams:
         """
         self._readers.check(principal.owner_id)
         return await self._find(principal, stream_id)
+
+    async def latest(self, principal: Principal, thread_id: str) -> str | None:
+        """The newest stream of one of the principal's conversations. Raises ``DatabaseAway``."""
+        return await self._ledger.latest(principal.owner_id, thread_id)
 
     async def _find(self, principal: Principal, stream_id: str) -> FoundStream:
         state: StreamState | None = None
@@ -358,25 +364,26 @@ def _sees(principal: Principal, owner_id: str) -> bool:
     return principal.owns(owner_id) or principal.may(["admin"])
 
 
-def _within_limits(principal: Principal, request: ChatRequest, default_model: str | None) -> ChatRequest:
-    """The request as the principal's browser token allows it. Raises ``Forbidden``."""
+def _within_limits(principal: Principal, ask: Ask, default_model: str | None) -> Ask:
+    """What is asked as the principal's browser token allows it. Raises ``Forbidden``."""
     token = principal.token
     if token is None:
-        return request
+        return ask
+    prompt = ask.prompt
     given: dict[str, object] = {}
     if token.models:
-        model = request.model or default_model
-        if request.model is None and model not in token.models:
+        model = prompt.model or default_model
+        if prompt.model is None and model not in token.models:
             model = token.models[0]
         if model not in token.models:
             raise Forbidden(f"this token is for {', '.join(token.models)}")
         given["model"] = model
     if token.max_tokens is not None:
-        given["max_tokens"] = min(request.max_tokens or token.max_tokens, token.max_tokens)
+        given["max_tokens"] = min(prompt.max_tokens or token.max_tokens, token.max_tokens)
     if token.user is not None:
         given["user"] = token.user
-    return request.model_copy(update=given)
+    return replace(ask, prompt=replace(prompt, **given))
 
 
-def _digest(request: ChatRequest) -> bytes:
-    return hashlib.sha256(request.model_dump_json(exclude_none=True).encode()).digest()
+def _digest(ask: Ask) -> bytes:
+    return hashlib.sha256(msgspec.json.encode((ask.prompt, ask.on_disconnect))).digest()

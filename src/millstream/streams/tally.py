@@ -8,8 +8,8 @@ import msgspec
 
 from millstream import tokens
 from millstream.errors import safe_traceback
-from millstream.messages import ChatMessage
 from millstream.prices import Price
+from millstream.prompt import Message
 from millstream.streams.parts import Assembler
 from millstream.usage import Usage
 
@@ -25,7 +25,7 @@ class Tally:
         self,
         stream_id: str,
         assembler: Assembler,
-        messages: Sequence[ChatMessage],
+        messages: Sequence[Message],
         encoding: str,
         price: Price | None,
     ) -> None:

@@ -8,7 +8,7 @@ data (``known.Quirks``). What holds for all of them:
    follows. Anything else is a cut.
 2. Usage is taken from wherever it comes (finish chunk, every chunk, a chunk of its own); the last one counts,
    nothing is summed.
-3. Of several choices only the first is taken: neither a request nor the settings can ask for more.
+3. Of several choices the first one's end is the stream's; of what was not asked for nothing is taken.
 4. What was understood before a fault, in the same read or the same event, is yielded before the fault is
    raised.
 5. An answer that is whole JSON, though a stream was asked for, is an answer.
@@ -23,12 +23,12 @@ from typing import Any
 import msgspec
 
 from millstream.errors import ProviderError, UpstreamError
-from millstream.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
-from millstream.messages import ChatRequest
-from millstream.providers import Finish, Produced, UsageReport
+from millstream.events import AnswerStart, FinishReason, ReasoningDelta, RefusalDelta, TextDelta
+from millstream.prompt import Prompt
+from millstream.providers import MAX_CHOICES, SAID, Finish, InChoice, Produced, UsageReport
 from millstream.providers.endings import failure, finish_reason, reported_error
 from millstream.providers.known import Quirks
-from millstream.providers.openai import chunks
+from millstream.providers.openai import chunks, request
 from millstream.providers.openai.counts import timings_report, usage_report
 from millstream.providers.openai.tool_calls import ToolCalls
 from millstream.providers.upstream import Upstream
@@ -36,6 +36,12 @@ from millstream.sse import Message
 
 _DRAIN_SECONDS = 0.2
 _AFTERTHOUGHT_SECONDS = 5  # for [DONE] and the end of the connection, once nothing is missing
+
+_OF_ANSWER = (
+    "created",
+    "system_fingerprint",
+    "service_tier",
+)  # fields of every chunk that are the same in all
 
 # As OpenAI has it, and as what rewrites streams makes of it.
 _DONE = re.compile(rb'\s*"?\[DONE\]"?\s*', re.IGNORECASE)
@@ -61,10 +67,10 @@ class OpenAIProvider:
         self._quirks = quirks or Quirks()
         self._extra = dict(extra or {})
 
-    async def stream(self, request: ChatRequest, model: str) -> AsyncGenerator[Sequence[Produced]]:
+    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
         url = f"{self._base_url}/chat/completions"
-        reading = Reading(self._name, self._quirks)
-        events = self._upstream.events(url, self._body(request, model), reading.patience)
+        reading = Reading(self._name, self._quirks, prompt.choices)
+        events = self._upstream.events(url, self._body(prompt, model), reading.patience)
         async with aclosing(events) as batches:
             try:
                 async for messages in batches:
@@ -93,19 +99,11 @@ class OpenAIProvider:
     async def close(self) -> None:
         await self._upstream.close()
 
-    def _body(self, request: ChatRequest, model: str) -> bytes:
-        quirks = self._quirks
-        body = request.for_provider(
-            reasoning_field=quirks.reasoning_field, extra_content=quirks.extra_content
-        )
-        for field, theirs in quirks.renamed.items():
-            if field in body:
-                body[theirs] = body.pop(field)
-        for field in quirks.refused:
-            body.pop(field, None)
+    def _body(self, prompt: Prompt, model: str) -> bytes:
+        body = request.body(prompt, self._quirks)
         body |= self._extra
         body |= {"model": model, "stream": True}
-        if quirks.stream_options:
+        if self._quirks.stream_options:
             body["stream_options"] = {"include_usage": True}
         return msgspec.json.encode(body)
 
@@ -113,18 +111,22 @@ class OpenAIProvider:
 class Reading:
     """What has come of one answer so far. Knows no network, so every stream can be tried on it."""
 
-    def __init__(self, name: str, quirks: Quirks) -> None:
+    def __init__(self, name: str, quirks: Quirks, choices: int = 1) -> None:
         self.is_done = False  # it was said that nothing follows
         self.fault: ProviderError | None = None  # what the answer failed with
         self.contents = 0  # pieces of it so far
         self._name = name
         self._quirks = quirks
+        self._choices = choices  # that were asked for
         self._reason: FinishReason | None = None
         self._word = ""
         self._report: UsageReport | None = None
         self._report_is_stale = False  # something came after it
         self._is_whole = False  # the answer came as one JSON object
         self._calls = ToolCalls(name)
+        self._others: dict[int, _Other] = {}  # the answers behind the first one
+        self._has_begun = False
+        self._begun: set[int] = set()  # the answers of which there is something
 
     @property
     def is_complete(self) -> bool:
@@ -163,10 +165,11 @@ class Reading:
     def _finish(self, produced: list[Produced]) -> None:
         if self._reason is None and not self.contents and self._report is None:
             raise UpstreamError(f"provider '{self._name}' ended its answer without a word")
+        for index, other in self._others.items():
+            produced += [InChoice(index, piece) for piece in other.calls.end()]
+            produced.append(InChoice(index, Finish(_with_calls(other.reason, other.calls), None)))
         produced += self._calls.end()
-        reason = self._reason or "stop"
-        if self._calls and reason == "stop":
-            reason = "tool_calls"
+        reason = _with_calls(self._reason, self._calls)
         usage = None if self._report_is_stale or self._report is None else self._report.usage
         if usage is not None:
             usage = usage.sourced("provider_final")
@@ -190,10 +193,15 @@ class Reading:
         failed = None if whole is None else reported_error(whole)
         if message.event == "error" and failed is None:
             failed = whole or {}
+        if not self._has_begun and chunk.choices:
+            self._has_begun = True
+            produced.append(_answer_start(message.data))
         word: str | None = None
         for choice in chunk.choices or ():
-            if choice.index == 0:
-                self._say(choice, produced)
+            if choice.index:
+                self._say_other(choice, produced)
+            else:
+                self._say(choice, self._calls, produced)
                 if failed is None and choice.error:
                     failed = choice.error
                 if choice.finish_reason or choice.native_finish_reason:
@@ -214,10 +222,21 @@ class Reading:
         if self._reason is None or reason != "stop":
             self._reason, self._word = reason, word
 
-    def _say(self, choice: chunks.Choice, produced: list[Produced]) -> None:
+    def _say_other(self, choice: chunks.Choice, produced: list[Produced]) -> None:
+        """What an answer behind the first one says, of which there are few."""
+        if not 0 < choice.index < min(self._choices, MAX_CHOICES):
+            return
+        other = self._others.setdefault(choice.index, _Other(ToolCalls(self._name)))
+        said: list[Produced] = []
+        self._say(choice, other.calls, said)
+        produced += [InChoice(choice.index, item) for item in said if isinstance(item, SAID)]
+        if (word := _finish_word(choice)) and (reason := finish_reason(self._name, word, self._quirks.ends)):
+            other.reason = reason
+
+    def _say(self, choice: chunks.Choice, calls: ToolCalls, produced: list[Produced]) -> None:
         delta = choice.delta
         if delta is None:
-            if choice.message is None or self.contents:
+            if choice.message is None or choice.index in self._begun:
                 return
             delta = choice.message
             self._is_whole = True
@@ -226,7 +245,8 @@ class Reading:
             produced.append(ReasoningDelta(reasoning))
         if content := delta.content:
             if isinstance(content, str):
-                produced.append(TextDelta(content))
+                extra = None if choice.logprobs is None else {"logprobs": choice.logprobs}
+                produced.append(TextDelta(content, extra=extra))
             else:
                 produced += chunks.prose(content)
         if delta.refusal:
@@ -234,11 +254,14 @@ class Reading:
         if delta.images:
             produced += chunks.images(delta.images)
         if delta.tool_calls:
-            produced += self._calls.add(delta.tool_calls)
+            produced += calls.add(delta.tool_calls)
         elif delta.function_call:
-            produced += self._calls.add([chunks.CallPiece(0, function=delta.function_call)])
+            produced += calls.add([chunks.CallPiece(0, function=delta.function_call)])
+        if delta.annotations:
+            produced += chunks.sources(delta.annotations)
         if said := len(produced) - before:
             self.contents += said
+            self._begun.add(choice.index)
             self._report_is_stale = True
 
     def _count(self, raw: object, produced: list[Produced]) -> None:
@@ -249,6 +272,37 @@ class Reading:
         self._report = report
         self._report_is_stale = False
         produced.append(report)
+
+
+class _Other:
+    """An answer behind the first one."""
+
+    __slots__ = ("calls", "reason")
+
+    def __init__(self, calls: ToolCalls) -> None:
+        self.calls = calls
+        self.reason: FinishReason | None = None
+
+
+def _with_calls(reason: FinishReason | None, calls: ToolCalls) -> FinishReason:
+    return "tool_calls" if calls and reason in (None, "stop") else reason or "stop"
+
+
+def _answer_start(data: bytes) -> AnswerStart:
+    """What the first chunk says of the answer as a whole."""
+    try:
+        said = chunks.decode_anything(data)
+    except (msgspec.DecodeError, RecursionError):
+        said = None
+    said = said if isinstance(said, dict) else {}
+    identity, model = said.get("id"), said.get("model")
+    extra = {name: said[name] for name in _OF_ANSWER if said.get(name) is not None}
+    return AnswerStart(
+        request.API,
+        identity if isinstance(identity, str) else "",
+        model if isinstance(model, str) else "",
+        extra=extra or None,
+    )
 
 
 def _is_ping(message: Message) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream.events import File, ReasoningDelta, RefusalDelta, TextDelta
+from millstream.events import File, ReasoningDelta, RefusalDelta, Source, TextDelta
 
 
 class Function(Struct, gc=False):
@@ -38,6 +38,7 @@ class Delta(Struct, gc=False):
     tool_calls: list[CallPiece] | None = None
     function_call: Function | None = None  # OpenAI before tools
     images: Any = None  # OpenRouter
+    annotations: Any = None  # the pages that the text rests on
 
 
 class Choice(Struct, gc=False):
@@ -48,6 +49,7 @@ class Choice(Struct, gc=False):
     native_finish_reason: Any = None  # OpenRouter
     error: Any = None
     usage: Any = None  # Moonshot
+    logprobs: Any = None
 
 
 class Chunk(Struct, gc=False):
@@ -59,7 +61,7 @@ class Chunk(Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(Chunk).decode
-_decode_anything = msgspec.json.Decoder().decode
+decode_anything = msgspec.json.Decoder().decode
 
 
 class Unreadable(ValueError):
@@ -77,7 +79,7 @@ def read(data: bytes) -> tuple[Chunk, object]:
         return _chunk(value), value
     if chunk.choices and chunk.error is None and chunk.x_groq is None:
         return chunk, None
-    return chunk, _decode_anything(data)
+    return chunk, decode_anything(data)
 
 
 def _plain(data: bytes) -> object:
@@ -121,7 +123,7 @@ def _choice(value: dict[str, Any]) -> Choice:
         _delta(value.get("delta")),
         _delta(value.get("message")),
         finish if isinstance(finish, str) else None,
-        *(value.get(name) for name in ("native_finish_reason", "error", "usage")),
+        *(value.get(name) for name in ("native_finish_reason", "error", "usage", "logprobs")),
     )
 
 
@@ -141,6 +143,7 @@ def _delta(value: object) -> Delta | None:
         [_piece(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else None,
         _function(value.get("function_call")),
         value.get("images"),
+        value.get("annotations"),
     )
 
 
@@ -223,6 +226,17 @@ def images(value: object) -> Iterator[File]:
         match image:
             case {"image_url": {"url": str(url)}} | {"image_url": str(url)} if url:
                 yield File(_media_type(url), url)
+            case _:
+                pass
+
+
+def sources(value: object) -> Iterator[Source]:
+    """``[{"type": "url_citation", "url_citation": {"url": …, "title": …}}]``."""
+    for annotation in value if isinstance(value, list) else ():
+        match annotation:
+            case {"url_citation": {"url": str(url), **rest}} if url:
+                title = rest.get("title")
+                yield Source(url, title if isinstance(title, str) else "")
             case _:
                 pass
 

@@ -35,9 +35,10 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from millstream.dialects.native import NATIVE
 from millstream.errors import InvalidRequest, MillstreamError, Overloaded, ReportedError, TooLarge
 from millstream.log_ids import REQUEST_ID
-from millstream.server.errors import error_body, error_headers, id_of_scope, new_request_id
+from millstream.server.errors import error_headers, id_of_scope, new_request_id
 from millstream.server.process.connections import Connections, Waits
 
 if TYPE_CHECKING:
@@ -341,7 +342,7 @@ class Connection(HttpToolsProtocol):
             running.message_event.set()
         identity = new_request_id()
         self._log_refusal(error, identity)
-        body = error_body(error, identity)
+        _, body = NATIVE.error(error, identity)
         headers = error_headers(error, identity)
         headers |= {"Content-Length": str(len(body)), "Connection": "close"}
         lines = [f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in headers.items()]

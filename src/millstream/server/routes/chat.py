@@ -1,14 +1,15 @@
 """Chat: starting a stream and following it, or having it whole (spec/protocol.md §3)."""
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.requests import ClientDisconnect
 
 from millstream.auth import Principal
+from millstream.dialects import Ask, Dialect
 from millstream.dialects.native import NATIVE
 from millstream.messages import ChatRequest
-from millstream.runtime import Runtime
 from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, require_principal
@@ -25,6 +26,9 @@ authenticate = require_principal(scopes=["chat"])
 Caller = Annotated[Principal, Depends(authenticate)]
 BODY = openapi.body(ChatRequest)
 
+_PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_MAX_IGNORED = 32
+
 
 @router.post(
     "/v1/chat/stream",
@@ -37,7 +41,7 @@ async def stream(request: Request, caller: Caller) -> Response:
     after that position."""
     runtime = get_runtime(request)
     seen = position(last_event_id(request))
-    client, source = await _start(request, caller, runtime, resumes=seen is not None)
+    client, source, _ = await start(request, caller, NATIVE, resumes=seen is not None)
     return EventStreamResponse(
         request, client, source, runtime.journal, NATIVE, followed=seen is not None, after=seen
     )
@@ -51,23 +55,41 @@ async def stream(request: Request, caller: Caller) -> Response:
 )
 async def answer(request: Request, caller: Caller) -> Response:
     """The whole answer at once, as JSON."""
+    client, source, _ = await start(request, caller, NATIVE)
+    return AnswerResponse(request, client, source, get_runtime(request).journal, NATIVE)
+
+
+async def speak(request: Request, caller: Principal, dialect: Dialect) -> Response:
+    """Starts what the body asks for and answers in the body's format, streaming or whole. Repeated with its
+    ``Idempotency-Key`` and a ``Last-Event-ID``, goes on after that position.
+    """
+    seen = position(last_event_id(request))
+    client, source, ask = await start(request, caller, dialect, resumes=seen is not None)
+    journal, reply = get_runtime(request).journal, ask.reply or dialect
+    ignored = [name for name in ask.ignored if _PLAIN.fullmatch(name)]
+    headers = {"Millstream-Ignored": ", ".join(ignored[:_MAX_IGNORED])} if ignored else {}
+    if ask.whole:
+        return AnswerResponse(request, client, source, journal, reply, headers)
+    return EventStreamResponse(
+        request, client, source, journal, reply, followed=seen is not None, after=seen, headers=headers
+    )
+
+
+async def start(
+    request: Request, caller: Principal, dialect: Dialect, *, resumes: bool = False
+) -> tuple[ClientWatch, ReadableStream, Ask]:
+    """Starts what the body asks for in ``dialect``, or finds it where it ``resumes``. Raises
+    ``ClientDisconnect`` where the client leaves first; the stream's policy then applies.
+    """
     runtime = get_runtime(request)
-    client, source = await _start(request, caller, runtime)
-    return AnswerResponse(request, client, source, runtime.journal, NATIVE)
-
-
-async def _start(
-    request: Request, caller: Principal, runtime: Runtime, *, resumes: bool = False
-) -> tuple[ClientWatch, ReadableStream]:
-    """Raises ``ClientDisconnect`` where the client leaves first; the stream's policy then applies."""
     runtime.streams.admit()
-    body = await read_body(request, ChatRequest, runtime.settings.max_body_bytes)
+    ask = await read_body(request, dialect.parse, runtime.settings.max_body_bytes)
     key = idempotency_key(request)
     client = ClientWatch(request.receive)
     try:
         async with client:
             find = runtime.streams.started if resumes else runtime.streams.start
-            return client, await find(caller, body, key)
+            return client, await find(caller, ask, key), ask
         raise ClientDisconnect
     except BaseException:
         client.stop()

@@ -13,7 +13,7 @@ from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, require_api_key
 from millstream.server.errors import Route
-from millstream.server.requests import read_body
+from millstream.server.requests import read_model
 from millstream.tickets import BrowserToken
 
 router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
@@ -46,7 +46,7 @@ class NewKey(BaseModel):
 )
 async def create_key(request: Request, caller: Admin) -> dict[str, Any]:
     """Makes a key. ``key`` is in this answer and nowhere else."""
-    asked = await read_body(request, NewKey, _MAX_KEY_BODY_BYTES)
+    asked = await read_model(request, NewKey, _MAX_KEY_BODY_BYTES)
     created, secret = await get_runtime(request).keys.create(asked.name, asked.scopes, test=asked.test)
     return {"key": secret, **_shown(created)}
 
@@ -88,7 +88,7 @@ async def create_token(
     request: Request, caller: Annotated[Principal, Depends(require_api_key(scopes=["chat"]))]
 ) -> dict[str, Any]:
     """Makes a browser token: for a page, where a key does not belong."""
-    asked = await read_body(request, NewToken, _MAX_TOKEN_BODY_BYTES)
+    asked = await read_model(request, NewToken, _MAX_TOKEN_BODY_BYTES)
     signer = await get_runtime(request).keys.signer()
     text, token = signer.token(
         caller.id,

@@ -2,13 +2,14 @@
 
 import re
 import time
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from millstream.auth import Principal
-from millstream.dialects.native import NATIVE
+from millstream.dialects.native import ask_of
+from millstream.dialects.table import DIALECTS, DialectName
 from millstream.errors import BadPosition, NotFound, Overloaded
 from millstream.ledger.rows import Receipt
 from millstream.messages import ChatRequest, Grace
@@ -16,8 +17,8 @@ from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, identify
 from millstream.server.errors import Route
-from millstream.server.requests import idempotency_key, last_event_id, position, read_body
-from millstream.server.root_path import before_v1
+from millstream.server.requests import idempotency_key, last_event_id, position, read_model
+from millstream.server.root_path import stream_url
 from millstream.server.routes.chat import BODY, Caller
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse, reconnect_response
@@ -43,13 +44,13 @@ async def start(request: Request, response: Response, caller: Caller) -> dict[st
     """Starts a stream without following it. Its URLs carry tickets and need no headers: the first is for
     `EventSource`, the second for `sendBeacon`."""
     runtime = get_runtime(request)
-    chat = await read_body(request, ChatRequest, runtime.settings.max_body_bytes)
+    chat = await read_model(request, ChatRequest, runtime.settings.max_body_bytes)
     if "on_disconnect" not in chat.model_fields_set:
         chat = chat.model_copy(update={"on_disconnect": _GRACE})
-    source = await runtime.streams.start(caller, chat, idempotency_key(request), unread=True)
+    source = await runtime.streams.start(caller, ask_of(chat), idempotency_key(request), unread=True)
     info, signer = source.info, await runtime.keys.signer()
     seconds = runtime.settings.stream_seconds + runtime.settings.resume_window_seconds
-    url = f"{before_v1(request)}/v1/streams/{info.stream_id}"
+    url = stream_url(request, info.stream_id)
     follow, cancel = (
         signer.ticket(info.stream_id, info.owner_id, purpose, seconds) for purpose in get_args(Purpose)
     )
@@ -81,22 +82,21 @@ async def follow(
             "`Last-Event-ID` goes before both",
         ),
     ] = "",
-    dialect: Annotated[
-        Literal["millstream"], Query(description="the wire format of the frames")
-    ] = "millstream",
+    dialect: Annotated[DialectName, Query(description="the wire format of the frames")] = "millstream",
     ticket: Ticket = None,
 ) -> Response:
     """What follows a position, then live; 204 where nothing is left."""
     runtime = get_runtime(request)
+    frames = DIALECTS[dialect]
     last_id = last_event_id(request)
     caller = await _caller(request, stream_id, ticket, "follow", proof=last_id.partition(".")[2])
     seen = position(last_id)
     if runtime.streams.draining and stream_id not in runtime.streams:
-        return reconnect_response(NATIVE)
+        return reconnect_response(frames)
     try:
         found = await runtime.streams.follow(caller, stream_id)
     except Overloaded:  # a browser's EventSource gives up for ever on a 503
-        return reconnect_response(NATIVE)
+        return reconnect_response(frames)
     if found.state.closed and seen is not None and seen >= found.state.last:
         if seen > found.state.last:
             raise BadPosition(f"the stream ends at {found.state.last}")
@@ -105,7 +105,7 @@ async def follow(
     proof = "" if ticket is None else (await runtime.keys.signer()).proof(ticket)
     client = ClientWatch(request.receive)
     return EventStreamResponse(
-        request, client, found.source, runtime.journal, NATIVE, followed=True, after=seen, proof=proof
+        request, client, found.source, runtime.journal, frames, followed=True, after=seen, proof=proof
     )
 
 

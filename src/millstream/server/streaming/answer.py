@@ -1,5 +1,6 @@
 """A stream's whole answer as one JSON object: 200 with the answer, or the HTTP status of what ended it."""
 
+from collections.abc import Mapping
 from contextlib import aclosing
 
 from fastapi import Request, Response
@@ -11,7 +12,7 @@ from millstream.errors import Draining, MillstreamError
 from millstream.events import StreamFailed
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
-from millstream.server.errors import error_headers, fault_of, request_id
+from millstream.server.errors import error_response, fault_of, request_id
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.streams.audience import ReadableStream
 
@@ -26,6 +27,7 @@ class AnswerResponse(Response):
         source: ReadableStream,
         journal: Journal,
         dialect: Dialect,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         # Not calling super().__init__(): nothing of the response is known before its stream is read.
         self.background = None
@@ -34,6 +36,7 @@ class AnswerResponse(Response):
         self._source = source
         self._journal = journal
         self._dialect = dialect
+        self._more_headers = headers or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         STREAM_ID.set(self._source.info.stream_id)
@@ -65,11 +68,11 @@ class AnswerResponse(Response):
         headers = {
             "Content-Type": "application/json",
             "Cache-Control": "no-store",
+            **self._more_headers,
+            self._dialect.request_id_header: request_id(self._request),
             "X-Stream-Id": info.stream_id,
         }
         return Response(self._dialect.answer(info, answer), headers=headers)
 
     def _error_response(self, error: MillstreamError) -> Response:
-        identity = request_id(self._request)
-        headers = error_headers(error, identity, self._source.info.stream_id)
-        return Response(self._dialect.error(error, identity), error.status, headers)
+        return error_response(error, self._request, self._dialect, self._source.info.stream_id)

@@ -24,19 +24,21 @@ frame, because a browser's EventSource does not reconnect after a 503.
 import asyncio
 import random
 import re
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from enum import Enum
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
+from millstream.answer import Answer, Fold
 from millstream.dialects import Dialect
-from millstream.errors import Draining, MillstreamError, Overloaded
+from millstream.errors import BadPosition, Draining, MillstreamError, Overloaded
 from millstream.events import Batch, Position, StreamFailed, StreamStart
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
-from millstream.server.errors import error_headers, fault_of, request_id
-from millstream.server.root_path import before_v1
+from millstream.server.errors import error_response, fault_of, request_id
+from millstream.server.root_path import stream_url
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.streams.audience import ReadableStream
 
@@ -79,6 +81,7 @@ class EventStreamResponse(Response):
         followed: bool = False,
         after: Position | None = None,
         proof: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         # Not calling super().__init__(): nothing of the response is known before its stream is read.
         self.background = None
@@ -90,6 +93,9 @@ class EventStreamResponse(Response):
         self._followed = followed
         self._after = after
         self._proof = proof.encode()
+        self._more_headers = headers or {}
+        looks_back = dialect.looks_back or source.info.choices > 1
+        self._before = Fold() if looks_back else None
         self._hold = FOLLOW_SECONDS if followed else HOLD_SECONDS
         self._state = State.HELD
         self._held_frames = b""
@@ -124,7 +130,7 @@ class EventStreamResponse(Response):
     async def _relay(self) -> None:
         """The stream -> the client, to the stream's end."""
         with self._source.reading(self._client.send_away):
-            async with aclosing(self._journal.read(self._source.info.stream_id, self._after)) as batches:
+            async with aclosing(self._batches()) as batches:
                 async for batch in batches:
                     async with self._sending:
                         await self._send_batch(batch)
@@ -135,6 +141,25 @@ class EventStreamResponse(Response):
             if self._state is State.HELD:
                 await self._commit(b"")
             await self._finish()
+
+    async def _batches(self) -> AsyncGenerator[Batch]:
+        """What follows the position. For a dialect that looks back everything is read."""
+        stream_id, after, before = self._source.info.stream_id, self._after, self._before
+        if before is None or after is None:
+            async with aclosing(self._journal.read(stream_id, after)) as batches:
+                async for batch in batches:
+                    yield batch
+            return
+        last = (await self._journal.state(stream_id)).last
+        if after > last:
+            raise BadPosition(f"the stream is at {last}")
+        async with aclosing(self._journal.read(stream_id)) as batches:
+            async for batch in batches:
+                epoch, seq = batch.first
+                known = 0 if epoch > after.epoch else min(max(0, after.seq - seq + 1), len(batch.events))
+                before.add(batch.events[:known])
+                if known < len(batch.events):
+                    yield Batch(Position(epoch, seq + known), batch.events[known:])
 
     async def _send_batch(self, batch: Batch) -> None:
         if self._state is State.COMMITTED:
@@ -151,7 +176,12 @@ class EventStreamResponse(Response):
             await self._commit(frames)
 
     def _encode(self, batch: Batch) -> bytes:
-        frames = self._dialect.encode(self._source.info, batch)
+        before = self._before
+        if before is None:
+            frames = self._dialect.encode(self._source.info, batch, Answer)
+        else:
+            frames = self._dialect.encode(self._source.info, batch, before)
+            before.add(batch.events)
         return _ID.sub(rb"\g<0>." + self._proof, frames) if self._proof else frames
 
     async def _fail(self, error: MillstreamError, *, reconnect: bool = False) -> None:
@@ -161,7 +191,8 @@ class EventStreamResponse(Response):
         async with self._sending:
             if self._state is State.COMMITTED:
                 # Too late for a status. Without a terminal frame the client sees an interrupted stream.
-                await self._finish(reconnect_frame(self._dialect) if reconnect else b"")
+                frames = reconnect_frame(self._dialect) if reconnect else self._dialect.goodbye(None)
+                await self._finish(frames)
             elif self._state is State.HELD and self._followed and isinstance(error, Overloaded):
                 await self._commit(reconnect_frame(self._dialect))
                 await self._finish()
@@ -195,14 +226,16 @@ class EventStreamResponse(Response):
         headers = {
             **self._dialect.headers,
             **_HEADERS,
+            **self._more_headers,
+            self._dialect.request_id_header: request_id(self._request),
             "X-Stream-Id": stream_id,
-            "Location": f"{before_v1(self._request)}/v1/streams/{stream_id}",
+            "Location": stream_url(self._request, stream_id),
         }
         raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
         await self._send({"type": "http.response.start", "status": 200, "headers": raw})
         frames = self._held_frames + frames
-        if self._followed and not frames.startswith(self._dialect.resume):
-            frames = self._dialect.resume + frames
+        if self._followed and not frames.startswith(self._dialect.preamble):
+            frames = self._dialect.preamble + frames
         await self._body(frames)
 
     async def _body(self, frames: bytes) -> None:
@@ -216,10 +249,7 @@ class EventStreamResponse(Response):
     async def _send_error_status(self, error: MillstreamError) -> None:
         """An error before the response has begun is an HTTP status."""
         self._mark_complete()
-        identity = request_id(self._request)
-        body = self._dialect.error(error, identity)
-        headers = error_headers(error, identity, self._source.info.stream_id)
-        response = Response(body, error.status, headers)
+        response = error_response(error, self._request, self._dialect, self._source.info.stream_id)
         await response(self._request.scope, self._request.receive, self._send)
 
     def _mark_complete(self) -> None:
@@ -230,7 +260,7 @@ class EventStreamResponse(Response):
 def reconnect_frame(dialect: Dialect) -> bytes:
     """The last frame of a response that its reader should continue elsewhere. Everybody waits for a time of
     their own, so that they do not come all at once."""
-    return dialect.retry(random.randint(*_RECONNECT_MILLISECONDS))  # noqa: S311  # no secret
+    return dialect.goodbye(random.randint(*_RECONNECT_MILLISECONDS))  # noqa: S311  # no secret
 
 
 def reconnect_response(dialect: Dialect) -> Response:

@@ -1,0 +1,479 @@
+"""The ``openai`` dialect: Chat Completions, as OpenAI's SDKs and all that follow them read it.
+
+Facts: https://platform.openai.com/docs/api-reference/chat-streaming, the openapi document of OpenAI, and the
+parsers of openai-python and openai-node (spec/dialects.md). Chunks have no ids of ours: those clients take a
+comment behind an id for an event.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from millstream import prompt as asked
+from millstream import sse
+from millstream.answer import Answer, Part
+from millstream.bodies import read_object
+from millstream.dialects import Ask, Before, choice_of_parts
+from millstream.dialects import fields as read
+from millstream.dialects.fields import Fields
+from millstream.errors import Draining, InvalidRequest, MillstreamError
+from millstream.events import (
+    AnswerStart,
+    Batch,
+    ChoiceEnd,
+    Event,
+    File,
+    PartStart,
+    Reasoning,
+    ReasoningDelta,
+    Refusal,
+    RefusalDelta,
+    Source,
+    StreamEnd,
+    StreamFailed,
+    StreamInfo,
+    Text,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    WholePart,
+)
+from millstream.prompt import Message, OutputFormat, Prompt
+from millstream.usage import Usage
+
+_API = "openai"
+_MAX_CHOICES = 8
+
+_json = msgspec.json.Encoder().encode
+
+# What is passed on as it is to providers of this API: sampling, and what OpenAI and servers like its own have
+# beside that. Nothing in it runs anything or sends data elsewhere.
+_PASSED_ON = (
+    "frequency_penalty",
+    "logit_bias",
+    "logprobs",
+    "prediction",
+    "presence_penalty",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "reasoning",
+    "safety_identifier",
+    "service_tier",
+    "thinking",
+    "top_logprobs",
+    "verbosity",
+)
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+# Of ours that these clients do not know -> theirs.
+_REASONS = {"cancelled": "stop", "budget_exceeded": "length"}
+
+
+class OpenAIDialect:
+    """``include_usage`` is whether the body asked for a last chunk with the usage."""
+
+    name = "openai"
+    headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
+    request_id_header = "x-request-id"
+    ping = sse.PING
+    preamble = b""
+    looks_back = True
+
+    def __init__(self, *, include_usage: bool = False) -> None:
+        self._include_usage = include_usage
+
+    def parse(self, body: bytes) -> Ask:
+        fields = Fields(read_object(body))
+        options = fields.inner("stream_options") or Fields({})
+        include_usage = bool(options.flag("include_usage"))
+        fields.refuse("store", because="stored completions are not kept here; leave it out")
+        fields.refuse("web_search_options", because="hosted tools are not run here")
+        fields.refuse("audio", because="audio answers are not carried")
+        if "audio" in fields.texts("modalities", 8):
+            raise fields.fault("modalities", "audio answers are not carried")
+        prompt = Prompt(
+            tuple(_message(message) for message in fields.objects("messages", read.MAX_MESSAGES)),
+            read.model(fields),
+            tuple(_tool(tool) for tool in fields.objects("tools", read.MAX_TOOLS)),
+            _tool_choice(fields),
+            fields.flag("parallel_tool_calls"),
+            _max_tokens(fields),
+            fields.number("temperature", 0, 2),
+            fields.number("top_p", 0, 1),
+            fields.count("top_k", 0, 1_000_000),
+            fields.texts("stop", 16),
+            fields.count("seed", -(2**63), 2**63 - 1),
+            _output(fields),
+            fields.one_of("reasoning_effort", "none", "minimal", "low", "medium", "high", "xhigh"),  # type: ignore[arg-type]
+            choices=fields.count("n", 1, _MAX_CHOICES) or 1,
+            user=read.user(fields),
+            metadata=read.metadata(fields),
+            extra={_API: extra} if (extra := fields.these(*_PASSED_ON)) else {},
+        )
+        if not prompt.messages:
+            raise fields.fault("messages", "is missing")
+        whole = not fields.flag("stream")
+        policy = read.on_disconnect(fields)
+        return Ask(prompt, policy, whole, fields.left_over(), OpenAIDialect(include_usage=include_usage))
+
+    def encode(self, info: StreamInfo, batch: Batch, before: Before) -> bytes:
+        answer = before()
+        start = answer.start
+        if start is None:
+            start = next((event for event in batch.events if isinstance(event, AnswerStart)), None)
+        head, foot = self._around(info, start)
+        text_head = b'%b"choices":[{"index":0,"delta":{"content":' % head
+        text_foot = b'},"logprobs":null,"finish_reason":null}]%b' % foot
+        choices = choice_of_parts(info, batch, before)
+        begun = {part.choice for part in answer.parts}
+        frames: list[bytes] = []
+        for event in batch.events:
+            # Nearly every event is a piece of text; its chunk is put together by hand.
+            if type(event) is TextDelta and event.extra is None and not choices:
+                frames.append(text_head + _json(event.text) + text_foot)
+                continue
+            if isinstance(event, (PartStart, WholePart)) and event.choice not in begun:
+                begun.add(event.choice)
+                frames.append(_chunk(head, event.choice, _ROLE, foot))
+            match event:
+                case StreamEnd():
+                    if 0 not in begun:
+                        frames.append(_chunk(head, 0, _ROLE, foot))
+                    frames.append(_last(head, 0, event.finish_reason, foot))
+                    if self._include_usage:
+                        usage = _json(_usage(start, event))
+                        frames.append(head + b'"choices":[],"usage":%b}\n\n' % usage)
+                    frames.append(b"data: [DONE]\n\n")
+                case StreamFailed():
+                    frames.append(_failure(event.error))
+                case ChoiceEnd():
+                    frames.append(_last(head, event.choice, event.finish_reason, foot))
+                case _:
+                    shown = _delta(event)
+                    if shown is not None:
+                        choice = choices.get(getattr(event, "part", 0), 0)
+                        logprobs = event.extra if isinstance(event, TextDelta) else None
+                        frames.append(_chunk(head, choice, _json(shown), foot, logprobs))
+        return sse.one_line(b"".join(frames))
+
+    def answer(self, info: StreamInfo, answer: Answer) -> bytes:
+        end, start = answer.terminal, answer.start
+        assert isinstance(end, StreamEnd)
+        reasons = {0: end.finish_reason, **answer.ends}
+        shown: dict[str, Any] = {
+            **_of_answer(info, start, "chat.completion"),
+            "choices": [
+                {
+                    "index": choice,
+                    "message": _whole_message(answer, choice),
+                    "logprobs": _logprobs(answer.of(choice)),
+                    "finish_reason": _REASONS.get(reason, reason),
+                }
+                for choice, reason in sorted(reasons.items())
+            ],
+            "usage": _usage(start, end),
+        }
+        return sse.one_line(_json(shown))
+
+    def goodbye(self, retry_milliseconds: int | None) -> bytes:
+        # Without an error these clients take the end of the connection for the end of the answer.
+        return _failure(Draining("the connection ends before its answer; follow the stream where it is"))
+
+    def error(self, error: MillstreamError, request_id: str) -> tuple[int, bytes]:
+        status = 400 if error.status == InvalidRequest.status else error.status
+        return status, sse.one_line(_json({"error": _shown_error(error, status)}))
+
+    def _around(self, info: StreamInfo, start: AnswerStart | None) -> tuple[bytes, bytes]:
+        """What stands in every chunk before its choices and after them."""
+        head = _json(_of_answer(info, start, "chat.completion.chunk"))
+        return b"data: %b," % head[:-1], b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
+
+
+OPENAI = OpenAIDialect()
+
+_ROLE = b'{"role":"assistant","content":""}'
+
+
+# -- frames ----------------------------------------------------------------------------------------
+
+
+def _of_answer(info: StreamInfo, start: AnswerStart | None, kind: str) -> dict[str, Any]:
+    """What every chunk says of the answer: as its provider says it, where that speaks this format."""
+    theirs = start is not None and start.api == _API
+    extra = dict(start.extra or {}) if start is not None and theirs else {}
+    return {
+        "id": (theirs and start and start.response_id) or f"chatcmpl-{info.stream_id.removeprefix('str_')}",
+        "object": kind,
+        "created": extra.pop("created", int(info.created_at)),
+        "model": (start and start.model) or info.model,
+        **extra,
+    }
+
+
+def _chunk(
+    head: bytes, choice: int, delta: bytes, foot: bytes, logprobs: Mapping[str, Any] | None = None
+) -> bytes:
+    said = b"null" if logprobs is None or "logprobs" not in logprobs else _json(logprobs["logprobs"])
+    return b'%b"choices":[{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":null}]%b' % (
+        head,
+        choice,
+        delta,
+        said,
+        foot,
+    )
+
+
+def _last(head: bytes, choice: int, reason: str, foot: bytes) -> bytes:
+    word = _json(_REASONS.get(reason, reason))
+    return b'%b"choices":[{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}]%b' % (
+        head,
+        choice,
+        word,
+        foot,
+    )
+
+
+def _delta(event: Event) -> dict[str, Any] | None:
+    """What an event adds to its choice; None where it adds nothing."""
+    match event:
+        case TextDelta():
+            return {"content": event.text}
+        case ReasoningDelta():
+            return {"reasoning_content": event.text}
+        case RefusalDelta():
+            return {"refusal": event.text}
+        case PartStart(content=ToolCall() as call):
+            return {"tool_calls": [{"index": call.index, **_call(call)}]}
+        case ToolCallDelta():
+            piece: dict[str, Any] = {"index": event.index, "function": {"arguments": event.arguments}}
+            return {"tool_calls": [piece | _extra_content(event)]}
+        case WholePart(content=File() as file):
+            return {"images": [_image(file)]}
+        case WholePart(content=Source() as source):
+            return {"annotations": [_citation(source)]}
+        case _:
+            return None
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.call_id, "type": "function", "function": function, **_extra_content(call)}
+
+
+def _extra_content(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
+    return {"extra_content": call.extra_content} if call.extra_content else {}
+
+
+def _image(file: File) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": file.url}}
+
+
+def _citation(source: Source) -> dict[str, Any]:
+    cited = {"url": source.url, "title": source.title, "start_index": 0, "end_index": 0}
+    return {"type": "url_citation", "url_citation": cited}
+
+
+def _whole_message(answer: Answer, choice: int) -> dict[str, Any]:
+    text = answer.text_of(Text, choice)
+    calls = answer.tool_calls_of(choice)
+    contents = [part.content for part in answer.of(choice)]
+    shown: dict[str, Any] = {
+        "role": "assistant",
+        "content": text if text or not calls else None,
+        "refusal": answer.text_of(Refusal, choice) or None,
+        "annotations": [_citation(content) for content in contents if isinstance(content, Source)],
+    }
+    if reasoning := answer.text_of(Reasoning, choice):
+        shown["reasoning_content"] = reasoning
+    if calls:
+        shown["tool_calls"] = [_call(call) for call in calls]
+    if images := [_image(content) for content in contents if isinstance(content, File)]:
+        shown["images"] = images
+    return shown
+
+
+def _logprobs(parts: list[Part]) -> dict[str, Any] | None:
+    """Those of all pieces, one behind the other."""
+    pieces = [extra["logprobs"] for part in parts for extra in part.extras if "logprobs" in extra]
+    tokens = [piece for piece in pieces if isinstance(piece, dict)]
+    if not tokens:
+        return None
+    return {
+        name: [token for piece in tokens for token in piece.get(name) or ()] if name == "content" else None
+        for name in ("content", "refusal")
+    }
+
+
+def _usage(start: AnswerStart | None, end: StreamEnd) -> dict[str, Any]:
+    """The provider's own object, where it speaks this format and it counts; else ours in this form."""
+    usage = end.bill.usage
+    shown = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    if start is not None and start.api == _API and end.raw_usage and usage.source == "provider_final":
+        return {**shown, **_details(usage), **end.raw_usage, **shown}
+    return shown | _details(usage)
+
+
+def _details(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def _failure(error: MillstreamError) -> bytes:
+    status = 400 if error.status == InvalidRequest.status else error.status
+    return sse.one_line(b"data: %b\n\n" % _json({"error": _shown_error(error, status)}))
+
+
+def _shown_error(error: MillstreamError, status: int) -> dict[str, Any]:
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"message": error.message, "type": kind, "param": None, "code": error.code}
+
+
+# -- bodies ----------------------------------------------------------------------------------------
+
+
+def _message(fields: Fields) -> Message:
+    role = fields.one_of("role", "system", "developer", "user", "assistant", "tool", "function")
+    if role is None:
+        raise fields.fault("role", "is missing")
+    name = fields.text("name", most=128)
+    content = _content(fields)
+    if role in ("tool", "function"):
+        call_id = fields.text("tool_call_id", most=512) if role == "tool" else f"call_{name or ''}"
+        if call_id is None:
+            raise fields.fault("tool_call_id", "is missing")
+        kept = tuple(part for part in content if isinstance(part, (asked.Text, asked.Image, asked.File)))
+        return Message("tool", (asked.ToolResult(call_id, kept, name=name),), name)
+    if role != "assistant":
+        if "content" not in fields:
+            raise fields.fault("content", "is missing")
+        return Message(role, tuple(content), name)  # type: ignore[arg-type]
+    parts: list[asked.Part] = []
+    thought = fields.text("reasoning_content") or fields.text("reasoning")
+    if thought is not None:
+        parts.append(asked.Reasoning(thought))
+    parts += content
+    refusal = fields.text("refusal")
+    if refusal and not content:
+        parts.append(asked.Refusal(refusal))
+    parts += [_tool_call(call) for call in fields.objects("tool_calls", read.MAX_TOOLS)]
+    old = fields.inner("function_call")
+    if old is not None:
+        called = old.needed("name", most=128)
+        parts.append(asked.ToolCall(f"call_{called}", called, old.text("arguments") or ""))
+    extra = fields.these("reasoning_details", "extra_content")
+    return Message("assistant", tuple(parts), name, {_API: extra} if extra else {})
+
+
+def _content(fields: Fields) -> list[asked.Part]:
+    value = fields.any("content")
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [asked.Text(value)]
+    if not isinstance(value, list):
+        raise fields.fault("content", "has to be text or a list of parts")
+    return [_part(part) for part in fields.objects("content", read.MAX_PARTS)]
+
+
+def _part(fields: Fields) -> asked.Part:
+    kind = fields.text("type")
+    extra = fields.these("cache_control")
+    kept: asked.Extra = {_API: extra} if extra else {}
+    match kind:
+        case "text" | "input_text" | "output_text":
+            return asked.Text(fields.needed("text"), kept)
+        case "refusal":
+            return asked.Refusal(fields.needed("refusal"))
+        case "image_url":
+            if isinstance(url := fields.any("image_url"), str):
+                return asked.Image(url)
+            image = fields.inner("image_url") or Fields({})
+            return asked.Image(image.needed("url"), image.text("detail"), kept)
+        case "input_audio":
+            audio = fields.inner("input_audio") or Fields({})
+            media_type = f"audio/{audio.needed('format', most=32)}"
+            return asked.File(media_type, f"data:{media_type};base64,{audio.needed('data')}")
+        case "file":
+            file = fields.inner("file") or Fields({})
+            file.refuse("file_id", because="files are not kept here; send file_data")
+            data = file.needed("file_data")
+            media_type = data[5:].partition(";")[0] if data.startswith("data:") else "application/pdf"
+            url = data if data.startswith("data:") else f"data:{media_type};base64,{data}"
+            return asked.File(media_type, url, file.text("filename", most=512))
+        case _:
+            raise fields.fault("type", "is none of text, image_url, input_audio, file, refusal")
+
+
+def _tool_call(fields: Fields) -> asked.ToolCall:
+    if fields.one_of("type", "function") is None and "function" not in fields:
+        raise fields.fault("function", "is missing")
+    function = fields.inner("function") or Fields({})
+    return asked.ToolCall(
+        fields.needed("id", most=512),
+        function.needed("name", most=128),
+        function.text("arguments") or "",
+        fields.mapping("extra_content"),
+    )
+
+
+def _tool(fields: Fields) -> asked.Tool:
+    if fields.text("type") not in ("function", None):
+        raise fields.fault("type", "only functions are passed on; hosted and custom tools are not run here")
+    function = fields.inner("function")
+    if function is None:
+        raise fields.fault("function", "is missing")
+    return asked.Tool(
+        function.needed("name", most=128),
+        function.text("description"),
+        function.mapping("parameters"),
+        function.flag("strict"),
+    )
+
+
+def _tool_choice(fields: Fields) -> Any:
+    value = fields.any("tool_choice")
+    if not isinstance(value, dict):
+        return fields.one_of("tool_choice", "none", "auto", "required")
+    choice = fields.inner("tool_choice") or Fields({})
+    function = choice.inner("function")
+    if function is None:
+        raise fields.fault("tool_choice", "has to be none, auto, required or one function")
+    return asked.NamedTool(function.needed("name", most=128))
+
+
+def _max_tokens(fields: Fields) -> int | None:
+    """By either name; the newer one counts."""
+    old = fields.count("max_tokens", 1, read.MAX_TOKENS)
+    return fields.count("max_completion_tokens", 1, read.MAX_TOKENS) or old
+
+
+def _output(fields: Fields) -> OutputFormat | None:
+    given = fields.inner("response_format")
+    if given is None:
+        return None
+    kind = given.one_of("type", "text", "json_object", "json_schema")
+    if kind != "json_schema":
+        return OutputFormat() if kind == "json_object" else None
+    schema = given.inner("json_schema")
+    if schema is None:
+        raise given.fault("json_schema", "is missing")
+    return OutputFormat(
+        schema.mapping("schema") or {},
+        schema.text("name", most=128) or "answer",
+        schema.text("description"),
+        schema.flag("strict"),
+    )

@@ -1,0 +1,13 @@
+"""Every dialect, by its name in URLs."""
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+from millstream.dialects import Dialect
+from millstream.dialects.ai_sdk import AI_SDK
+from millstream.dialects.native import NATIVE
+from millstream.dialects.openai import OPENAI
+
+DialectName: TypeAlias = Literal["millstream", "openai", "ai-sdk"]
+
+DIALECTS: Mapping[DialectName, Dialect] = {"millstream": NATIVE, "openai": OPENAI, "ai-sdk": AI_SDK}

@@ -1,0 +1,290 @@
+"""The rules of a dialect, for every one there is."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millstream.answer import Answer, Fold
+from millstream.dialects import Ask, Dialect
+from millstream.dialects.openai import OpenAIDialect
+from millstream.dialects.table import DIALECTS
+from millstream.errors import (
+    InvalidRequest,
+    MillstreamError,
+    ModelNotFound,
+    RequestRefused,
+    TooManyStreams,
+    Unauthorized,
+    UpstreamError,
+)
+from millstream.events import (
+    AnswerStart,
+    Batch,
+    Event,
+    File,
+    Position,
+    Reasoning,
+    ReasoningDelta,
+    RefusalDelta,
+    Source,
+    StreamEnd,
+    StreamFailed,
+    StreamInfo,
+    StreamStart,
+    TextDelta,
+    from_json,
+)
+from millstream.providers import Finish, InChoice, PartBreak, Produced, ToolCallPiece
+from millstream.sse import Decoder
+from millstream.streams.parts import Assembler
+from millstream.usage import Bill, Usage
+
+BILL = Bill(Usage(9, 12, "provider_final", 4, 3), "0.000142")
+FAILED = StreamFailed.of(UpstreamError("it broke"), BILL)
+
+# What the end of an answer, good or bad, looks like to the clients of each.
+GOOD_END = {"millstream": b"data: [DONE]", "openai": b"data: [DONE]", "ai-sdk": b'"type":"finish"'}
+BAD_END = {"millstream": b'"error":', "openai": b'"error":', "ai-sdk": b'"type":"error"'}
+
+# The least that each understands.
+BODIES: dict[str, dict[str, Any]] = {
+    "millstream": {"messages": [{"role": "user", "content": "Hello"}]},
+    "openai": {"messages": [{"role": "user", "content": "Hello"}], "stream": True},
+    "ai-sdk": {"id": "c", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]},
+}
+
+words = st.text(max_size=12)
+SOME: list[Produced] = [
+    File("image/png", "data:image/png;base64,AA=="),
+    Source("https://a.example/", "A"),
+    Reasoning(redacted="opaque"),
+    PartBreak(),
+    PartBreak(Reasoning("signed")),
+    PartBreak(index=0),
+    TextDelta("x", extra={"logprobs": {"content": [{"token": "x"}], "refusal": None}}),
+]
+pieces: st.SearchStrategy[Produced] = st.one_of(
+    st.builds(TextDelta, words),
+    st.builds(ReasoningDelta, words),
+    st.builds(RefusalDelta, words),
+    st.sampled_from(SOME),
+    st.builds(ToolCallPiece, st.integers(0, 2), words, st.just("call_1"), st.just("look")),
+)
+in_others = st.builds(
+    InChoice, st.integers(1, 2), st.one_of(st.builds(TextDelta, words), st.builds(ReasoningDelta, words))
+)
+starts = st.sampled_from(
+    [
+        None,
+        AnswerStart("openai", "chatcmpl-1", "m-1", extra={"created": 7}),
+        AnswerStart("anthropic", "msg_1"),
+    ]
+)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[StreamInfo, list[Event]]:
+    """A whole stream of one answer or of three, as the assembler makes it."""
+    choices = draw(st.sampled_from([1, 3]))
+    said: list[Produced] = draw(st.lists(pieces if choices == 1 else pieces | in_others, max_size=12))
+    start = draw(starts)
+    if start is not None:
+        said = [start, *said]
+    if choices > 1:
+        said.append(InChoice(1, Finish("length", None)))
+    assembler = Assembler()
+    end = draw(
+        st.sampled_from(
+            [StreamEnd("stop", BILL), StreamEnd("tool_calls", BILL), StreamEnd("cancelled", BILL)]
+        )
+        | st.just(FAILED)
+    )
+    events = [StreamStart("str_1", "m"), *assembler.feed(said), *assembler.close(), end]
+    return StreamInfo("str_1", "key_1", "m", 5.0, choices), events
+
+
+def encoded(dialect: Dialect, info: StreamInfo, events: Sequence[Event], *cuts: int) -> list[bytes]:
+    """The frames of the pieces between the cuts, as a reader that was there from the start gets them."""
+    before, frames, bounds = Fold(), [], [0, *sorted(cuts), len(events)]
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        batch = Batch(Position(1, start + 1), events[start:end])
+        frames.append(dialect.encode(info, batch, before) if batch.events else b"")
+        before.add(batch.events)
+    return frames
+
+
+@pytest.fixture(params=sorted(DIALECTS))
+def dialect(request: pytest.FixtureRequest) -> Dialect:
+    found: Dialect = DIALECTS[request.param]
+    return found
+
+
+@settings(max_examples=150)
+@given(stream=streams(), data=st.data())
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+def test_the_same_bytes_wherever_a_reader_joins_and_however_the_events_come(
+    name: Any, stream: tuple[StreamInfo, list[Event]], data: st.DataObject
+) -> None:
+    dialect, (info, events) = DIALECTS[name], stream
+    whole = b"".join(encoded(dialect, info, events))
+    cuts = data.draw(st.lists(st.integers(0, len(events)), max_size=6))
+    assert b"".join(encoded(dialect, info, events, *cuts)) == whole
+    # One that joins has read nothing, and asks what came before.
+    joins = data.draw(st.integers(0, len(events) - 1))
+    before = Answer()
+    before.add(events[:joins])
+    rest = dialect.encode(info, Batch(Position(1, joins + 1), events[joins:]), lambda: before)
+    assert whole.endswith(rest)
+    assert b"".join(encoded(dialect, info, events, joins)[1:]) == rest
+
+
+@settings(max_examples=150)
+@given(stream=streams())
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+def test_every_frame_is_one_line_of_json_and_every_stream_shows_its_end(
+    name: Any, stream: tuple[StreamInfo, list[Event]]
+) -> None:
+    info, events = stream
+    frames = b"".join(encoded(DIALECTS[name], info, events))
+    assert b"\r" not in frames
+    assert frames.endswith(b"\n\n")
+    # Clients that read texts by lines cut at more than what ends a line here.
+    assert frames.decode().splitlines() == frames.decode().split("\n")[:-1]
+    messages = Decoder().feed(frames)
+    assert messages
+    for message in messages:
+        assert message.data == b"[DONE]" or isinstance(json.loads(message.data), dict)
+    good, bad = GOOD_END[name] in frames, BAD_END[name] in messages[-1].data
+    match events[-1]:
+        case StreamFailed():
+            assert bad
+            assert b"[DONE]" not in frames
+        case StreamEnd(finish_reason="cancelled") if name == "ai-sdk":
+            assert b'"type":"abort"' in frames
+        case _:
+            assert good
+            assert not bad
+
+
+@settings(max_examples=100)
+@given(stream=streams())
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+def test_a_whole_answer_is_one_line_of_json(name: Any, stream: tuple[StreamInfo, list[Event]]) -> None:
+    info, events = stream
+    answer = Answer()
+    answer.add(events)
+    if isinstance(answer.terminal, StreamEnd):
+        body = DIALECTS[name].answer(info, answer)
+        assert isinstance(json.loads(body), dict)
+        assert len(body.decode().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequest("messages: is missing"),
+        Unauthorized(),
+        ModelNotFound("there is no model 'x'"),
+        TooManyStreams(3),
+        RequestRefused("the conversation is too long"),
+        UpstreamError("it broke"),
+    ],
+)
+def test_an_error_has_its_code_and_is_the_callers_or_ours(dialect: Dialect, error: MillstreamError) -> None:
+    status, body = dialect.error(error, "req_1")
+    assert status // 100 == error.status // 100
+    assert error.message in body.decode()
+    if dialect.name != "anthropic":
+        assert f'"{error.code}"' in body.decode()
+
+
+def test_a_ping_is_one_comment_line(dialect: Dialect) -> None:
+    assert Decoder().feed(dialect.ping + b"data: {}\n\n")[0].data == b"{}"
+    assert b"\n\n" not in dialect.ping or dialect.name == "anthropic"
+
+
+def test_a_goodbye_is_whole_frames_and_no_end(dialect: Dialect) -> None:
+    for milliseconds in (None, 700):
+        frames = dialect.goodbye(milliseconds)
+        assert frames == b"" or frames.endswith(b"\n\n")
+        assert GOOD_END[dialect.name] not in frames
+
+
+FIXTURES = Path(__file__).parents[2] / "spec" / "fixtures"
+FOREIGN = sorted(set(DIALECTS) - {"millstream"})
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_fixtures_are_what_is_sent(name: Any) -> None:
+    """``native.json`` has a case for each event; those of other formats are whole streams."""
+    dialect = OpenAIDialect(include_usage=True) if name == "openai" else DIALECTS[name]
+    for case in json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8")):
+        info = StreamInfo("str_1", "key_1", "m", 5.0, case["choices"])
+        events = from_json(json.dumps(case["events"]).encode())
+        frames = dialect.encode(info, Batch(Position(1, 1), events), Answer)
+        assert frames.decode() == case["frames"], case["name"]
+
+
+def asked(dialect: Dialect, **more: Any) -> Ask:
+    return dialect.parse(json.dumps(BODIES[dialect.name] | more).encode())
+
+
+def test_the_least_body_is_understood(dialect: Dialect) -> None:
+    ask = asked(dialect)
+    assert ask.prompt.messages[-1].text == "Hello"
+    assert ask.on_disconnect == "cancel"
+    assert ask.ignored == ()
+
+
+def test_the_policy_is_the_same_in_every_body(dialect: Dialect) -> None:
+    assert asked(dialect, on_disconnect={"grace_seconds": 15}).on_disconnect == 15
+    assert asked(dialect, on_disconnect="continue").on_disconnect == "continue"
+    wrong: Any
+    for wrong in ("later", 5, {"grace_seconds": -1}, {"grace_seconds": 1e9}, []):
+        with pytest.raises(InvalidRequest, match="on_disconnect"):
+            asked(dialect, on_disconnect=wrong)
+
+
+def test_what_nobody_knows_is_ignored_and_named_but_in_our_own_format(dialect: Dialect) -> None:
+    if dialect.name == "millstream":
+        with pytest.raises(InvalidRequest, match="some_knob"):
+            asked(dialect, some_knob=1)
+    else:
+        assert asked(dialect, some_knob=1).ignored == ("some_knob",)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+def test_any_body_is_understood_or_refused_with_words(name: Any, data: st.DataObject) -> None:
+    """A body that is right but for one value, anywhere in it, which may be anything."""
+    body = json.loads(json.dumps(BODIES[name]))
+    value = body
+    while True:
+        keys = sorted(value) if isinstance(value, dict) else list(range(len(value)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(value[key], (dict, list)) or not value[key] or data.draw(st.booleans()):
+            break
+        value = value[key]
+    value[key] = data.draw(json_values)
+    with suppress(InvalidRequest):  # which is all that it may raise
+        assert isinstance(DIALECTS[name].parse(json.dumps(body).encode()), Ask)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"null", b'{"a":' * 300 + b"1" + b"}" * 300])
+def test_what_is_no_object_is_refused(dialect: Dialect, body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        dialect.parse(body)

@@ -1,0 +1,345 @@
+"""A body of ours -> a prompt -> what a server of OpenAI's Chat Completions is sent."""
+
+import json
+from typing import Any
+
+import pytest
+
+from millstream.bodies import validate
+from millstream.dialects import Ask
+from millstream.dialects.native import ask_of
+from millstream.messages import ChatMessage, ChatRequest
+from millstream.prompt import (
+    File,
+    Image,
+    Message,
+    NamedTool,
+    OutputFormat,
+    Prompt,
+    Reasoning,
+    Refusal,
+    Text,
+    Tool,
+    ToolCall,
+    ToolResult,
+)
+from millstream.providers.known import Quirks
+from millstream.providers.openai import request
+
+QUESTION = {"role": "user", "content": "Hello"}
+ASKED = Message("user", (Text("Hello"),))
+SCHEMA = {"type": "object", "properties": {"a": {"type": ["string", "null"]}}}
+SIGNED = {"google": {"thought_signature": "c2ln"}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"q":1}'}}
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}}
+
+
+def asked(**fields: Any) -> Prompt:
+    body = json.dumps({"messages": [QUESTION], **fields}).encode()
+    return validate(ChatRequest, body).to_prompt()
+
+
+def message(**fields: Any) -> Message:
+    return asked(messages=[fields]).messages[0]
+
+
+def sent(given: Prompt, quirks: Quirks = Quirks()) -> dict[str, Any]:
+    """What stands beside the messages in the body of a provider."""
+    body = request.body(given, quirks)
+    assert body.pop("messages") == [QUESTION]
+    return body
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+# A message of ours, the same in a prompt, and what a provider is sent for it where that is another.
+MESSAGES: dict[str, tuple[dict[str, Any], Message, dict[str, Any] | None]] = {
+    "words": (QUESTION, ASKED, None),
+    "no words": ({"role": "user", "content": ""}, Message("user", (Text(""),)), None),
+    "a system prompt": (
+        {"role": "system", "content": "Be brief."},
+        Message("system", (Text("Be brief."),)),
+        None,
+    ),
+    "a developer's": ({"role": "developer", "content": "Be."}, Message("developer", (Text("Be."),)), None),
+    "a name": ({**QUESTION, "name": "ann"}, Message("user", (Text("Hello"),), "ann"), None),
+    "one part of text, which is a string": (
+        {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
+        ASKED,
+        QUESTION,
+    ),
+    "several parts of text": (
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        Message("user", (Text("a"), Text("b"))),
+        None,
+    ),
+    "an image": (
+        {"role": "user", "content": [{"type": "text", "text": "Look:"}, PICTURE]},
+        Message("user", (Text("Look:"), Image("data:image/png;base64,AA==", "low"))),
+        None,
+    ),
+    "an image alone, at an address": (
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.org/a"}}]},
+        Message("user", (Image("https://example.org/a"),)),
+        None,
+    ),
+    "a tool's result": (
+        {"role": "tool", "tool_call_id": "call_1", "content": "1"},
+        Message("tool", (ToolResult("call_1", (Text("1"),)),)),
+        None,
+    ),
+    "a result of a tool that is named": (
+        {"role": "tool", "tool_call_id": "call_1", "content": "1", "name": "look"},
+        Message("tool", (ToolResult("call_1", (Text("1"),), name="look"),), "look"),
+        None,
+    ),
+    "an empty result": (
+        {"role": "tool", "tool_call_id": "call_1", "content": ""},
+        Message("tool", (ToolResult("call_1", (Text(""),)),)),
+        None,
+    ),
+    "a result in parts": (
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "Seen:"}, PICTURE]},
+        Message(
+            "tool",
+            (ToolResult("call_1", (Text("Seen:"), Image("data:image/png;base64,AA==", "low"))),),
+        ),
+        None,
+    ),
+    "a result in no parts": (
+        {"role": "tool", "tool_call_id": "call_1", "content": []},
+        Message("tool", (ToolResult("call_1", ()),)),
+        {"role": "tool", "tool_call_id": "call_1", "content": ""},
+    ),
+    "a call": (
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        Message("assistant", (ToolCall("call_1", "look", '{"q":1}'),)),
+        None,
+    ),
+    "words, then a call that goes back signed": (
+        {"role": "assistant", "content": "Hm.", "tool_calls": [{**CALL, "extra_content": SIGNED}]},
+        Message("assistant", (Text("Hm."), ToolCall("call_1", "look", '{"q":1}', SIGNED))),
+        None,
+    ),
+    "what a model thought, before what it said": (
+        {"role": "assistant", "content": "Hm.", "reasoning_content": "hm"},
+        Message("assistant", (Reasoning("hm"), Text("Hm."))),
+        None,
+    ),
+    "a refusal": (
+        {"role": "assistant", "refusal": "No."},
+        Message("assistant", (Refusal("No."),)),
+        {"role": "assistant", "content": "No."},
+    ),
+    "what only a server of OpenAI's protocol can have sent": (
+        {"role": "assistant", "content": "x", "reasoning_details": [{"a": None}], "extra_content": SIGNED},
+        Message(
+            "assistant",
+            (Text("x"),),
+            extra={"openai": {"reasoning_details": [{"a": None}], "extra_content": SIGNED}},
+        ),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_a_message_becomes_one_of_a_prompt_and_a_providers(case: str) -> None:
+    given, expected, there = MESSAGES[case]
+    assert message(**given) == expected
+    assert request.body(Prompt((expected,)), Quirks())["messages"] == [there or given]
+
+
+def test_the_words_of_a_message_are_all_it_says() -> None:
+    texts = {case: expected.text for case, (_, expected, _) in MESSAGES.items()}
+    assert texts["several parts of text"] == "ab"
+    assert texts["an image"] == "Look:"
+    assert texts["a result in parts"] == "Seen:"
+    assert texts["a refusal"] == "No."
+    assert texts["a call"] == ""
+    assert texts["what a model thought, before what it said"] == "Hm."
+    for given, expected, _ in MESSAGES.values():
+        assert ChatMessage.model_validate(given).text == expected.text
+
+
+def test_the_calls_of_a_message_are_those_of_its_parts() -> None:
+    call = ToolCall("call_1", "look", "{}")
+    assert Message("assistant", (Reasoning("hm"), Text("x"), call)).tool_calls == [call]
+    assert ASKED.tool_calls == []
+
+
+# What other formats can say and ours cannot.
+
+
+def test_a_message_of_several_results_is_a_message_for_each() -> None:
+    """As Anthropic and Gemini have them."""
+    results = Message("tool", (ToolResult("a", (Text("1"),)), ToolResult("b", (Text("2"),), name="hear")))
+    assert request.body(Prompt((ASKED, results)), Quirks())["messages"] == [
+        QUESTION,
+        {"role": "tool", "tool_call_id": "a", "content": "1"},
+        {"role": "tool", "tool_call_id": "b", "content": "2", "name": "hear"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (
+            File("audio/wav", "data:audio/wav;base64,AA=="),
+            {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
+        ),
+        (
+            File("application/pdf", "data:application/pdf;base64,AA==", "a.pdf"),
+            {
+                "type": "file",
+                "file": {"file_data": "data:application/pdf;base64,AA==", "filename": "a.pdf"},
+            },
+        ),
+        (
+            File("application/pdf", "data:application/pdf;base64,AA=="),
+            {"type": "file", "file": {"file_data": "data:application/pdf;base64,AA=="}},
+        ),
+    ],
+)
+def test_a_file_is_what_openai_calls_it(part: File, expected: dict[str, Any]) -> None:
+    (found,) = request.body(Prompt((Message("user", (part,)),)), Quirks())["messages"]
+    assert found == {"role": "user", "content": [expected]}
+
+
+def test_what_only_one_api_knows_of_a_part_goes_to_that_api() -> None:
+    cached = {"cache_control": {"type": "ephemeral"}}
+    for extra, more in (({"openai": cached}, cached), ({"anthropic": cached}, {})):
+        given = Prompt((Message("user", (Text("a", extra), Text("b"))),))
+        (found,) = request.body(given, Quirks())["messages"]
+        assert found["content"] == [{"type": "text", "text": "a", **more}, {"type": "text", "text": "b"}]
+    # A text of which there is more to say than its words is no string.
+    (found,) = request.body(Prompt((Message("user", (Text("a", {"openai": cached}),)),)), Quirks())[
+        "messages"
+    ]
+    assert found["content"] == [{"type": "text", "text": "a", **cached}]
+
+
+def test_reasoning_that_only_another_provider_can_read_is_not_sent() -> None:
+    said = Message("assistant", (Reasoning(redacted="c2VjcmV0"), Reasoning("hm", "c2ln"), Text("x")))
+    (found,) = request.body(Prompt((said,)), Quirks())["messages"]
+    assert found == {"role": "assistant", "content": "x", "reasoning_content": "hm"}
+
+
+# -- everything else -------------------------------------------------------------------------------
+
+# Fields of ours, the same in a prompt, and what a provider is sent for them where that is another.
+FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] = {
+    "nothing": ({}, {}, None),
+    "numbers": (
+        {"max_tokens": 5, "temperature": 0, "top_p": 0.5, "seed": -1},
+        {"max_tokens": 5, "temperature": 0, "top_p": 0.5, "seed": -1},
+        None,
+    ),
+    "who asks": (
+        {"user": "ann", "metadata": {"a": "b"}},
+        {"user": "ann", "metadata": {"a": "b"}},
+        None,
+    ),
+    "effort": ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}, None),
+    "one word to stop at": ({"stop": "\n"}, {"stop": ("\n",)}, {"stop": ["\n"]}),
+    "words to stop at": ({"stop": ["a", "b"]}, {"stop": ("a", "b")}, None),
+    "no words to stop at": ({"stop": []}, {}, {}),
+    "a tool of a name": (
+        {"tools": [{"type": "function", "function": {"name": "look"}}]},
+        {"tools": (Tool("look"),)},
+        None,
+    ),
+    "a tool": (
+        {
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": "look",
+                        "description": "Looks.",
+                        "parameters": SCHEMA,
+                        "strict": False,
+                    },
+                }
+            ]
+        },
+        {"tools": (Tool("look", "Looks.", SCHEMA, False),)},
+        None,
+    ),
+    "no tools": ({"tools": []}, {}, {}),
+    **{
+        f"tools are chosen: {choice}": ({"tool_choice": choice}, {"tool_choice": choice}, None)
+        for choice in ("none", "auto", "required")
+    },
+    "one tool is chosen": (
+        {"tool_choice": {"type": "function", "function": {"name": "look"}}},
+        {"tool_choice": NamedTool("look")},
+        None,
+    ),
+    "text": ({"response_format": {"type": "text"}}, {}, {}),
+    "any JSON": ({"response_format": {"type": "json_object"}}, {"output": OutputFormat()}, None),
+    "JSON of a schema": (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+        {"output": OutputFormat(SCHEMA, "n")},
+        None,
+    ),
+    "JSON of a schema, with all there is to say of it": (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "description": "d", "schema": SCHEMA, "strict": True},
+            }
+        },
+        {"output": OutputFormat(SCHEMA, "n", "d", True)},
+        None,
+    ),
+    "ours alone": ({"on_disconnect": "continue"}, {}, {}),
+}
+
+
+@pytest.mark.parametrize("case", FIELDS)
+def test_a_field_becomes_one_of_a_prompt_and_a_providers(case: str) -> None:
+    given, expected, there = FIELDS[case]
+    made = asked(**given)
+    assert made == Prompt((ASKED,), **expected)
+    assert sent(made) == (given if there is None else there)
+
+
+def test_the_name_of_the_model_is_kept_for_whoever_looks_it_up() -> None:
+    assert asked(model="p/m").model == "p/m"
+    assert asked().model is None
+    assert "model" not in sent(asked(model="p/m"))
+
+
+def test_what_other_formats_ask_for_is_sent_where_openai_knows_it() -> None:
+    given = Prompt((ASKED,), top_k=4, reasoning_tokens=100, choices=3, parallel_tool_calls=False)
+    assert sent(given) == {"n": 3, "parallel_tool_calls": False}
+    given = Prompt((ASKED,), extra={"openai": {"logprobs": True}, "anthropic": {"service_tier": "auto"}})
+    assert sent(given) == {"logprobs": True}
+
+
+def test_what_a_provider_does_differently_holds_for_every_field() -> None:
+    given = asked(max_tokens=5, stop="x", user="ann", reasoning_effort="low")
+    quirks = Quirks(renamed={"max_tokens": "most"}, refused=("user", "stop"))
+    assert sent(given, quirks) == {"most": 5, "reasoning_effort": "low"}
+
+
+def test_the_policy_is_asked_of_us_and_is_in_no_prompt() -> None:
+    for policy, expected in (("cancel", "cancel"), ("continue", "continue"), ({"grace_seconds": 3}, 3.0)):
+        made = ask_of(ChatRequest.model_validate({"messages": [QUESTION], "on_disconnect": policy}))
+        assert made == Ask(Prompt((ASKED,)), expected)  # type: ignore[arg-type]
+    assert ask_of(ChatRequest.model_validate({"messages": [QUESTION]})) == Ask(Prompt((ASKED,)))
+
+
+def test_a_prompt_is_the_same_however_little_of_it_is_said() -> None:
+    """The digest of an idempotent start is taken of it."""
+    full = asked(
+        model=None,
+        stop=[],
+        tools=[],
+        tool_choice=None,
+        response_format={"type": "text"},
+        metadata=None,
+        messages=[{"role": "user", "content": [{"type": "text", "text": "Hello", "annotations": []}]}],
+    )
+    assert full == asked()
