@@ -81,13 +81,13 @@ async def test_a_caller_who_names_what_nobody_has_makes_them_be_asked_but_not_of
     late, other = Late(), Late(["x"])
     service = LLMService({"late": ProviderEntry(late), "other": ProviderEntry(other, any_model=True)})
     await service.discover()
-    assert (await service.resolve("m"))[0].provider_name == "other"  # takes any name
+    assert (await service.resolve("m")).deployments[0].provider_name == "other"  # takes any name
     late.names = ["m"]
     assert (late.asked, other.asked) == (1, 1)  # a moment ago
     for listing in service._listings._listings:  # noqa: SLF001  # an hour goes by
         listing.asked_at = float("-inf")
-    assert (await service.resolve("n"))[0].provider_name == "other"
-    assert (await service.resolve("m"))[0].provider_name == "late"
+    assert (await service.resolve("n")).deployments[0].provider_name == "other"
+    assert (await service.resolve("m")).deployments[0].provider_name == "late"
     for i in range(50):
         await service.resolve(f"unknown-{i}")
     assert (late.asked, other.asked) == (2, 2)

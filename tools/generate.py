@@ -59,7 +59,13 @@ def command_line() -> str:
 
 def settings_reference() -> str:
     from millstream.providers.known import KNOWN
-    from millstream.settings import PriceSettings, ProviderSettings, QuirkSettings, Settings
+    from millstream.settings import (
+        ModelSettings,
+        PriceSettings,
+        ProviderSettings,
+        QuirkSettings,
+        Settings,
+    )
 
     def table(model: type[BaseModel], name: Callable[[str], str]) -> str:
         rows = ["| setting | default | meaning |", "|---|---|---|"]
@@ -84,6 +90,9 @@ def settings_reference() -> str:
         + "\n\n### Quirks\n\nSections `[providers.<name>.quirks]`, for a server that nobody here knows; what "
         "is known of the others is in [providers](providers.md):\n\n"
         + table(QuirkSettings, str)
+        + "\n\n## Models\n\nSections `[models.<name>]`, for names of your own "
+        "([several deployments](../guides/routing.md)):\n\n"
+        + table(ModelSettings, str)
         + '\n\n## Prices\n\nSections `[prices."<model>"]`, in US dollars per million tokens; they win '
         "over the list prices that ship with Millstream:\n\n" + table(PriceSettings, str) + "\n"
     )
@@ -166,7 +175,7 @@ ROOMS = (
     ("the server, the only package that knows FastAPI", ("server",)),
     ("settings, and everything that runs", ("runtime", "settings")),
     ("streams", ("streams",)),
-    ("models and their metering", ("catalog", "listings", "meter", "traces")),
+    ("models and their metering", ("catalog", "listings", "routing", "meter", "traces")),
     ("providers", ("providers",)),
     ("wire formats", ("dialects", "messages", "bodies")),
     ("journals", ("journals",)),
@@ -174,7 +183,7 @@ ROOMS = (
     ("who is asking", ("auth", "signing", "tickets")),
     ("the database", ("database", "driver_words", "private_files")),
     ("for programs that call a server", ("client",)),
-    ("words", ("answer", "events", "usage", "errors", "log_ids", "sse")),
+    ("words", ("answer", "events", "prompt", "usage", "errors", "log_ids", "sse")),
 )
 _NOT_LISTED = ("__main__", "version", "migrations")
 

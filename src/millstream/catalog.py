@@ -6,7 +6,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 
 from msgspec import Struct
 
@@ -20,23 +19,25 @@ from millstream.errors import (
 from millstream.events import FinishReason, TextDelta
 from millstream.listings import Listings, ProviderEntry
 from millstream.messages import ChatMessage, ChatRequest
-from millstream.prices import Price, Prices
-from millstream.providers import Finish, Provider
+from millstream.prices import Prices
+from millstream.providers import Finish
+from millstream.routing import Batch, Circuit, Deployment, Model, Routed
 
 log = logging.getLogger("millstream.catalog")
 
 _MAX_RESOLVED = 1024
+OWNER = "millstream"  # of names that are the operator's own, in listings
 
 
-class Model(Struct, frozen=True):
-    """A model that can be asked. ``name`` is ours, ``upstream_name`` its provider's."""
+class Routing(Struct, frozen=True):
+    """What a name of the operator's own stands for: names of models with their weights, and those to fall
+    back on. ``attempts`` and ``attempt_seconds`` bound how often and for how long it is tried.
+    """
 
-    name: str
-    provider_name: str
-    provider: Provider
-    upstream_name: str
-    encoding: str
-    stream_seconds: float | None = None
+    deployments: Mapping[str, int]
+    fallbacks: Sequence[str] = ()
+    attempts: int = 3
+    attempt_seconds: float = 10.0
 
 
 class ChunkResponse(Struct, frozen=True):
@@ -56,11 +57,14 @@ class LLMService:
         *,
         default_model: str | None = None,
         prices: Prices | None = None,
+        routings: Mapping[str, Routing] | None = None,
     ) -> None:
         self._providers = dict(providers)
+        self._routings = dict(routings or {})
+        self._circuits: dict[tuple[str, str], Circuit] = {}
         self._prices = prices or Prices({})
         self._configured_default = default_model
-        self._resolved: dict[str, tuple[Model, Price | None]] = {}
+        self._resolved: dict[str, Model] = {}
         self._listings = Listings(self._providers, changed=self._resolved.clear)
         self._unready: dict[str, str] = {}
 
@@ -85,18 +89,21 @@ class LLMService:
 
     @property
     def models(self) -> Mapping[str, str]:
-        """Every model that is ready, with its provider's name. The default comes first."""
-        default, models = self.default_model, self._listings.models
+        """Every model that is ready, with its provider's name. The default comes first, then the operator's
+        own names.
+        """
+        default = self.default_model
+        models = {**dict.fromkeys(self._routings, OWNER), **self._listings.models}
         if default not in models:
             return models
         return {default: models[default]} | models
 
     @property
     def default_model(self) -> str | None:
-        return self._configured_default or self._listings.default
+        return self._configured_default or next(iter(self._routings), None) or self._listings.default
 
-    async def resolve(self, name: str | None) -> tuple[Model, Price | None]:
-        """The model of that name (or the default) and its price now. Raises ``ModelNotFound``, or
+    async def resolve(self, name: str | None) -> Model:
+        """The model of that name, or the default, with its prices now. Raises ``ModelNotFound``, or
         ``InvalidRequest`` where no model is named and there is no default.
         """
         if name is None and self.default_model is None:
@@ -106,17 +113,40 @@ class LLMService:
             raise InvalidRequest("no model is given and there is no default; see GET /v1/models")
         if found := self._resolved.get(name):
             return found
+        routing = self._routings.get(name)
+        if routing is None:
+            model = Model(name, (await self._deployment(name, name),))
+        else:
+            deployments = [await self._deployment(one, name, n) for one, n in routing.deployments.items()]
+            fallbacks = [await self._deployment(one, name) for one in routing.fallbacks]
+            model = Model(
+                name, tuple(deployments), tuple(fallbacks), routing.attempts, routing.attempt_seconds
+            )
+        # Names come from callers where a provider takes any; what they can make us remember is bounded.
+        if len(self._resolved) < _MAX_RESOLVED:
+            self._resolved[name] = model
+        return model
+
+    async def _deployment(self, name: str, called: str, weight: int = 1) -> Deployment:
+        """A provider's model. Its price may be set for the name by which it was ``called``."""
         if not self._is_known(name):
             await self._listings.ask_for_a_caller()
         provider_name, upstream_name = self._locate(name)
         entry = self._providers[provider_name]
-        encoding = tokens.encoding_for(upstream_name)
-        model = Model(name, provider_name, entry.provider, upstream_name, encoding, entry.stream_seconds)
-        price = await self._prices.find(name, provider_name, entry.price_id, upstream_name)
-        # Names come from callers where a provider takes any; what they can make us remember is bounded.
-        if len(self._resolved) < _MAX_RESOLVED:
-            self._resolved[name] = (model, price)
-        return model, price
+        price = await self._prices.find(called, provider_name, entry.price_id, upstream_name)
+        circuit = Circuit()
+        if len(self._circuits) < _MAX_RESOLVED:
+            circuit = self._circuits.setdefault((provider_name, upstream_name), circuit)
+        return Deployment(
+            provider_name,
+            entry.provider,
+            upstream_name,
+            tokens.encoding_for(upstream_name),
+            circuit,
+            price,
+            entry.stream_seconds,
+            weight,
+        )
 
     def _is_known(self, name: str) -> bool:
         """Whether a provider has it, or is named with it."""
@@ -150,10 +180,10 @@ class LLMService:
         """
         fields = {"messages": list(messages), "model": model, **options}
         prompt = ChatRequest.model_validate(fields).to_prompt()
-        target, _ = await self.resolve(prompt.model)
+        routed = Routed(await self.resolve(prompt.model), prompt)
         text: list[str] = []
-        async with aclosing(target.provider.stream(prompt, target.upstream_name)) as batches:
-            async for batch in batches:
+        async with routed.answering() as (begun, rest):
+            async for batch in _chained(begun, rest):
                 for item in batch:
                     if isinstance(item, TextDelta):
                         text.append(item.text)
@@ -162,11 +192,11 @@ class LLMService:
                         if item.usage is not None:
                             count = item.usage.completion_tokens
                         else:
-                            tokenizer = await tokens.load(target.encoding)
+                            tokenizer = await tokens.load(routed.deployment.encoding)
                             count = await asyncio.to_thread(tokenizer.count, "".join(text))
                         yield ChunkResponse("", item.reason, count)
                         return
-        raise UpstreamError(f"provider '{target.provider_name}' cut its answer off")
+            raise UpstreamError(f"provider '{routed.deployment.provider_name}' cut its answer off")
 
     async def close(self) -> None:
         await self._listings.close()
@@ -174,3 +204,10 @@ class LLMService:
         for result in await asyncio.gather(*closing, return_exceptions=True):
             if isinstance(result, Exception):
                 log.error("a provider did not close: %s", safe_traceback(result))
+
+
+async def _chained(begun: Sequence[Batch], rest: AsyncGenerator[Batch]) -> AsyncGenerator[Batch]:
+    for batch in begun:
+        yield batch
+    async for batch in rest:
+        yield batch

@@ -75,7 +75,7 @@ streams = sa.Table(
     sa.Column("token_id", sa.String(32)),  # the browser token that it was started with
     sa.Column("user", sa.String(256)),
     sa.Column("model", sa.String(256), nullable=False),
-    sa.Column("provider", sa.String(64), nullable=False),
+    sa.Column("provider", sa.String(64), nullable=False),  # who was asked first
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("finish_reason", sa.String(24)),
     sa.Column("error_code", sa.String(32)),
@@ -91,6 +91,7 @@ streams = sa.Table(
     sa.Column("provider_finish_reason", sa.String(64)),
     sa.Column("provider_usage", sa.Text),
     sa.Column("provider_cost_picodollars", sa.BigInteger),
+    sa.Column("attempts", sa.Text),  # as JSON, where there were several
     sa.Column("worker_id", sa.String(32)),  # who runs it, then null
     sa.Column("idempotency_key", sa.String(128)),
     sa.Column("request_digest", sa.LargeBinary(32)),  # of the request, where it has an idempotency key

@@ -128,6 +128,24 @@ class PriceSettings(_Section):
     cache_write: Annotated[Decimal, Field(ge=0)] | None = None
 
 
+class DeploymentSettings(_Section):
+    """One of several that a model's name stands for."""
+
+    model: str = Field(description="a model, with its provider's name or without")
+    weight: int = Field(1, ge=1, le=1000, description="its share of the streams")
+
+
+class ModelSettings(_Section):
+    """A name of your own for one model or several: ``[models.<name>]`` in the file."""
+
+    deployments: tuple[str | DeploymentSettings, ...] = Field(
+        min_length=1, description="models, each a name or `{model = …, weight = …}`"
+    )
+    fallbacks: tuple[str, ...] = Field((), description="models to ask where none of those answers, in order")
+    attempts: int = Field(3, ge=1, le=10, description="how often it is tried, before the first content only")
+    attempt_seconds: Seconds = Field(10, description="how long after the start a last attempt may begin")
+
+
 _PREFIX = "MILLSTREAM_"
 _RENAMED = {"log_url": "journal_url", "log_max_bytes": "journal_max_bytes"}  # since 0.1; gone with 0.3
 _SIGNING_SECRET_BYTES = 32  # RFC 7518 §3.2: as many as the hash has
@@ -212,6 +230,7 @@ class Settings(BaseSettings):
     )
     providers: dict[str, ProviderSettings] = Field({}, description="more providers, by name")
     prices: dict[str, PriceSettings] = Field({}, description="prices, by model")
+    models: dict[str, ModelSettings] = Field({}, description="names of your own for models, by name")
     unready_providers: dict[str, str] = Field({}, exclude=True, repr=False)
     unused_proxy: str | None = Field(None, exclude=True, repr=False)  # the variable that names one
     old_names: dict[str, str] = Field({}, exclude=True, repr=False)  # that were used -> what they are now

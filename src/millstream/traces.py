@@ -24,7 +24,7 @@ def record(opening: Opening, settlement: Settlement) -> None:
     usage = settlement.usage
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": opening.provider,
+        "gen_ai.provider.name": settlement.attempts[-1].provider if settlement.attempts else opening.provider,
         "gen_ai.request.model": opening.model,
         "gen_ai.response.id": opening.stream_id,
         "gen_ai.usage.input_tokens": usage.prompt_tokens,
@@ -46,6 +46,16 @@ def record(opening: Opening, settlement: Settlement) -> None:
         start_time=int(opening.created_at * _NANOSECONDS),
         attributes=attributes,
     )
+    for attempt in settlement.attempts if len(settlement.attempts) > 1 else ():
+        span.add_event(
+            "attempt",
+            {
+                "gen_ai.provider.name": attempt.provider,
+                "gen_ai.request.model": attempt.model,
+                "error.type": attempt.error or "",
+            },
+            timestamp=int(attempt.ended_at * _NANOSECONDS),
+        )
     if settlement.error_code is not None:
         span.set_status(trace.StatusCode.ERROR, settlement.error_code)
     span.end(int(settlement.ended_at * _NANOSECONDS))

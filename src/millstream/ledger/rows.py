@@ -3,6 +3,7 @@
 The columns of usage come from ``usage.TOKEN_KINDS``.
 """
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
@@ -25,7 +26,12 @@ from millstream.usage import (
 Status: TypeAlias = Literal["running", "completed", "cancelled", "failed", "interrupted"]
 
 USAGE_COLUMNS = (*TOKEN_KINDS, "usage_source", "cost_picodollars")
-REPORTED_COLUMNS = ("provider_finish_reason", "provider_usage", "provider_cost_picodollars")
+REPORTED_COLUMNS = (
+    "provider_finish_reason",
+    "provider_usage",
+    "provider_cost_picodollars",
+    "attempts",
+)
 
 
 class Claim(Struct, frozen=True):
@@ -49,6 +55,17 @@ class Opening(Struct, frozen=True):
     max_open: int | None = None
     claim: Claim | None = None
     thread_id: str | None = None
+
+
+class Attempt(Struct, frozen=True, omit_defaults=True):
+    """A deployment that was asked. Times are in Unix seconds; ``error`` is a code of the closed list."""
+
+    provider: str
+    model: str
+    started_at: float
+    ended_at: float
+    first_content_at: float | None = None
+    error: str | None = None
 
 
 class Reported(Struct, frozen=True):
@@ -79,6 +96,7 @@ class Settlement(Struct, frozen=True):
     ended_at: float
     corrects: bool = False
     reported: Reported = NOTHING_REPORTED
+    attempts: tuple[Attempt, ...] = ()
 
     @classmethod
     def of(cls, stream_id: str, terminal: Terminal, ended_at: float) -> "Settlement":
@@ -128,6 +146,7 @@ class Receipt(Struct, frozen=True):
     provider_finish_reason: str | None
     provider_usage: dict[str, Any] | None
     provider_cost_usd: str | None
+    attempts: tuple[Attempt, ...]  # of which the last one is what the rest is about
 
     @property
     def bill(self) -> Bill:
@@ -170,6 +189,7 @@ def settlement_values(settlement: Settlement) -> dict[str, Any]:
         "provider_finish_reason": settlement.reported.finish_reason,
         "provider_usage": settlement.reported.usage,
         "provider_cost_picodollars": _picodollars(settlement.reported.cost),
+        "attempts": _attempts_json(settlement.attempts),
         "worker_id": None,
     }
 
@@ -181,6 +201,27 @@ def usage_values(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
         "usage_source": usage.source,
         "cost_picodollars": _picodollars(cost),
     }
+
+
+def _attempts_json(attempts: Sequence[Attempt]) -> str | None:
+    """None for a single one: the row says all that is known of it."""
+    return msgspec.json.encode(attempts).decode() if len(attempts) > 1 else None
+
+
+def _attempts_of(row: RowMapping) -> tuple[Attempt, ...]:
+    if row["attempts"] is not None:
+        return msgspec.json.decode(row["attempts"], type=tuple[Attempt, ...])
+    ended_at = row["ended_at"] or row["created_at"]
+    return (
+        Attempt(
+            row["provider"],
+            row["model"],
+            row["created_at"],
+            ended_at,
+            row["first_event_at"],
+            row["error_code"],
+        ),
+    )
 
 
 def _picodollars(cost: Decimal | None) -> int | None:
@@ -200,6 +241,8 @@ def to_orphan(row: RowMapping) -> Orphan:
 def to_receipt(row: RowMapping) -> Receipt:
     values = {name: row[name] for name in Receipt.__struct_fields__ if name in row}
     usage = values.pop("provider_usage")
+    values["attempts"] = attempts = _attempts_of(row)
+    values["provider"] = attempts[-1].provider
     return Receipt(
         **values,
         stream_id=row["id"],

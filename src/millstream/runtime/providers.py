@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from millstream.catalog import LLMService
+from millstream.catalog import LLMService, Routing
 from millstream.errors import ConfigurationError
 from millstream.listings import ProviderEntry
 from millstream.prices import FlatPrice, Prices
@@ -16,7 +16,7 @@ from millstream.providers.local import LocalProvider, model_file, weights
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.scripted import ScriptedProvider
 from millstream.providers.upstream import Upstream
-from millstream.settings import ProviderSettings, Settings
+from millstream.settings import ModelSettings, ProviderSettings, Settings
 
 log = logging.getLogger("millstream.providers")
 
@@ -46,9 +46,22 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
         name: FlatPrice(price.input, price.output, price.cached_input, price.cache_write)
         for name, price in settings.prices.items()
     }
-    service = LLMService(entries, default_model=settings.default_model, prices=Prices(prices))
+    service = LLMService(
+        entries,
+        default_model=settings.default_model,
+        prices=Prices(prices),
+        routings={name: _routing(model) for name, model in settings.models.items()},
+    )
     service.add_unready(unready)
     return service
+
+
+def _routing(model: ModelSettings) -> Routing:
+    weights = {
+        one if isinstance(one, str) else one.model: 1 if isinstance(one, str) else one.weight
+        for one in model.deployments
+    }
+    return Routing(weights, model.fallbacks, model.attempts, model.attempt_seconds)
 
 
 def _demo_is_wanted(settings: Settings) -> None:

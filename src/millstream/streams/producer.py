@@ -27,14 +27,13 @@ Whatever comes first decides: once a stream is ending, nothing changes what it e
 import asyncio
 import logging
 import time
-from contextlib import AbstractContextManager, aclosing, suppress
+from contextlib import AbstractContextManager, suppress
 from enum import Enum
 
 import msgspec
 from msgspec import Struct
 
 from millstream import traces
-from millstream.catalog import Model
 from millstream.dialects import Ask
 from millstream.errors import (
     IdempotencyConflict,
@@ -55,7 +54,7 @@ from millstream.journals import Journal
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Opening, Settlement, Status
 from millstream.log_ids import STREAM_ID
-from millstream.prices import Price
+from millstream.routing import Batch, Routed
 from millstream.streams import lines
 from millstream.streams.audience import Audience, SendAway
 from millstream.streams.cancel_scope import CancelScope
@@ -89,8 +88,7 @@ class Producer:
         info: StreamInfo,
         opening: Opening,
         ask: Ask,
-        model: Model,
-        price: Price | None,
+        routed: Routed,
         journal: Journal,
         ledger: Ledger,
         limit_seconds: float,
@@ -100,13 +98,18 @@ class Producer:
         self.state = State.ASKED
         self.audience = Audience(ask.on_disconnect, self.cancel)
         self._opening = opening
-        self._prompt = ask.prompt
-        self._model = model
+        self._routed = routed
         self._journal = journal
         self._ledger = ledger
-        self._limit_seconds = min(limit_seconds, model.stream_seconds or limit_seconds)
+        self._limit_seconds = min(limit_seconds, routed.deployment.stream_seconds or limit_seconds)
         self._assembler = Assembler()
-        self._tally = Tally(info.stream_id, self._assembler, ask.prompt.messages, model.encoding, price)
+        self._tally = Tally(
+            info.stream_id,
+            self._assembler,
+            ask.prompt.messages,
+            routed.deployment.encoding,
+            routed.deployment.price,
+        )
         self._scope = CancelScope()
         self._clock: asyncio.Timeout | None = None  # while the scope is entered
         self._stop: _Stop | None = None
@@ -226,24 +229,29 @@ class Producer:
                 await self._fail(self._stop.because)
 
     async def _produce(self) -> None:
-        assembler, stream_id = self._assembler, self.info.stream_id
         self.state = State.PRODUCING
-        stream = self._model.provider.stream(self._prompt, self._model.upstream_name)
-        async with aclosing(stream) as batches:
-            async for batch in batches:
-                events = assembler.feed(batch)
-                if events:
-                    if self._first_event_at is None:
-                        self._first_event_at = time.time()
-                    try:
-                        await self._journal.append(stream_id, events)
-                    except StreamFull as error:
-                        raise UpstreamError("the answer is longer than a stream may be") from error
-                if assembler.finish is not None:
-                    await self._end(assembler.finish.reason, "completed")
-        if assembler.finish is None:
-            name = self._model.provider_name
-            raise UpstreamError(f"provider '{name}' cut its answer off")
+        async with self._routed.answering() as (begun, rest):
+            deployment = self._routed.deployment
+            self._tally.answered_by(deployment.encoding, deployment.price)
+            for batch in begun:
+                await self._take(batch)
+            async for batch in rest:
+                await self._take(batch)
+            if self._assembler.finish is None:
+                raise UpstreamError(f"provider '{deployment.provider_name}' cut its answer off")
+
+    async def _take(self, batch: Batch) -> None:
+        """From the provider to the journal."""
+        events = self._assembler.feed(batch)
+        if events:
+            if self._first_event_at is None:
+                self._first_event_at = time.time()
+            try:
+                await self._journal.append(self.info.stream_id, events)
+            except StreamFull as error:
+                raise UpstreamError("the answer is longer than a stream may be") from error
+        if self._assembler.finish is not None:
+            await self._end(self._assembler.finish.reason, "completed")
 
     async def _end(self, reason: FinishReason, status: Status) -> None:
         if self.is_ending:
@@ -253,9 +261,10 @@ class Producer:
         if finish is None:
             await self._append_end(StreamEnd(reason, bill))
             return
-        report = self._assembler.report
-        raw = None if report is None else report.raw
-        await self._append_end(StreamEnd(reason, bill, finish.word, finish.stop_sequence, raw, finish.extra))
+        reported = self._assembler.reported  # which can be written, whatever the provider is
+        raw = None if reported.usage is None else msgspec.json.decode(reported.usage)
+        word = reported.finish_reason or ""
+        await self._append_end(StreamEnd(reason, bill, word, finish.stop_sequence, raw, finish.extra))
 
     async def _fail(self, error: MillstreamError) -> None:
         if self.is_ending:
@@ -311,6 +320,7 @@ class Producer:
             self._first_event_at,
             time.time(),
             reported=self._assembler.reported,
+            attempts=self._routed.attempts(error_code),
         )
         self.state = State.ENDING
         return Bill.of(usage, cost)

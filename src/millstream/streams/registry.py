@@ -31,6 +31,7 @@ from millstream.events import StreamInfo, StreamStart
 from millstream.journals import Journal, Signal, StreamState
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Receipt
+from millstream.routing import Routed
 from millstream.streams.audience import FollowedStream, ReadableStream, Readers, RemoteStream, SendAway
 from millstream.streams.pressure import Pressure
 from millstream.streams.producer import Producer
@@ -137,11 +138,11 @@ class Streams:
         """
         self._admit()
         ask = _within_limits(principal, ask, self._service.default_model)
-        model, price = await self._service.resolve(ask.prompt.model)
+        routed = Routed(await self._service.resolve(ask.prompt.model), ask.prompt)
         self._admit()  # again: that may have taken a while
         stream_id = f"str_{secrets.token_urlsafe(16)}"
         choices = ask.prompt.choices
-        info = StreamInfo(stream_id, principal.owner_id, model.name, time.time(), choices)
+        info = StreamInfo(stream_id, principal.owner_id, routed.model.name, time.time(), choices)
         token = principal.token
         if token is not None:
             self._check_open(info.owner_id, token.max_streams)
@@ -150,7 +151,7 @@ class Streams:
             info.owner_id,
             principal.id,
             info.model,
-            model.provider_name,
+            routed.deployment.provider_name,
             info.created_at,
             ask.prompt.user,
             token_id=None if token is None else token.id,
@@ -165,9 +166,7 @@ class Streams:
         except BaseException:  # whoever asked has left, or it took too long
             await asyncio.shield(self._journal.forget(stream_id))
             raise
-        producer = Producer(
-            info, opening, ask, model, price, self._journal, self._ledger, self._limits.seconds
-        )
+        producer = Producer(info, opening, ask, routed, self._journal, self._ledger, self._limits.seconds)
         task = asyncio.create_task(producer.run(), name=stream_id)
         self._running[stream_id], self._tasks[stream_id] = producer, task
         if token is not None:

@@ -1,5 +1,5 @@
 """What other people's formats bring: a client's name for its conversation, by which a stream is found again,
-and prompt tokens that a provider wrote to its cache, which some bill apart.
+prompt tokens that a provider wrote to its cache, which some bill apart, and the deployments that were asked.
 """
 
 import sqlalchemy as sa
@@ -11,6 +11,7 @@ down_revision = "0005"
 
 def upgrade() -> None:
     with op.batch_alter_table("streams") as streams:
+        streams.add_column(sa.Column("attempts", sa.Text))
         streams.add_column(sa.Column("thread_id", sa.String(128)))
         streams.add_column(sa.Column("cache_write_tokens", sa.BigInteger, nullable=False, server_default="0"))
     op.create_index(

@@ -1,0 +1,278 @@
+"""Which deployment answers, and what happens when one does not."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from millstream import Millstream
+from millstream.dialects import Ask
+from millstream.errors import (
+    ProviderError,
+    RequestRefused,
+    UpstreamError,
+    UpstreamRateLimited,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
+from millstream.events import AnswerStart, TextDelta
+from millstream.prompt import Message, Prompt, Text
+from millstream.providers import Finish, Produced
+from millstream.providers.scripted import ScriptedProvider
+from millstream.routing import Circuit, Deployment, Model, Routed
+from millstream.settings import Settings
+from millstream.usage import Usage
+
+PROMPT = Prompt((Message("user", (Text("Hello"),)),))
+DOWN = UpstreamError("it is down", accepted=False)
+ANSWER: list[Produced] = [TextDelta("Hello"), Finish("stop", Usage(1, 1, "provider_final"))]
+
+
+class Flaky:
+    """Fails as it is told, one error a call, and then answers."""
+
+    def __init__(self, *errors: ProviderError | None, before: Sequence[Produced] = ()) -> None:
+        self._errors = list(errors)
+        self._before = before
+        self.calls = 0
+
+    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        self.calls += 1
+        error = self._errors.pop(0) if self._errors else None
+        if error is not None:
+            if self._before:
+                yield self._before
+            raise error
+        yield ANSWER
+
+    async def models(self) -> list[str]:
+        return ["m"]
+
+    async def close(self) -> None:
+        pass
+
+
+def deployment(name: str, provider: Flaky, *, weight: int = 1, circuit: Circuit | None = None) -> Deployment:
+    return Deployment(name, provider, "m", "o200k_base", circuit or Circuit(), weight=weight)
+
+
+async def said(routed: Routed) -> str:
+    words: list[str] = []
+    async with routed.answering() as (begun, rest), aclosing(rest):
+        batches = [*begun, *[batch async for batch in rest]]
+        words += [item.text for batch in batches for item in batch if isinstance(item, TextDelta)]
+    return "".join(words)
+
+
+async def test_the_next_deployment_answers_at_once_and_every_attempt_is_kept() -> None:
+    first, second = Flaky(DOWN), Flaky()
+    routed = Routed(Model("m", (deployment("a", first),), (deployment("b", second),), attempts=3), PROMPT)
+    started = asyncio.get_running_loop().time()
+    assert await said(routed) == "Hello"
+    assert asyncio.get_running_loop().time() - started < 0.2
+    assert [(one.provider, one.error) for one in routed.attempts()] == [("a", "upstream_error"), ("b", None)]
+    assert routed.deployment.provider_name == "b"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RequestRefused("the request is at fault"),
+        UpstreamError("it broke after it had taken the request on"),
+        UpstreamTimeout("too slow", accepted=True),
+    ],
+)
+async def test_what_may_be_billed_or_is_the_callers_fault_is_not_tried_again(error: ProviderError) -> None:
+    second = Flaky()
+    routed = Routed(
+        Model("m", (deployment("a", Flaky(error)),), (deployment("b", second),), attempts=3), PROMPT
+    )
+    with pytest.raises(type(error)):
+        await said(routed)
+    assert second.calls == 0
+
+
+async def test_nothing_is_tried_again_after_the_first_content() -> None:
+    second = Flaky()
+    broken = Flaky(UpstreamRateLimited("in the middle"), before=[TextDelta("Hel")])
+    routed = Routed(Model("m", (deployment("a", broken),), (deployment("b", second),), attempts=3), PROMPT)
+    with pytest.raises(UpstreamRateLimited):
+        await said(routed)
+    assert second.calls == 0
+
+
+async def test_what_comes_before_the_first_content_binds_to_no_deployment() -> None:
+    busy = Flaky(UpstreamRateLimited("at once"), before=[AnswerStart("openai", "chatcmpl-1")])
+    routed = Routed(Model("m", (deployment("a", busy),), (deployment("b", Flaky()),), attempts=2), PROMPT)
+    assert await said(routed) == "Hello"
+
+
+async def test_a_refused_key_is_no_reason_to_ask_the_same_deployment_again() -> None:
+    alone = Flaky(UpstreamRefused("the key"))
+    with pytest.raises(UpstreamRefused):
+        await said(Routed(Model("m", (deployment("a", alone),), attempts=5), PROMPT))
+    assert alone.calls == 1
+
+
+async def test_a_single_deployment_is_asked_again_after_a_pause_within_its_bounds() -> None:
+    flaky = Flaky(DOWN, DOWN)
+    assert await said(Routed(Model("m", (deployment("a", flaky),), attempts=3), PROMPT)) == "Hello"
+    assert flaky.calls == 3
+    flaky = Flaky(DOWN, DOWN)
+    with pytest.raises(UpstreamError):
+        await said(Routed(Model("m", (deployment("a", flaky),), attempts=2), PROMPT))
+    patient = Flaky(UpstreamRateLimited("later", retry_after_seconds=60))
+    with pytest.raises(UpstreamRateLimited):  # longer than the attempts may take
+        await said(Routed(Model("m", (deployment("a", patient),), attempts=5), PROMPT))
+    assert patient.calls == 1
+
+
+def test_weights_are_shares() -> None:
+    random.seed(1)
+    model = Model("m", (deployment("a", Flaky(), weight=3), deployment("b", Flaky())))
+    first = Counter(model.order()[0].provider_name for _ in range(2000))
+    assert 0.70 < first["a"] / 2000 < 0.80
+
+
+def test_a_circuit_rests_and_then_lets_one_stream_try() -> None:
+    now = [0.0]
+    circuit = Circuit(lambda: now[0])
+    for _ in range(5):
+        assert not circuit.is_open
+        circuit.begin()
+        circuit.failed(DOWN)
+    assert circuit.is_open
+    now[0] = 10.0
+    assert not circuit.is_open
+    circuit.begin()
+    assert circuit.is_open  # to everybody else
+    circuit.failed(DOWN)
+    now[0] = 29.9
+    assert circuit.is_open  # twice as long
+    now[0] = 30.0
+    circuit.begin()
+    circuit.left()  # it was stopped and says nothing
+    assert not circuit.is_open
+    circuit.begin()
+    circuit.succeeded()
+    circuit.begin()
+    assert not circuit.is_open
+    circuit.failed(RequestRefused("no fault of the deployment"))
+    assert not circuit.is_open
+    circuit.failed(UpstreamRateLimited("wait", retry_after_seconds=7))
+    assert circuit.is_open
+    now[0] = 37.0
+    assert not circuit.is_open
+
+
+async def test_whoever_rests_is_asked_last() -> None:
+    circuit = Circuit()
+    for _ in range(5):
+        circuit.failed(DOWN)
+    resting, other = Flaky(), Flaky()
+    model = Model("m", (deployment("a", resting, weight=1000, circuit=circuit), deployment("b", other)))
+    assert await said(Routed(model, PROMPT)) == "Hello"
+    assert (resting.calls, other.calls) == (0, 1)
+
+
+class Flapping:
+    """Down or up, each for a while."""
+
+    def __init__(self, always: bool, seed: int) -> None:
+        self._always = always
+        self._random = random.Random(seed)
+        self._left = 0
+        self._up = True
+        self.answered = 0
+
+    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        await asyncio.sleep(0)
+        if self._left == 0:
+            self._up, self._left = self._random.random() < 0.5, self._random.randint(1, 20)
+        self._left -= 1
+        if not (self._up or self._always):
+            raise self._random.choice(
+                [
+                    DOWN,
+                    UpstreamRateLimited("busy"),
+                    UpstreamRefused("quota"),
+                    UpstreamTimeout("", accepted=False),
+                ]
+            )
+        self.answered += 1
+        yield ANSWER
+
+    async def models(self) -> list[str]:
+        return ["m"]
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_no_caller_sees_an_error_while_one_deployment_is_healthy_and_none_is_billed_twice() -> None:
+    providers = [Flapping(always, seed) for seed, always in enumerate([False, False, True])]
+    deployments = [
+        Deployment(f"p{i}", provider, "m", "o200k_base", Circuit()) for i, provider in enumerate(providers)
+    ]
+    model = Model("m", tuple(deployments), attempts=3)
+    answers = await asyncio.gather(*(said(Routed(model, PROMPT)) for _ in range(1000)))
+    assert answers == ["Hello"] * 1000
+    assert sum(provider.answered for provider in providers) == 1000
+
+
+@pytest.fixture
+def file_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "millstream.toml").write_text(
+        """
+        [models.fast]
+        deployments = [{model = "first/m", weight = 1}]
+        fallbacks = ["second/m"]
+
+        [prices.fast]
+        input = 1
+        output = 1_000_000
+        """
+    )
+    return Settings.load()
+
+
+async def test_a_name_of_ones_own_is_listed_and_its_receipt_has_every_attempt(
+    file_settings: Settings,
+) -> None:
+    providers: dict[str, Any] = {"first": Flaky(DOWN), "second": Flaky()}
+    millstream = Millstream(file_settings, providers=providers)
+    app = FastAPI(lifespan=millstream.lifespan)
+    async with millstream.lifespan(app):
+        service = millstream.llm_service
+        assert next(iter(service.models.items())) == ("fast", "millstream")
+        _, secret = await millstream.keys.create("test", ["chat"])
+        principal = await millstream.keys.verify(secret)
+        source = await millstream.streams.start(principal, Ask(PROMPT))
+        await millstream.streams.idle()
+        receipt = await millstream.streams.receipt(principal, source.info.stream_id)
+        assert (receipt.model, receipt.provider, receipt.status) == ("fast", "second", "completed")
+        assert [(one.provider, one.error) for one in receipt.attempts] == [
+            ("first", "upstream_error"),
+            ("second", None),
+        ]
+        assert receipt.cost_usd == "1.000001"
+        chunks = [chunk async for chunk in service.stream_chat([{"role": "user", "content": "x"}], "fast")]
+        assert "".join(chunk.content for chunk in chunks) == "Hello"
+
+
+async def test_a_model_without_others_has_one_attempt_on_its_receipt() -> None:
+    millstream = Millstream(Settings(), providers={"p": ScriptedProvider({"m": ANSWER})})
+    async with millstream:
+        _, secret = await millstream.keys.create("test", ["chat"])
+        principal = await millstream.keys.verify(secret)
+        source = await millstream.streams.start(principal, Ask(Prompt(PROMPT.messages, "m")))
+        await millstream.streams.idle()
+        receipt = await millstream.streams.receipt(principal, source.info.stream_id)
+        assert [(one.provider, one.error) for one in receipt.attempts] == [("p", None)]
