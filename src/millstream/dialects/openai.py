@@ -14,10 +14,10 @@ from millstream import prompt as asked
 from millstream import sse
 from millstream.answer import Answer, Part
 from millstream.bodies import read_object
-from millstream.dialects import Ask, Before, choice_of_parts
+from millstream.dialects import Ask, Before, choice_of_parts, openai_errors
 from millstream.dialects import fields as read
 from millstream.dialects.fields import Fields
-from millstream.errors import Draining, InvalidRequest, MillstreamError
+from millstream.errors import Draining, MillstreamError
 from millstream.events import (
     AnswerStart,
     Batch,
@@ -65,14 +65,6 @@ _PASSED_ON = (
     "verbosity",
 )
 
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    402: "insufficient_quota",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-}
 # Of ours that these clients do not know -> theirs.
 _REASONS = {"cancelled": "stop", "budget_exceeded": "length"}
 
@@ -188,8 +180,7 @@ class OpenAIDialect:
         return _failure(Draining("the connection ends before its answer; follow the stream where it is"))
 
     def error(self, error: MillstreamError, request_id: str) -> tuple[int, bytes]:
-        status = 400 if error.status == InvalidRequest.status else error.status
-        return status, sse.one_line(_json({"error": _shown_error(error, status)}))
+        return openai_errors.status_of(error), sse.one_line(_json({"error": openai_errors.shown(error)}))
 
     def _around(self, info: StreamInfo, start: AnswerStart | None) -> tuple[bytes, bytes]:
         """What stands in every chunk before its choices and after them."""
@@ -333,13 +324,7 @@ def _details(usage: Usage) -> dict[str, Any]:
 
 
 def _failure(error: MillstreamError) -> bytes:
-    status = 400 if error.status == InvalidRequest.status else error.status
-    return sse.one_line(b"data: %b\n\n" % _json({"error": _shown_error(error, status)}))
-
-
-def _shown_error(error: MillstreamError, status: int) -> dict[str, Any]:
-    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"message": error.message, "type": kind, "param": None, "code": error.code}
+    return sse.one_line(b"data: %b\n\n" % _json({"error": openai_errors.shown(error)}))
 
 
 # -- bodies ----------------------------------------------------------------------------------------
