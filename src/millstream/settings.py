@@ -45,7 +45,7 @@ _ORIGIN = re.compile(r"https?://[^/?#\s]+")
 _OF_CHAT = {"MILLSTREAM_URL", "MILLSTREAM_KEY"}  # what `millstream chat` reads
 
 # Of a provider's request: without them answers could not be told apart or metered.
-_OURS = {"messages", "model", "n", "stream", "stream_options"}
+_OURS = {"input", "messages", "model", "n", "stream", "stream_options"}
 
 
 class _Section(BaseModel):
@@ -87,8 +87,10 @@ class QuirkSettings(_Section):
 class ProviderSettings(_Section):
     """A provider: ``[providers.<name>]`` in the file."""
 
-    type: Literal["openai", "local", "scripted"] = Field(
-        "openai", description="`openai` is every server that speaks OpenAI's Chat Completions"
+    type: Literal["openai", "responses", "local", "scripted"] = Field(
+        "openai",
+        description="`openai` is every server that speaks OpenAI's Chat Completions, `responses` one that "
+        "speaks its Responses",
     )
     base_url: str | None = Field(None, description="up to and with `/v1`")
     api_key: SecretStr | None = Field(None, description="sent to that server only")
@@ -112,8 +114,9 @@ class ProviderSettings(_Section):
 
     @model_validator(mode="after")
     def _has_address(self) -> "ProviderSettings":
-        if self.type == "openai" and not (self.base_url or "").startswith(("http://", "https://")):
-            raise ValueError("a provider of type 'openai' needs a base_url with http:// or https://")
+        over_http = self.type not in ("local", "scripted")
+        if over_http and not (self.base_url or "").startswith(("http://", "https://")):
+            raise ValueError(f"a provider of type '{self.type}' needs a base_url with http:// or https://")
         if ours := sorted(_OURS & self.extra.keys()):
             raise ValueError(f"extra cannot set {', '.join(ours)}: Millstream does")
         return self

@@ -19,6 +19,7 @@ from millstream.events import (
     ReasoningDelta,
     RefusalDelta,
     Source,
+    Text,
     TextDelta,
 )
 from millstream.prompt import Prompt
@@ -48,6 +49,12 @@ class PartBreak(Struct, frozen=True, gc=False):
 
     content: Content | None = None
     index: int | None = None
+
+
+class PartOpening(Struct, frozen=True, gc=False):
+    """What follows is a new part of prose; ``content`` is what is known of it at its start."""
+
+    content: Text | Reasoning
 
 
 class UsageReport(Struct, frozen=True, gc=False):
@@ -87,7 +94,7 @@ class InChoice(Struct, frozen=True, gc=False):
 
 
 # A Usage on its own, or a report of it, is the provider's running count. The ``part`` of a delta is left 0.
-Produced: TypeAlias = Said | AnswerStart | PartBreak | InChoice | Usage | UsageReport | Finish
+Produced: TypeAlias = Said | AnswerStart | PartOpening | PartBreak | InChoice | Usage | UsageReport | Finish
 
 
 class Provider(Protocol):

@@ -82,7 +82,11 @@ ERRORS: dict[Failure, str] = {
     "responsibleaipolicyviolation responsible_ai_policy_violation data_inspection_failed "
     "datainspectionfailed moderation moderation_blocked moderation_error prompt_blocked safety sensitive",
     Failure(RequestRefused, "its content policy refuses the prompt"): "content_policy_violation "
-    "content_policy",
+    "content_policy invalid_prompt bio_policy misalignment_policy_violation image_content_policy_violation",
+    Failure(RequestRefused, "it cannot read one of the images"): "invalid_image invalid_image_format "
+    "invalid_base64_image invalid_image_url invalid_image_mode image_too_large image_too_small "
+    "image_parse_error image_file_too_large image_file_not_found empty_image_file "
+    "unsupported_image_media_type failed_to_download_image",
     Failure(UpstreamRefused, "it does not accept the configured key"): "invalid_api_key authentication_error "
     "invalid_authentication invalid_authentication_error unauthorized unauthenticated invalidapikey",
     Failure(UpstreamRefused, "the configured key may not do this"): "permission_denied permission_error "

@@ -14,6 +14,7 @@ from millstream.providers.clocks import Clocks
 from millstream.providers.known import KNOWN, OPENAI, Quirks
 from millstream.providers.local import LocalProvider, model_file, weights
 from millstream.providers.openai import OpenAIProvider
+from millstream.providers.responses import ResponsesProvider
 from millstream.providers.scripted import ScriptedProvider
 from millstream.providers.upstream import Upstream
 from millstream.settings import ModelSettings, ProviderSettings, Settings
@@ -28,7 +29,7 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
     entries = {
         name: _ENTRIES[config.type](name, settings, config) for name, config in settings.providers.items()
     }
-    if settings.unused_proxy and any(config.type == "openai" for config in settings.providers.values()):
+    if settings.unused_proxy and any(config.base_url for config in settings.providers.values()):
         log.warning(
             "%s is set, and providers are asked without it; MILLSTREAM_PROXY=environment makes use of it",
             settings.unused_proxy,
@@ -91,6 +92,19 @@ def _local(name: str, settings: Settings, config: ProviderSettings) -> ProviderE
 
 def _openai(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
     assert config.base_url is not None
+    quirks = _quirks(config)
+    upstream = _upstream(name, settings, config, pings=quirks.pings)
+    provider = OpenAIProvider(name, config.base_url, upstream, quirks=quirks, extra=config.extra)
+    return _entry(provider, config)
+
+
+def _responses(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
+    assert config.base_url is not None
+    upstream = _upstream(name, settings, config)
+    return _entry(ResponsesProvider(name, config.base_url, upstream, extra=config.extra), config)
+
+
+def _upstream(name: str, settings: Settings, config: ProviderSettings, *, pings: bool = False) -> Upstream:
     headers = dict(config.headers)
     if config.api_key is not None:
         secret = config.api_key.get_secret_value()
@@ -101,9 +115,10 @@ def _openai(name: str, settings: Settings, config: ProviderSettings) -> Provider
         config.first_content_seconds or settings.first_content_seconds,
         config.idle_seconds or settings.idle_seconds,
     )
-    quirks = _quirks(config)
-    upstream = Upstream(name, headers, clocks, pings=quirks.pings, proxy=config.proxy or settings.proxy)
-    provider = OpenAIProvider(name, config.base_url, upstream, quirks=quirks, extra=config.extra)
+    return Upstream(name, headers, clocks, pings=pings, proxy=config.proxy or settings.proxy)
+
+
+def _entry(provider: Provider, config: ProviderSettings) -> ProviderEntry:
     return ProviderEntry(
         provider,
         models=config.models,
@@ -126,4 +141,4 @@ def _quirks(config: ProviderSettings) -> Quirks:
 
 
 # A new kind of provider is a function above, a row here, and a value of ``ProviderSettings.type``.
-_ENTRIES = {"openai": _openai, "local": _local, "scripted": _scripted}
+_ENTRIES = {"openai": _openai, "responses": _responses, "local": _local, "scripted": _scripted}

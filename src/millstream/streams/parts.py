@@ -22,6 +22,7 @@ from millstream.events import (
     ReasoningDelta,
     RefusalDelta,
     Source,
+    Text,
     TextDelta,
     ToolCall,
     ToolCallDelta,
@@ -34,6 +35,7 @@ from millstream.providers import (
     Finish,
     InChoice,
     PartBreak,
+    PartOpening,
     Produced,
     ToolCallPiece,
     UsageReport,
@@ -46,11 +48,14 @@ _MAX_RAW = 4096  # of its usage object
 
 
 class _Choice:
-    """One of the answers: its open part of prose, and its open tool calls by index."""
+    """One of the answers: its open part of prose, and its open tool calls by index. ``opening`` is what was
+    said of the next part of prose.
+    """
 
-    __slots__ = ("calls", "prose", "prose_kind")
+    __slots__ = ("calls", "opening", "prose", "prose_kind")
 
     def __init__(self) -> None:
+        self.opening: Content | None = None
         self.prose: Part | None = None
         self.prose_kind: Prose | None = None
         self.calls: dict[int, Part] = {}
@@ -98,6 +103,9 @@ class Assembler:
                 self._whole(self._first, 0, item, events)
             elif isinstance(item, PartBreak):
                 self._break(self._first, item, events)
+            elif isinstance(item, PartOpening):
+                _end_prose(self._first, events)
+                self._first.opening = item.content
             elif isinstance(item, AnswerStart):
                 self._start_of_answer = item
             elif isinstance(item, InChoice):
@@ -141,7 +149,11 @@ class Assembler:
         if kind is not choice.prose_kind:
             _end_prose(choice, events)
             choice.prose_kind = kind
-            choice.prose = self._start(PROSE[kind], number, events)
+            content, opening = PROSE[kind], choice.opening
+            choice.opening = None
+            choice.prose = self._start(
+                opening if isinstance(opening, type(content)) else content, number, events
+            )
         assert choice.prose is not None
         self.generated.add(item.text)
         self.usage_is_stale = True
@@ -174,8 +186,7 @@ class Assembler:
             if call is not None:
                 events.append(call.end())
         elif choice.prose is not None:
-            if said.content is not None:
-                choice.prose.content = said.content
+            choice.prose.content = _whole_content(choice.prose.content, said.content)
             _end_prose(choice, events)
 
     def _in_choice(self, said: InChoice, events: list[Event]) -> None:
@@ -215,6 +226,15 @@ class Assembler:
             self.generated.add(piece.arguments)
             identity = call.content.call_id
             events.append(ToolCallDelta(piece.index, identity, piece.arguments, call.number, extra))
+
+
+def _whole_content(begun: Content, ended: Content | None) -> Content:
+    """What a part of prose is, of what was known at its start and at its end."""
+    match begun, ended:
+        case (Text() | Reasoning(), Text() | Reasoning()) if type(begun) is type(ended):
+            return msgspec.structs.replace(ended, extra=ended.extra or begun.extra)
+        case _:
+            return begun
 
 
 def _end_prose(choice: _Choice, events: list[Event]) -> None:

@@ -1,0 +1,470 @@
+"""The provider for servers of OpenAI's Responses, against a server that does what each test says."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from millstream import prompt as asked
+from millstream.errors import ProviderError, RequestRefused, UpstreamError
+from millstream.events import (
+    AnswerStart,
+    File,
+    PartEnd,
+    PartStart,
+    Reasoning,
+    ReasoningDelta,
+    Refusal,
+    RefusalDelta,
+    Source,
+    Text,
+    TextDelta,
+)
+from millstream.prompt import Message, NamedTool, OutputFormat, Prompt
+from millstream.providers import Finish, PartBreak, PartOpening, Produced, ToolCallPiece, UsageReport
+from millstream.providers.responses import Reading, ResponsesProvider, body
+from millstream.providers.upstream import Upstream
+from millstream.runtime.providers import llm_service
+from millstream.settings import ProviderSettings, Settings
+from millstream.sse import Message as Sent
+from millstream.streams.parts import Assembler
+from millstream.usage import Usage
+from oracle import Handler, Request, oracle
+
+HELLO = Prompt((Message("user", (asked.Text("Hello"),)),))
+RAW = {
+    "input_tokens": 9,
+    "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 2},
+    "output_tokens": 12,
+    "output_tokens_details": {"reasoning_tokens": 3},
+    "total_tokens": 21,
+}
+USAGE = Usage(9, 12, "provider_final", 4, 3, 2)
+CREATED = {"type": "response.created", "response": {"id": "resp_9", "model": "m-1", "service_tier": "flex"}}
+START = AnswerStart("responses", "resp_9", "m-1", extra={"service_tier": "flex"})
+
+
+def ended(status: str = "completed", /, **more: Any) -> dict[str, Any]:
+    return {"type": f"response.{status}", "response": {"id": "resp_9", "status": status, "usage": RAW} | more}
+
+
+def read(*events: dict[str, Any]) -> list[Produced | ProviderError]:
+    """What is understood of the events, and the fault among them."""
+    reading = Reading("p")
+    found: list[Produced | ProviderError] = list(
+        reading.read([Sent(json.dumps(event).encode()) for event in events])
+    )
+    if reading.fault is not None:
+        found.append(reading.fault)
+    return found
+
+
+def said(*events: dict[str, Any], status: str = "completed") -> list[Produced | ProviderError]:
+    """What is understood between the start and the end."""
+    first, *between, report, finish = read(CREATED, *events, ended(status))
+    assert first == START
+    assert report == UsageReport(USAGE.sourced("provider_partial"), RAW)
+    assert isinstance(finish, Finish)
+    return between
+
+
+def item(kind: str, at: int, done: bool = False, **more: Any) -> dict[str, Any]:
+    what = "done" if done else "added"
+    return {"type": f"response.output_item.{what}", "output_index": at, "item": {"type": kind, **more}}
+
+
+def delta(kind: str, text: str, item_id: str, **more: Any) -> dict[str, Any]:
+    return {"type": f"response.{kind}.delta", "delta": text, "item_id": item_id, **more}
+
+
+def test_text_has_the_id_of_its_item() -> None:
+    part = [{"type": "output_text", "text": "Hello", "annotations": []}]
+    assert said(
+        item("message", 0, id="msg_1", content=[], phase="commentary"),
+        delta("output_text", "Hel", "msg_1", content_index=0, logprobs=[]),
+        delta("output_text", "lo", "msg_1", content_index=0, logprobs=[{"token": "lo"}]),
+        item("message", 0, True, id="msg_1", content=part),
+    ) == [
+        PartOpening(Text(extra={"id": "msg_1", "phase": "commentary"})),
+        TextDelta("Hel"),
+        TextDelta("lo", extra={"logprobs": {"content": [{"token": "lo"}], "refusal": None}}),
+    ]
+
+
+def test_a_source_comes_after_its_text() -> None:
+    annotation = {"type": "url_citation", "url": "https://a.example/", "title": "A"}
+    assert said(
+        item("message", 0, id="msg_1"),
+        delta("output_text", "Hel", "msg_1"),
+        {"type": "response.output_text.annotation.added", "annotation": annotation},
+        delta("output_text", "lo", "msg_1"),
+        item("message", 0, True, id="msg_1", content=[{"type": "output_text", "annotations": [annotation]}]),
+    )[1:] == [TextDelta("Hel"), TextDelta("lo"), Source("https://a.example/", "A")]
+
+
+def test_a_thought_is_signed_with_what_only_its_provider_can_read() -> None:
+    summary = "reasoning_summary_text"
+    assert said(
+        item("reasoning", 0, id="rs_1", summary=[]),
+        delta(summary, "One", "rs_1", summary_index=0),
+        delta(summary, "two", "rs_1", summary_index=1),
+        item("reasoning", 0, True, id="rs_1", summary=[], encrypted_content="sealed"),
+        item("reasoning", 1, id="rs_2", summary=[]),
+        item("reasoning", 1, True, id="rs_2", summary=[], encrypted_content="opaque"),
+        item("reasoning", 2, id="rs_3", summary=[]),
+        item("reasoning", 2, True, id="rs_3", summary=[]),
+    ) == [
+        PartOpening(Reasoning(extra={"id": "rs_1"})),
+        ReasoningDelta("One"),
+        PartOpening(Reasoning(extra={"id": "rs_1"})),
+        ReasoningDelta("two"),
+        PartBreak(Reasoning("sealed")),
+        Reasoning(redacted="opaque", extra={"id": "rs_2"}),
+    ]
+
+
+def test_calls_may_come_one_among_the_other() -> None:
+    arguments = "function_call_arguments"
+    assert said(
+        item("function_call", 0, id="fc_1", call_id="c1", name="look", arguments=""),
+        item("function_call", 1, id="fc_2", call_id="c2", name="go", arguments=""),
+        delta(arguments, '{"a"', "fc_1", output_index=0),
+        delta(arguments, "{}", "fc_2", output_index=1),
+        delta(arguments, ":1}", "fc_1", output_index=0),
+        item("function_call", 1, True, id="fc_2", call_id="c2", name="go", arguments="{}"),
+        item("function_call", 0, True, id="fc_1", call_id="c1", name="look", arguments='{"a":1}'),
+    ) == [
+        ToolCallPiece(0, "", "c1", "look"),
+        ToolCallPiece(1, "", "c2", "go"),
+        ToolCallPiece(0, '{"a"'),
+        ToolCallPiece(1, "{}"),
+        ToolCallPiece(0, ":1}"),
+        PartBreak(index=1),
+        PartBreak(index=0),
+    ]
+    assert isinstance(finish := read(item("function_call", 0, call_id="c", name="n"), ended())[-1], Finish)
+    assert finish.reason == "tool_calls"
+
+
+def test_what_comes_whole_counts_like_what_comes_in_pieces() -> None:
+    output: list[dict[str, Any]] = [
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "Hm."}]},
+        {
+            "type": "message",
+            "id": "msg_1",
+            "content": [{"type": "output_text", "text": "Hello"}, {"type": "refusal", "refusal": "No."}],
+        },
+        {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "look", "arguments": "{}"},
+        {"type": "image_generation_call", "id": "ig_1", "result": "AA==", "output_format": "webp"},
+    ]
+    whole: list[Produced | ProviderError] = [
+        PartOpening(Reasoning(extra={"id": "rs_1"})),
+        ReasoningDelta("Hm."),
+        PartBreak(Reasoning("")),
+        PartOpening(Text(extra={"id": "msg_1"})),
+        TextDelta("Hello"),
+        RefusalDelta("No."),
+        ToolCallPiece(0, "", "c1", "look"),
+        ToolCallPiece(0, "{}"),
+        PartBreak(index=0),
+        File("image/webp", "data:image/webp;base64,AA=="),
+    ]
+    items = [
+        event
+        for at, one in enumerate(output)
+        for event in (
+            item(one["type"], at, id=one["id"]) if one["type"] != "function_call" else {"type": "x"},
+            {"type": "response.output_item.done", "output_index": at, "item": one},
+        )
+    ]
+    assert said(*items) == whole
+    assert read(ended(output=output))[1:-2] == whole
+    # As JSON, though a stream was asked for.
+    answer = {"object": "response", "id": "resp_9", "status": "completed", "output": output, "usage": RAW}
+    assert read(answer)[1:-2] == whole
+
+
+def test_what_llamacpp_leaves_out_is_not_missed() -> None:
+    assert read(
+        {
+            "type": "response.created",
+            "response": {"id": "resp_1", "object": "response", "status": "in_progress"},
+        },
+        {"type": "response.output_item.added", "item": {"id": "rs_1", "type": "reasoning", "summary": []}},
+        {"type": "response.reasoning_text.delta", "delta": "Hm", "item_id": "rs_1"},
+        {"type": "response.output_item.done", "item": {"id": "rs_1", "type": "reasoning", "summary": []}},
+        {"type": "response.output_item.added", "item": {"id": "msg_1", "type": "message", "content": []}},
+        {"type": "response.output_text.delta", "delta": "Hel", "item_id": "msg_1"},
+        {"type": "response.output_text.delta", "delta": "lo", "item_id": "msg_1"},
+        {
+            "type": "response.output_item.added",
+            "item": {"type": "function_call", "call_id": "fc_1", "name": "n"},
+        },
+        {"type": "response.function_call_arguments.delta", "delta": "{}", "item_id": "fc_1"},
+        ended(),
+    ) == [
+        AnswerStart("responses", "resp_1"),
+        PartOpening(Reasoning(extra={"id": "rs_1"})),
+        ReasoningDelta("Hm"),
+        PartBreak(Reasoning("")),
+        PartOpening(Text(extra={"id": "msg_1"})),
+        TextDelta("Hel"),
+        TextDelta("lo"),
+        ToolCallPiece(0, "", "fc_1", "n"),
+        ToolCallPiece(0, "{}"),
+        UsageReport(USAGE.sourced("provider_partial"), RAW),
+        Finish("tool_calls", USAGE, "completed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("details", "reason", "word"),
+    [
+        ({"reason": "max_output_tokens"}, "length", "max_output_tokens"),
+        ({"reason": "content_filter"}, "content_filter", "content_filter"),
+        ({"reason": "max_messages"}, "length", "max_messages"),
+        (None, "length", "incomplete"),
+    ],
+)
+def test_an_incomplete_answer_says_why(details: Any, reason: str, word: str) -> None:
+    assert read(ended("incomplete", incomplete_details=details))[-1] == Finish(reason, USAGE, word)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("event", "code", "words"),
+    [
+        (
+            ended("failed", error={"code": "rate_limit_exceeded", "message": "secret"}),
+            "upstream_rate_limited",
+            "limits our rate",
+        ),
+        (ended("failed", error={"code": "server_error", "message": "secret"}), "upstream_error", "failed"),
+        (ended("failed", error=None), "upstream_error", "failed"),
+        (ended("failed", error={"code": "invalid_image", "message": "secret"}), "upstream_refused", "images"),
+        (ended("incomplete", status="cancelled"), "upstream_error", "gave the answer up"),
+        ({"type": "error", "code": "insufficient_quota", "message": "secret"}, "upstream_refused", "quota"),
+        ({"type": "error", "error": {"type": "overloaded"}}, "upstream_error", "overloaded"),
+        ({"error": {"message": "secret", "code": 429}}, "upstream_rate_limited", "rate"),
+        ({"anything": 1}, "upstream_error", "without a type"),
+        (delta("output_text", "x", "m") | {"delta": 5}, "upstream_error", "cannot be read"),
+        (delta("function_call_arguments", "x", "f"), "upstream_error", "no tool call"),
+        (item("function_call", 0, call_id="c"), "upstream_error", "without an id or a name"),
+    ],
+)
+def test_a_failure_is_told_by_its_word_and_never_by_its_text(event: Any, code: str, words: str) -> None:
+    error = read(CREATED, event)[-1]
+    assert isinstance(error, ProviderError)
+    assert error.code == code
+    assert words in error.message
+    assert "secret" not in error.message
+
+
+def test_what_was_used_until_a_failure_is_told() -> None:
+    assert UsageReport(USAGE.sourced("provider_partial"), RAW) in read(ended("failed"))
+
+
+def test_what_nobody_here_knows_is_passed_over() -> None:
+    assert (
+        said(
+            {"type": "response.web_search_call.searching", "item_id": "ws_1"},
+            item("web_search_call", 0, id="ws_1"),
+            item("web_search_call", 0, True, id="ws_1"),
+            {"type": "response.rate_limits.updated", "delta": 7},
+        )
+        == []
+    )
+
+
+# -- over a socket ---------------------------------------------------------------------------------
+
+
+async def produce(handler: Handler, prompt: Prompt = HELLO) -> tuple[list[Produced | ProviderError], Any]:
+    """Everything the provider produced, or the error it ended with as the last item; and what it was sent."""
+    async with oracle(handler) as server:
+        provider = ResponsesProvider("p", server.base_url, Upstream("p", {}), extra={"service_tier": "flex"})
+        produced: list[Produced | ProviderError] = []
+        try:
+            async for batch in provider.stream(prompt, "m"):
+                produced.extend(batch)
+        except ProviderError as error:
+            produced.append(error)
+        finally:
+            await provider.close()
+        return produced, server.requests
+
+
+def saying(events: Sequence[dict[str, Any]]) -> Handler:
+    async def handler(request: Request) -> None:
+        await request.head()
+        for event in events:
+            await request.event(event)
+        await request.end()
+
+    return handler
+
+
+async def test_a_request_goes_to_responses_and_keeps_nothing_there() -> None:
+    produced, (request,) = await produce(saying([CREATED, delta("output_text", "Hi", "msg_1"), ended()]))
+    assert [item for item in produced if isinstance(item, TextDelta)] == [TextDelta("Hi")]
+    assert request.path == "/v1/responses"
+    assert request.json == {
+        "model": "m",
+        "stream": True,
+        "store": False,
+        "service_tier": "flex",
+        "input": [
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]},
+        ],
+    }
+
+
+async def test_an_answer_without_its_end_is_cut() -> None:
+    produced, _ = await produce(saying([CREATED, delta("output_text", "Hi", "msg_1")]))
+    assert isinstance(produced[-1], UpstreamError)
+    assert "cut" in produced[-1].message
+
+
+async def test_one_answer_is_given_to_a_prompt() -> None:
+    produced, requests = await produce(saying([]), msgspec.structs.replace(HELLO, choices=2))
+    assert isinstance(produced[0], RequestRefused)
+    assert requests == []
+
+
+async def test_models_are_named() -> None:
+    async def handler(request: Request) -> None:
+        await request.answer(200, {"object": "list", "data": [{"id": "a"}, {"id": "b"}, {}]})
+
+    async with oracle(handler) as server:
+        provider = ResponsesProvider("p", server.base_url, Upstream("p", {}))
+        assert await provider.models() == ["a", "b"]
+        await provider.close()
+
+
+async def test_a_section_of_the_settings_makes_one() -> None:
+    async def handler(request: Request) -> None:
+        assert request.headers["authorization"] == "Bearer sk-test"
+        await saying([CREATED, delta("output_text", "Hi", "msg_1"), ended()])(request)
+
+    async with oracle(handler) as server:
+        section = ProviderSettings(
+            type="responses", base_url=server.base_url, api_key=SecretStr("sk-test"), models=("m",)
+        )
+        service = llm_service(Settings(providers={"r": section}), {})
+        await service.discover()
+        model, _ = await service.resolve("m")
+        batches = [batch async for batch in model.provider.stream(HELLO, model.upstream_name)]
+        assert isinstance(batches[-1][-1], Finish)
+        await service.close()
+    with pytest.raises(ValidationError, match="'responses' needs a base_url"):
+        ProviderSettings(type="responses")
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+def test_a_prompt_of_another_api_is_put_into_this_ones_words() -> None:
+    prompt = Prompt(
+        (
+            Message("system", (asked.Text("Be short."),)),
+            Message("user", (asked.Text("See"), asked.Image("data:,", "low"))),
+            Message(
+                "assistant",
+                (
+                    asked.Reasoning("Hm.", "of another API"),
+                    asked.Text("I look."),
+                    asked.ToolCall("c1", "look", "{}"),
+                ),
+            ),
+            Message("tool", (asked.ToolResult("c1", (asked.Text("1"),)),)),
+            Message("assistant", (asked.Refusal("No."),)),
+            Message("user", (asked.File("application/pdf", "https://a.example/a.pdf"),)),
+        ),
+        tools=(asked.Tool("look", "Looks.", {"type": "object"}),),
+        tool_choice=NamedTool("look"),
+        parallel_tool_calls=False,
+        max_tokens=50,
+        temperature=0.5,
+        stop=("x",),
+        seed=1,
+        output=OutputFormat({"type": "object"}, "n"),
+        reasoning_effort="low",
+        user="u1",
+        metadata={"a": "b"},
+    )
+    assert body(prompt) == {
+        "instructions": "Be short.",
+        "input": [
+            {
+                "type": "message",
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "See"},
+                    {"type": "input_image", "image_url": "data:,", "detail": "low"},
+                ],
+            },
+            {
+                "type": "message",
+                "role": "assistant",
+                "content": [{"type": "output_text", "text": "I look."}],
+            },
+            {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "1"},
+            {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+            {
+                "type": "message",
+                "role": "user",
+                "content": [{"type": "input_file", "file_url": "https://a.example/a.pdf"}],
+            },
+        ],
+        "tools": [
+            {
+                "type": "function",
+                "name": "look",
+                "description": "Looks.",
+                "parameters": {"type": "object"},
+                "strict": False,
+            }
+        ],
+        "tool_choice": {"type": "function", "name": "look"},
+        "parallel_tool_calls": False,
+        "max_output_tokens": 50,
+        "temperature": 0.5,
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}},
+        "reasoning": {"effort": "low"},
+        "user": "u1",
+        "metadata": {"a": "b"},
+        "store": False,
+    }
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def test_a_part_keeps_what_was_known_of_it_at_its_start() -> None:
+    assembler = Assembler()
+    events = assembler.feed(
+        [
+            PartOpening(Reasoning(extra={"id": "rs_1"})),
+            ReasoningDelta("Hm."),
+            PartBreak(Reasoning("sealed")),
+            PartOpening(Text(extra={"id": "msg_1"})),
+            RefusalDelta("No."),  # what was opened is something else
+            TextDelta("Hello"),
+        ]
+    )
+    assert [event for event in [*events, *assembler.close()] if isinstance(event, (PartStart, PartEnd))] == [
+        PartStart(0, Reasoning(extra={"id": "rs_1"})),
+        PartEnd(0, Reasoning("sealed", extra={"id": "rs_1"})),
+        PartStart(1, Refusal()),
+        PartEnd(1, Refusal()),
+        PartStart(2, Text()),
+        PartEnd(2, Text()),
+    ]
+
+
+def test_the_end_of_a_part_does_not_make_it_another_kind() -> None:
+    events = Assembler().feed([TextDelta("Hello"), PartBreak(Reasoning("sealed"))])
+    assert events[-1] == PartEnd(0, Text())
