@@ -241,7 +241,7 @@ class Batch(Struct, frozen=True, gc=False):
 
 class StreamInfo(Struct, frozen=True, omit_defaults=True):
     """What is fixed about a stream from its first moment. ``created_at`` is in Unix seconds; ``choices`` is
-    how many answers were asked for.
+    how many answers were asked for; ``echo`` what a format says back of the body that it was asked in.
     """
 
     stream_id: str
@@ -249,6 +249,7 @@ class StreamInfo(Struct, frozen=True, omit_defaults=True):
     model: str
     created_at: float
     choices: int = 1
+    echo: dict[str, Any] | None = None
 
 
 _encoder = msgspec.json.Encoder()

@@ -37,10 +37,11 @@ from millstream.events import (
     StreamFailed,
     StreamInfo,
     StreamStart,
+    Text,
     TextDelta,
     from_json,
 )
-from millstream.providers import Finish, InChoice, PartBreak, Produced, ToolCallPiece
+from millstream.providers import Finish, InChoice, PartBreak, PartOpening, Produced, ToolCallPiece
 from millstream.sse import Decoder
 from millstream.streams.parts import Assembler
 from millstream.usage import Bill, Usage
@@ -49,14 +50,27 @@ BILL = Bill(Usage(9, 12, "provider_final", 4, 3), "0.000142")
 FAILED = StreamFailed.of(UpstreamError("it broke"), BILL)
 
 # What the end of an answer, good or bad, looks like to the clients of each.
-GOOD_END = {"millstream": b"data: [DONE]", "openai": b"data: [DONE]", "ai-sdk": b'"type":"finish"'}
-BAD_END = {"millstream": b'"error":', "openai": b'"error":', "ai-sdk": b'"type":"error"'}
+GOOD_END = {
+    "millstream": b"data: [DONE]",
+    "openai": b"data: [DONE]",
+    "ai-sdk": b'"type":"finish"',
+    "responses": b'"type":"response.completed"',
+}
+BAD_END = {
+    "millstream": b'"error":',
+    "openai": b'"error":',
+    "ai-sdk": b'"type":"error"',
+    "responses": b'"type":"response.failed"',
+}
+# And the end of one that was stopped, where that is another one.
+STOPPED_END = {"ai-sdk": b'"type":"abort"', "responses": b'"type":"response.incomplete"'}
 
 # The least that each understands.
 BODIES: dict[str, dict[str, Any]] = {
     "millstream": {"messages": [{"role": "user", "content": "Hello"}]},
     "openai": {"messages": [{"role": "user", "content": "Hello"}], "stream": True},
     "ai-sdk": {"id": "c", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]},
+    "responses": {"input": "Hello", "stream": True},
 }
 
 words = st.text(max_size=12)
@@ -66,6 +80,8 @@ SOME: list[Produced] = [
     Reasoning(redacted="opaque"),
     PartBreak(),
     PartBreak(Reasoning("signed")),
+    PartOpening(Text(extra={"id": "msg_1"})),
+    PartOpening(Reasoning(extra={"id": "rs_1"})),
     PartBreak(index=0),
     TextDelta("x", extra={"logprobs": {"content": [{"token": "x"}], "refusal": None}}),
 ]
@@ -84,6 +100,7 @@ starts = st.sampled_from(
         None,
         AnswerStart("openai", "chatcmpl-1", "m-1", extra={"created": 7}),
         AnswerStart("anthropic", "msg_1"),
+        AnswerStart("responses"),
     ]
 )
 
@@ -165,8 +182,8 @@ def test_every_frame_is_one_line_of_json_and_every_stream_shows_its_end(
         case StreamFailed():
             assert bad
             assert b"[DONE]" not in frames
-        case StreamEnd(finish_reason="cancelled") if name == "ai-sdk":
-            assert b'"type":"abort"' in frames
+        case StreamEnd(finish_reason="cancelled") if name in STOPPED_END:
+            assert STOPPED_END[name] in frames
         case _:
             assert good
             assert not bad
@@ -225,7 +242,7 @@ def test_the_fixtures_are_what_is_sent(name: Any) -> None:
     """``native.json`` has a case for each event; those of other formats are whole streams."""
     dialect = OpenAIDialect(include_usage=True) if name == "openai" else DIALECTS[name]
     for case in json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8")):
-        info = StreamInfo("str_1", "key_1", "m", 5.0, case["choices"])
+        info = StreamInfo("str_1", "key_1", "m", 5.0, case["choices"], case.get("echo"))
         events = from_json(json.dumps(case["events"]).encode())
         frames = dialect.encode(info, Batch(Position(1, 1), events), Answer)
         assert frames.decode() == case["frames"], case["name"]

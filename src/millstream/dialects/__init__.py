@@ -1,7 +1,7 @@
 """Dialects: a body -> what it asks for, and batches of events -> the bytes of one wire format."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -18,7 +18,8 @@ class Ask(Struct, frozen=True):
     """What a body asks for. ``whole`` is whether the answer is wanted at once and not as a stream;
     ``ignored`` are fields of the body that nobody here knows; ``reply`` is the dialect of the answer, with
     what the body chose of it, where its route does not decide; ``thread_id`` the conversation that the answer
-    belongs to, as the client names it.
+    belongs to, as the client names it. With ``background`` it is started without waiting for any of its
+    answer. ``echo`` is what the format says back of the body, with every answer.
     """
 
     prompt: Prompt
@@ -27,6 +28,8 @@ class Ask(Struct, frozen=True):
     ignored: tuple[str, ...] = ()
     reply: "Dialect | None" = None
     thread_id: str | None = None
+    background: bool = False
+    echo: dict[str, Any] | None = None
 
 
 # The fold of everything before a batch. It costs nothing where it is not called.

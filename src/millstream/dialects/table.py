@@ -7,7 +7,13 @@ from millstream.dialects import Dialect
 from millstream.dialects.ai_sdk import AI_SDK
 from millstream.dialects.native import NATIVE
 from millstream.dialects.openai import OPENAI
+from millstream.dialects.responses import RESPONSES
 
-DialectName: TypeAlias = Literal["millstream", "openai", "ai-sdk"]
+DialectName: TypeAlias = Literal["millstream", "openai", "ai-sdk", "responses"]
 
-DIALECTS: Mapping[DialectName, Dialect] = {"millstream": NATIVE, "openai": OPENAI, "ai-sdk": AI_SDK}
+DIALECTS: Mapping[DialectName, Dialect] = {
+    "millstream": NATIVE,
+    "openai": OPENAI,
+    "ai-sdk": AI_SDK,
+    "responses": RESPONSES,
+}

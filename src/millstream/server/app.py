@@ -16,7 +16,18 @@ from millstream.server.dependencies import STATE
 from millstream.server.direct import DirectRoutes
 from millstream.server.errors import http_error
 from millstream.server.root_path import BelowRootPath
-from millstream.server.routes import ai_sdk, chat, health, keys, models, openai, pages, streams, usage
+from millstream.server.routes import (
+    ai_sdk,
+    chat,
+    health,
+    keys,
+    models,
+    openai,
+    pages,
+    responses,
+    streams,
+    usage,
+)
 from millstream.version import __version__
 
 log = logging.getLogger("millstream")
@@ -27,6 +38,7 @@ _ROUTES = [
     for router in (
         chat.router,
         openai.router,
+        responses.router,
         ai_sdk.router,
         models.router,
         streams.router,

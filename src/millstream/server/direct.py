@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from millstream.dialects import Dialect
 from millstream.dialects.ai_sdk import AI_SDK
 from millstream.dialects.openai import OPENAI
+from millstream.dialects.responses import RESPONSES
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Handler, with_errors
 from millstream.server.routes import chat
@@ -40,7 +41,11 @@ class DirectRoutes:
         await response(scope, receive, send)
 
 
-_FOREIGN: Mapping[str, Dialect] = {"/v1/chat/completions": OPENAI, "/api/chat": AI_SDK}
+_FOREIGN: Mapping[str, Dialect] = {
+    "/v1/chat/completions": OPENAI,
+    "/v1/responses": RESPONSES,
+    "/api/chat": AI_SDK,
+}
 
 
 def _speaking(dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:

@@ -15,7 +15,7 @@ from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, require_principal
 from millstream.server.errors import Route
 from millstream.server.requests import idempotency_key, last_event_id, position, read_body
-from millstream.server.streaming.answer import AnswerResponse
+from millstream.server.streaming.answer import AnswerResponse, unfinished_answer
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
 from millstream.streams.audience import ReadableStream
@@ -60,18 +60,24 @@ async def answer(request: Request, caller: Caller) -> Response:
 
 
 async def speak(request: Request, caller: Principal, dialect: Dialect) -> Response:
-    """Starts what the body asks for and answers in the body's format, streaming or whole. Repeated with its
-    ``Idempotency-Key`` and a ``Last-Event-ID``, goes on after that position.
+    """Starts what the body asks for and answers in the body's format, streaming or whole, or in the
+    background with what is there so far. Repeated with its ``Idempotency-Key`` and a ``Last-Event-ID``, goes
+    on after that position.
     """
     seen = position(last_event_id(request))
     client, source, ask = await start(request, caller, dialect, resumes=seen is not None)
     journal, reply = get_runtime(request).journal, ask.reply or dialect
     ignored = [name for name in ask.ignored if _PLAIN.fullmatch(name)]
     headers = {"Millstream-Ignored": ", ".join(ignored[:_MAX_IGNORED])} if ignored else {}
+    if ask.whole and ask.background:
+        client.stop()
+        return await unfinished_answer(request, source.info, journal, reply, headers)
     if ask.whole:
         return AnswerResponse(request, client, source, journal, reply, headers)
+    # One in the background is there before its provider has said anything, and fails in a frame.
+    followed = seen is not None or ask.background
     return EventStreamResponse(
-        request, client, source, journal, reply, followed=seen is not None, after=seen, headers=headers
+        request, client, source, journal, reply, followed=followed, after=seen, headers=headers
     )
 
 
@@ -88,8 +94,9 @@ async def start(
     client = ClientWatch(request.receive)
     try:
         async with client:
-            find = runtime.streams.started if resumes else runtime.streams.start
-            return client, await find(caller, ask, key), ask
+            if resumes:
+                return client, await runtime.streams.started(caller, ask, key), ask
+            return client, await runtime.streams.start(caller, ask, key, unread=ask.background), ask
         raise ClientDisconnect
     except BaseException:
         client.stop()

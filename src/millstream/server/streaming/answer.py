@@ -1,7 +1,8 @@
 """A stream's whole answer as one JSON object: 200 with the answer, or the HTTP status of what ended it."""
 
+import asyncio
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
@@ -9,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from millstream.answer import Answer
 from millstream.dialects import Dialect
 from millstream.errors import Draining, MillstreamError
-from millstream.events import StreamFailed
+from millstream.events import StreamFailed, StreamInfo
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
 from millstream.server.errors import error_response, fault_of, request_id
@@ -65,14 +66,46 @@ class AnswerResponse(Response):
                     answer.add(batch.events)
         if isinstance(answer.terminal, StreamFailed):
             raise answer.terminal.error
-        headers = {
-            "Content-Type": "application/json",
-            "Cache-Control": "no-store",
-            **self._more_headers,
-            self._dialect.request_id_header: request_id(self._request),
-            "X-Stream-Id": info.stream_id,
-        }
-        return Response(self._dialect.answer(info, answer), headers=headers)
+        return _response(self._request, info, answer, self._dialect, self._more_headers)
 
     def _error_response(self, error: MillstreamError) -> Response:
         return error_response(error, self._request, self._dialect, self._source.info.stream_id)
+
+
+async def unfinished_answer(
+    request: Request,
+    info: StreamInfo,
+    journal: Journal,
+    dialect: Dialect,
+    headers: Mapping[str, str] | None = None,
+    *,
+    within_seconds: float = 0,
+) -> Response:
+    """The answer as far as it is now, where ``dialect`` can say so of one; or its end, if that comes
+    ``within_seconds``. A stream that has failed is an answer too. Raises ``StreamGone``, ``Overloaded``.
+    """
+    answer, last = Answer(), (await journal.state(info.stream_id)).last
+    loop = asyncio.get_running_loop()
+    until = loop.time() + within_seconds
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None) as clock, aclosing(journal.read(info.stream_id)) as batches:
+            async for batch in batches:
+                answer.add(batch.events)
+                if batch.last >= last:  # all that was there
+                    if not within_seconds:
+                        break
+                    clock.reschedule(until)
+    return _response(request, info, answer, dialect, headers or {})
+
+
+def _response(
+    request: Request, info: StreamInfo, answer: Answer, dialect: Dialect, headers: Mapping[str, str]
+) -> Response:
+    headers = {
+        "Content-Type": "application/json",
+        "Cache-Control": "no-store",
+        **headers,
+        dialect.request_id_header: request_id(request),
+        "X-Stream-Id": info.stream_id,
+    }
+    return Response(dialect.answer(info, answer), headers=headers)

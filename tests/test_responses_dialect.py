@@ -1,0 +1,262 @@
+"""The ``responses`` dialect: frames to the byte, and bodies as OpenAI's SDKs send them."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from openai.types.responses import (
+    ResponseFunctionToolCall,
+    ResponseOutputMessage,
+    ResponseReasoningItem,
+)
+
+from millstream import prompt as asked
+from millstream.answer import Answer, Fold
+from millstream.dialects import Ask
+from millstream.dialects.responses import RESPONSES, ResponsesDialect, response_id, stream_id
+from millstream.errors import InvalidRequest
+from millstream.events import Batch, Event, Position, StreamInfo
+
+CASES = json.loads((Path(__file__).parent.parent / "spec" / "fixtures" / "responses.json").read_text("utf-8"))
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+def case_of(case: dict[str, Any]) -> tuple[StreamInfo, list[Event]]:
+    events = msgspec.convert(case["events"], list[Event])
+    return StreamInfo("str_1", "key_1", "m", 5.0, 1, case["echo"]), events
+
+
+def frames(dialect: ResponsesDialect, info: StreamInfo, events: Iterable[Event]) -> list[str]:
+    """Those of each event."""
+    before, found = Fold(), []
+    for seq, event in enumerate(events, 1):
+        found.append(dialect.encode(info, Batch(Position(1, seq), [event]), before).decode())
+        before.add([event])
+    return found
+
+
+def parsed(**body: Any) -> Ask:
+    return RESPONSES.parse(json.dumps({"input": "Hello", **body}).encode())
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_frames_are_numbered_without_a_gap_and_the_rest_after_any_is_exact(case: dict[str, Any]) -> None:
+    info, events = case_of(case)
+    whole = "".join(frames(RESPONSES, info, events)).split("\n\n")[:-1]
+    numbers = [json.loads(frame.partition("data: ")[2])["sequence_number"] for frame in whole]
+    assert numbers == list(range(len(whole)))
+    for seen in range(len(whole)):
+        rest = "".join(frames(ResponsesDialect(after=seen), info, events)).split("\n\n")[:-1]
+        assert rest == whole[seen + 1 :]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_the_response_as_a_whole_is_the_one_of_the_last_frame(case: dict[str, Any]) -> None:
+    info, events = case_of(case)
+    answer = Answer()
+    answer.add(events)
+    last = json.loads(case["frames"].rpartition("data: ")[2])
+    assert json.loads(RESPONSES.answer(info, answer)) == last["response"]
+
+
+def test_a_response_that_still_runs_shows_what_it_has() -> None:
+    info, events = case_of(CASES[1])
+    answer = Answer()
+    answer.add(events[:3])
+    shown = json.loads(RESPONSES.answer(info, answer))
+    assert shown["status"] == "in_progress"
+    assert shown["usage"] is None
+    (item,) = shown["output"]
+    assert item["status"] == "in_progress"
+    assert item["content"][0]["text"] == "Hel"
+
+
+def test_ids_lead_to_their_stream_and_back() -> None:
+    assert stream_id(response_id("str_a-b")) == "str_a-b"
+    assert stream_id("str_a") is None
+    assert stream_id("chatcmpl_a") is None
+
+
+# -- bodies ----------------------------------------------------------------------------------------
+
+
+def test_what_a_body_says_is_understood() -> None:
+    ask = parsed(
+        model="m",
+        instructions="Be short.",
+        max_output_tokens=50,
+        temperature=0.5,
+        top_p=0.9,
+        reasoning={"effort": "low", "summary": "auto"},
+        text={
+            "format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True},
+            "verbosity": "low",
+        },
+        tools=[{"type": "function", "name": "look", "parameters": SCHEMA, "strict": None}],
+        tool_choice={"type": "function", "name": "look"},
+        parallel_tool_calls=False,
+        metadata={"a": "b"},
+        safety_identifier="u1",
+        include=["reasoning.encrypted_content"],
+        stream_options={"include_obfuscation": True},
+        store=False,
+        some_knob=1,
+    )
+    assert ask.whole
+    assert ask.ignored == ("some_knob",)
+    prompt = ask.prompt
+    assert [(message.role, message.text) for message in prompt.messages] == [
+        ("system", "Be short."),
+        ("user", "Hello"),
+    ]
+    assert (prompt.model, prompt.max_tokens, prompt.temperature, prompt.top_p) == ("m", 50, 0.5, 0.9)
+    assert prompt.reasoning_effort == "low"
+    assert prompt.output == asked.OutputFormat(SCHEMA, "n", None, True)
+    assert prompt.tools == (asked.Tool("look", None, SCHEMA, None, {"responses": {"strict": None}}),)
+    assert prompt.tool_choice == asked.NamedTool("look")
+    assert (prompt.parallel_tool_calls, prompt.user, prompt.metadata) == (False, "u1", {"a": "b"})
+    assert prompt.extra_of("responses") == {
+        "include": ["reasoning.encrypted_content"],
+        "safety_identifier": "u1",
+        "reasoning": {"summary": "auto"},
+        "text": {"verbosity": "low"},
+    }
+    assert ask.echo is not None
+    assert ask.echo["store"] is False
+    assert ask.echo["temperature"] == 0.5
+
+
+def test_a_conversation_is_understood_item_by_item() -> None:
+    history = [
+        {"role": "developer", "content": "Be kind."},
+        {
+            "type": "message",
+            "role": "user",
+            "content": [
+                {"type": "input_text", "text": "What is it?"},
+                {"type": "input_image", "image_url": "https://a.example/a.png", "detail": "low"},
+                {"type": "input_file", "file_data": "data:text/plain;base64,AA==", "filename": "a.txt"},
+            ],
+        },
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "Hm."}]},
+        {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "look", "arguments": "{}"},
+        {"type": "function_call", "call_id": "c2", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "1"},
+        {
+            "type": "function_call_output",
+            "call_id": "c2",
+            "output": [{"type": "input_text", "text": "2"}, {"type": "input_image", "image_url": "data:,"}],
+        },
+    ]
+    developer, user, assistant, first, second = parsed(input=history).prompt.messages
+    assert developer == asked.Message("developer", (asked.Text("Be kind."),))
+    assert user.parts == (
+        asked.Text("What is it?"),
+        asked.Image("https://a.example/a.png", "low"),
+        asked.File("text/plain", "data:text/plain;base64,AA==", "a.txt"),
+    )
+    kept = {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "Hm."}]}
+    assert assistant.parts == (
+        asked.Reasoning("Hm.", extra={"responses": kept}),
+        asked.ToolCall("c1", "look", "{}"),
+        asked.ToolCall("c2", "look", "{}"),
+    )
+    assert first == asked.Message("tool", (asked.ToolResult("c1", (asked.Text("1"),)),))
+    assert second.parts == (asked.ToolResult("c2", (asked.Text("2"), asked.Image("data:,"))),)
+
+
+@pytest.mark.parametrize("mode", ["json", "python"])
+def test_output_is_taken_back_as_the_sdk_dumps_it(mode: Any) -> None:
+    output = [
+        ResponseReasoningItem.model_validate(
+            {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "sealed", "status": None}
+        ),
+        ResponseOutputMessage.model_validate(
+            {
+                "id": "msg_1",
+                "type": "message",
+                "role": "assistant",
+                "status": "completed",
+                "phase": "commentary",
+                "content": [{"type": "output_text", "text": "Hm.", "annotations": [], "logprobs": []}],
+            }
+        ),
+        ResponseFunctionToolCall(arguments="{}", call_id="c1", name="look", type="function_call", id="fc_1"),
+    ]
+    ask = parsed(input=[{"role": "user", "content": "x"}, *(item.model_dump(mode=mode) for item in output)])
+    assert ask.ignored == ()
+    assert ask.prompt.messages[1].parts == (
+        asked.Reasoning(
+            redacted="sealed",
+            extra={
+                "responses": {
+                    "type": "reasoning",
+                    "id": "rs_1",
+                    "summary": [],
+                    "encrypted_content": "sealed",
+                }
+            },
+        ),
+        asked.Text("Hm.", {"responses": {"phase": "commentary"}}),
+        asked.ToolCall("c1", "look", "{}"),
+    )
+
+
+def test_a_response_in_the_background_goes_on_without_a_reader_unless_its_body_says_otherwise() -> None:
+    assert parsed(background=True).on_disconnect == "continue"
+    assert parsed(background=True, on_disconnect="cancel").on_disconnect == "cancel"
+    assert parsed(background=True).background
+    assert not parsed().background
+
+
+def test_of_the_allowed_tools_alone_the_model_is_told() -> None:
+    tools = [{"type": "function", "name": name} for name in ("a", "b")]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "b"}]}
+    prompt = parsed(tools=tools, tool_choice=choice).prompt
+    assert [tool.name for tool in prompt.tools] == ["b"]
+    assert prompt.tool_choice == "required"
+
+
+def test_what_is_long_is_not_said_back_with_every_response() -> None:
+    tools = [{"type": "function", "name": "look", "description": "x" * 3000}]
+    ask = parsed(tools=tools, instructions="short")
+    assert ask.echo is not None
+    assert "tools" not in ask.echo
+    assert ask.echo["instructions"] == "short"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id: no history is kept here"),
+        ({"conversation": "conv_1"}, "conversation: no history is kept here"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt: prompts are not kept here"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type: only functions are passed on"),
+        ({"tools": [{"type": "mcp", "server_url": "https://x"}]}, "tools.0.type: only functions"),
+        ({"tools": [{"type": "custom", "name": "c"}]}, "tools.0.type: only functions"),
+        ({"tool_choice": {"type": "file_search"}}, "tool_choice: has to be"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.type: items are not kept"),
+        ({"input": [{"type": "computer_call_output", "call_id": "c"}]}, "input.0.type: is none of"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
+            "content.0.file_id: files are not kept",
+        ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
+            "content.0.file_id: files are not kept",
+        ),
+        ({"input": []}, "input: is missing"),
+        ({"input": None}, "input: is missing"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"reasoning": {"effort": "some"}}, "reasoning.effort"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_its_name(body: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parsed(**body)
+    assert words in refused.value.message
