@@ -158,7 +158,10 @@ class ResponsesDialect:
         others = choice_of_parts(info, batch, before)
         number = encoder.number
         for event in batch.events:
-            if getattr(event, "part", None) not in others and getattr(event, "choice", 0) == 0:
+            # Nearly every event is a piece of text.
+            if type(event) is TextDelta and not others:
+                encoder.add_text(event)
+            elif getattr(event, "part", None) not in others and getattr(event, "choice", 0) == 0:
                 encoder.add(event)
         seen = max(0, self._after + 1 - number)
         return sse.one_line(b"".join(encoder.frames[seen:]))
@@ -317,15 +320,26 @@ class _Encoder:
             self._end_run(cut=_is_cut(answer.terminal))
         self._counts_only = False
 
+    def add_text(self, event: TextDelta) -> None:
+        """Takes a piece of text. Its frame is put together by hand."""
+        piece = self._pieces[event.part]
+        piece.later.append(event.text)
+        head = self._heads.get(event.part)
+        if head is None:
+            at = b',"item_id":%b,"output_index":%d,"content_index":%d,"delta":'
+            head = self._heads[event.part] = at % (_json(piece.item.id), piece.item.index, piece.place)
+        logprobs = b"[]"
+        if event.extra is not None:
+            piece.extras.append(event.extra)
+            logprobs = _json(_logprobs(event.extra))
+        self.frames.append(_TEXT_FRAME % (self.number, head, _json(event.text), logprobs))
+        self.number += 1
+
     def add(self, event: Event) -> None:
         """Takes the event that follows."""
         match event:
             case TextDelta():
-                piece = self._pieces[event.part]
-                piece.later.append(event.text)
-                if event.extra is not None:
-                    piece.extras.append(event.extra)
-                self._text_delta(event, piece)
+                self.add_text(event)
             case ReasoningDelta():
                 piece = self._pieces[event.part]
                 piece.later.append(event.text)
@@ -515,19 +529,6 @@ class _Encoder:
     def _name(self, kind: _Kind, number: int) -> str:
         return f"{_PREFIXES[kind]}_{self._info.stream_id.removeprefix('str_')}_{number}"
 
-    def _text_delta(self, event: TextDelta, piece: _Piece) -> None:
-        # Nearly every event is a piece of text; its frame is put together by hand.
-        head = self._heads.get(event.part)
-        if head is None:
-            at = b'"item_id":%b,"output_index":%d,"content_index":%d,"delta":'
-            head = self._heads[event.part] = at % (_json(piece.item.id), piece.item.index, piece.place)
-        logprobs = b"[]" if event.extra is None else _json(_logprobs(event.extra))
-        self.frames.append(
-            b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta",'
-            b'"sequence_number":%d,%b%b,"logprobs":%b}\n\n' % (self.number, head, _json(event.text), logprobs)
-        )
-        self.number += 1
-
     def _of(self, item: _Item, kind: str, fields: Callable[[], Mapping[str, Any]]) -> None:
         """A frame about something in an item."""
         self._say(kind, lambda: {"item_id": item.id, **_about(item, **fields())})
@@ -539,6 +540,10 @@ class _Encoder:
         self.number += 1
 
 
+_TEXT_FRAME = (
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta",'
+    b'"sequence_number":%d%b%b,"logprobs":%b}\n\n'
+)
 _NO_TEXT: Mapping[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
 _NOTHING: Mapping[type[Content], Mapping[str, Any]] = {
     Text: _NO_TEXT,
