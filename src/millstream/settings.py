@@ -47,6 +47,8 @@ _OF_CHAT = {"MILLSTREAM_URL", "MILLSTREAM_KEY"}  # what `millstream chat` reads
 # Of a provider's request: without them answers could not be told apart or metered.
 _OURS = {"input", "messages", "model", "n", "stream", "stream_options"}
 
+_REMOTE = ("openai", "responses")  # types of providers that are asked over HTTP
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -114,8 +116,7 @@ class ProviderSettings(_Section):
 
     @model_validator(mode="after")
     def _has_address(self) -> "ProviderSettings":
-        over_http = self.type not in ("local", "scripted")
-        if over_http and not (self.base_url or "").startswith(("http://", "https://")):
+        if self.type in _REMOTE and not (self.base_url or "").startswith(("http://", "https://")):
             raise ValueError(f"a provider of type '{self.type}' needs a base_url with http:// or https://")
         if ours := sorted(_OURS & self.extra.keys()):
             raise ValueError(f"extra cannot set {', '.join(ours)}: Millstream does")

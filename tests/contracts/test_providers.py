@@ -13,6 +13,7 @@ from millstream.prompt import Message, Prompt, Text
 from millstream.providers import Finish, Provider
 from millstream.providers.local import LocalProvider, weights
 from millstream.providers.openai import OpenAIProvider
+from millstream.providers.responses import ResponsesProvider
 from millstream.providers.scripted import Script, ScriptedProvider
 from millstream.providers.upstream import Upstream
 from millstream.usage import Usage
@@ -56,11 +57,31 @@ async def openai() -> AsyncGenerator[tuple[Provider, Models]]:
 
 
 @asynccontextmanager
+async def responses() -> AsyncGenerator[tuple[Provider, Models]]:
+    async def handler(request: Request) -> None:
+        model = request.json["model"]
+        await request.head()
+        if model == "slow":
+            await asyncio.Event().wait()
+        for word in ("one ", "two ", "three"):
+            await request.event({"type": "response.output_text.delta", "delta": word, "item_id": "msg_1"})
+        if model == "broken":
+            request.cut()
+        else:
+            usage = {"input_tokens": 3, "output_tokens": 3}
+            await request.event({"type": "response.completed", "response": {"usage": usage}})
+            await request.end()
+
+    async with oracle(handler) as server:
+        yield ResponsesProvider("p", server.base_url, Upstream("p", {})), ("m", "broken", "slow")
+
+
+@asynccontextmanager
 async def local() -> AsyncGenerator[tuple[Provider, Models]]:
     yield LocalProvider(weights()), ("smollm2-135m", None, "smollm2-135m")
 
 
-@pytest.fixture(params=[scripted, openai, local], ids=lambda p: p.__name__)
+@pytest.fixture(params=[scripted, openai, responses, local], ids=lambda p: p.__name__)
 async def case(request: pytest.FixtureRequest) -> AsyncGenerator[Case]:
     make: Callable[[], AbstractAsyncContextManager[tuple[Provider, Models]]] = request.param
     async with make() as (provider, models):
@@ -121,6 +142,6 @@ async def test_closing_and_cancelling_end_at_once(case: Case) -> None:
 
 async def test_models_are_named(case: Case) -> None:
     provider, model, *_ = case
-    if isinstance(provider, OpenAIProvider):
+    if isinstance(provider, (OpenAIProvider, ResponsesProvider)):
         return  # asked of the server; tests/test_openai_provider.py
     assert model in await provider.models()

@@ -92,33 +92,42 @@ def _local(name: str, settings: Settings, config: ProviderSettings) -> ProviderE
 
 def _openai(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
     assert config.base_url is not None
+    headers: dict[str, str] = {}
+    if config.api_key is not None:
+        secret = config.api_key.get_secret_value()
+        headers = {"api-key": secret} if config.azure else {"Authorization": f"Bearer {secret}"}
     quirks = _quirks(config)
-    upstream = _upstream(name, settings, config, pings=quirks.pings)
-    provider = OpenAIProvider(name, config.base_url, upstream, quirks=quirks, extra=config.extra)
-    return _entry(provider, config)
+    upstream = _upstream(name, settings, config, headers, pings=quirks.pings)
+    return _remote(OpenAIProvider(name, config.base_url, upstream, quirks=quirks, extra=config.extra), config)
 
 
 def _responses(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
     assert config.base_url is not None
-    upstream = _upstream(name, settings, config)
-    return _entry(ResponsesProvider(name, config.base_url, upstream, extra=config.extra), config)
+    key = config.api_key
+    headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+    upstream = _upstream(name, settings, config, headers)
+    return _remote(ResponsesProvider(name, config.base_url, upstream, extra=config.extra), config)
 
 
-def _upstream(name: str, settings: Settings, config: ProviderSettings, *, pings: bool = False) -> Upstream:
-    headers = dict(config.headers)
-    if config.api_key is not None:
-        secret = config.api_key.get_secret_value()
-        headers |= {"api-key": secret} if config.azure else {"Authorization": f"Bearer {secret}"}
-    clocks = Clocks(
-        config.connect_seconds or settings.connect_seconds,
-        config.first_byte_seconds or settings.first_byte_seconds,
-        config.first_content_seconds or settings.first_content_seconds,
-        config.idle_seconds or settings.idle_seconds,
-    )
-    return Upstream(name, headers, clocks, pings=pings, proxy=config.proxy or settings.proxy)
+def _upstream(
+    name: str,
+    settings: Settings,
+    config: ProviderSettings,
+    headers: Mapping[str, str],
+    *,
+    pings: bool = False,
+) -> Upstream:
+    proxy = config.proxy or settings.proxy
+    clocks = _clocks(settings, config)
+    return Upstream(name, {**config.headers, **headers}, clocks, pings=pings, proxy=proxy)
 
 
-def _entry(provider: Provider, config: ProviderSettings) -> ProviderEntry:
+def _clocks(settings: Settings, config: ProviderSettings) -> Clocks:
+    names = ((clock, f"{clock}_seconds") for clock in Clocks.__struct_fields__)
+    return Clocks(**{clock: getattr(config, name, None) or getattr(settings, name) for clock, name in names})
+
+
+def _remote(provider: Provider, config: ProviderSettings) -> ProviderEntry:
     return ProviderEntry(
         provider,
         models=config.models,
