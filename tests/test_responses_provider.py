@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from millstream import prompt as asked
@@ -262,6 +265,12 @@ def test_a_failure_is_told_by_its_word_and_never_by_its_text(event: Any, code: s
     assert "secret" not in error.message
 
 
+def test_half_a_character_costs_that_character_alone() -> None:
+    reading = Reading("p")
+    half = rb'{"type":"response.output_text.delta","delta":"a\ud83d","item_id":"msg_1"}'
+    assert reading.read([Sent(half)])[-1] == TextDelta("a\N{REPLACEMENT CHARACTER}")
+
+
 def test_what_was_used_until_a_failure_is_told() -> None:
     assert UsageReport(USAGE.sourced("provider_partial"), RAW) in read(ended("failed"))
 
@@ -276,6 +285,48 @@ def test_what_nobody_here_knows_is_passed_over() -> None:
         )
         == []
     )
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+EVENTS = [
+    CREATED,
+    item("reasoning", 0, id="rs_1", summary=[]),
+    delta("reasoning_summary_text", "Hm.", "rs_1", summary_index=0),
+    item("reasoning", 0, True, id="rs_1", summary=[{"text": "Hm."}], encrypted_content="sealed"),
+    item("message", 1, id="msg_1", content=[], phase="commentary"),
+    delta("output_text", "Hel", "msg_1", content_index=0, logprobs=[]),
+    {"type": "response.output_text.annotation.added", "annotation": {"type": "url_citation", "url": "u"}},
+    item("message", 1, True, id="msg_1", content=[{"text": "Hello", "annotations": [{"url": "u"}]}]),
+    item("function_call", 2, id="fc_1", call_id="c1", name="look", arguments=""),
+    delta("function_call_arguments", "{}", "fc_1", output_index=2),
+    item("function_call", 2, True, id="fc_1", call_id="c1", name="look", arguments="{}"),
+    item("image_generation_call", 3, True, id="ig_1", result="AA==", output_format="png"),
+    {"type": "error", "error": {"code": "server_error", "message": "x"}},
+    ended(output=[{"type": "message", "content": [{"text": "Hello"}]}], incomplete_details={"reason": "x"}),
+]
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_whatever_a_server_sends_is_understood_or_a_fault(data: st.DataObject) -> None:
+    """Events of which one has something else in one place."""
+    events = json.loads(json.dumps(data.draw(st.lists(st.sampled_from(EVENTS), min_size=1, max_size=8))))
+    value = data.draw(st.sampled_from(events))
+    while True:
+        keys = sorted(value) if isinstance(value, dict) else list(range(len(value)))
+        if not keys:
+            break
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(value[key], (dict, list)) or data.draw(st.booleans()):
+            value[key] = data.draw(json_values)
+            break
+        value = value[key]
+    with suppress(UpstreamError):
+        Assembler().feed([one for one in read(*events) if not isinstance(one, ProviderError)])
 
 
 # -- over a socket ---------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ names another one.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
@@ -244,6 +245,15 @@ _decode = msgspec.json.Decoder(_Event).decode
 _decode_anything = msgspec.json.Decoder().decode
 
 
+def _event(data: bytes) -> _Event:
+    """What an event says. Halves of characters become U+FFFD. Raises ``ValueError``, ``RecursionError``."""
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        said = json.dumps(json.loads(data), ensure_ascii=False)
+        return _decode(said.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+
+
 class _Call:
     """A tool call by its ``index`` among those of the answer."""
 
@@ -286,8 +296,8 @@ class Reading:
         if message.data[:1] != b"{":  # [DONE], and whatever keeps a connection open
             return
         try:
-            event = _decode(message.data)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            event = _event(message.data)
+        except (ValueError, RecursionError) as error:
             raise UpstreamError(f"provider '{self._name}' sent an event that cannot be read") from error
         match event.type or message.event:
             case "response.output_text.delta":
@@ -329,9 +339,9 @@ class Reading:
 
     def _text(self, event: _Event, produced: list[Produced]) -> None:
         self._open(event.type, event, event.content_index, produced)
-        logprobs = event.logprobs
+        tokens = event.logprobs if isinstance(event.logprobs, list) else []
         # Kept as Chat Completions has them.
-        extra = {"logprobs": {"content": logprobs, "refusal": None}} if logprobs else None
+        extra = {"logprobs": {"content": tokens, "refusal": None}} if tokens else None
         self._say(TextDelta(self._words(event), extra=extra), produced)
 
     def _open(self, kind: str, event: _Event, place: object, produced: list[Produced]) -> None:
