@@ -491,6 +491,19 @@ def test_a_prompt_of_another_api_is_put_into_this_ones_words() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("extra", "sent"),
+    [
+        ({}, {"user": "u1"}),
+        ({"safety_identifier": "other"}, {"safety_identifier": "u1"}),
+        ({"safety_identifier": "other", "user": "u2"}, {"safety_identifier": "u1", "user": "u2"}),
+    ],
+)
+def test_the_end_user_is_who_the_prompt_says(extra: dict[str, Any], sent: dict[str, Any]) -> None:
+    prompt = msgspec.structs.replace(HELLO, user="u1", extra={"responses": extra})
+    assert {name: value for name, value in body(prompt).items() if name in ("user", *extra)} == sent
+
+
 # -- parts -----------------------------------------------------------------------------------------
 
 

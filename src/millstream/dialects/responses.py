@@ -141,7 +141,7 @@ class ResponsesDialect:
             reasoning_effort=reasoning.one_of(  # type: ignore[arg-type]
                 "effort", "none", "minimal", "low", "medium", "high", "xhigh"
             ),
-            user=read.user(fields) or read.user(fields, "safety_identifier"),
+            user=read.user(fields, "safety_identifier") or read.user(fields),
             metadata=read.metadata(fields),
             extra=_extra(fields, reasoning, text),
         )
@@ -639,6 +639,8 @@ def _is_short(value: object) -> bool:
 
 def _extra(fields: Fields, reasoning: Fields, text: Fields) -> dict[str, dict[str, Any]]:
     extra = fields.these(*_PASSED_ON)
+    if "safety_identifier" in fields:
+        extra |= fields.these("user")  # the older name, which may say something else
     if more := reasoning.these("summary", "generate_summary"):
         extra["reasoning"] = more
     if more := text.these("verbosity"):

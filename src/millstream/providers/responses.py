@@ -116,8 +116,8 @@ def body(prompt: Prompt) -> dict[str, Any]:
         sent["instructions"] = messages[0].text
         messages = messages[1:]
     sent["input"] = [item for message in messages for item in _items(message)]
-    if prompt.user is not None and prompt.user != extra.get("safety_identifier"):
-        sent["user"] = prompt.user
+    if prompt.user is not None:  # who it is, a browser token may have said, and not the body
+        sent["safety_identifier" if "safety_identifier" in extra else "user"] = prompt.user
     if prompt.reasoning_effort is not None:
         sent["reasoning"] = {"effort": prompt.reasoning_effort, **extra.get("reasoning", {})}
     if prompt.output is not None:
