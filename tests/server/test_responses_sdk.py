@@ -358,3 +358,35 @@ async def test_the_guide_does_what_it_says(
         monkeypatch.setenv("OPENAI_API_KEY", running.key)
         await asyncio.to_thread(exec, f"{code}\nclient.close()\n", {})
     assert capsys.readouterr().out == "Hello13\nHello\n"
+
+
+async def test_another_worker_resumes_and_cancels(run: Run, redis_url: str) -> None:
+    provider = Gated()
+    async with (
+        run({"p": provider}, journal_url=redis_url) as first,
+        run({"p": provider}, journal_url=redis_url) as second,
+        asking(first) as client,
+        asking(second, first.key) as other,
+        asyncio.timeout(20),
+    ):
+        started = await client.responses.create(model="m", input="Hello", stream=True, background=True)
+        seen: list[dict[str, Any]] = []
+        async for event in started:
+            seen.append(event.model_dump())
+            if event.type == "response.output_text.delta":
+                break
+        await started.close()
+        identity = seen[0]["response"]["id"]
+        rest = await other.responses.retrieve(
+            identity, stream=True, starting_after=seen[-1]["sequence_number"]
+        )
+        provider.gates[0].set()
+        async for event in rest:
+            seen.append(event.model_dump())
+            if event.type == "response.output_text.delta":
+                break
+        cancelled = await other.responses.cancel(identity)
+        assert (cancelled.status, cancelled.output_text) == ("cancelled", "word0 word1 ")
+        seen += [event.model_dump() async for event in rest]
+        assert [event["sequence_number"] for event in seen] == list(range(len(seen)))
+        assert seen[-1]["response"]["status"] == "cancelled"
