@@ -55,12 +55,14 @@ GOOD_END = {
     "openai": b"data: [DONE]",
     "ai-sdk": b'"type":"finish"',
     "responses": b'"type":"response.completed"',
+    "ag-ui": b'"type":"RUN_FINISHED"',
 }
 BAD_END = {
     "millstream": b'"error":',
     "openai": b'"error":',
     "ai-sdk": b'"type":"error"',
     "responses": b'"type":"response.failed"',
+    "ag-ui": b'"type":"RUN_ERROR"',
 }
 # And the end of one that was stopped, where that is another one.
 STOPPED_END = {"ai-sdk": b'"type":"abort"', "responses": b'"type":"response.incomplete"'}
@@ -71,6 +73,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "openai": {"messages": [{"role": "user", "content": "Hello"}], "stream": True},
     "ai-sdk": {"id": "c", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]},
     "responses": {"input": "Hello", "stream": True},
+    "ag-ui": {"threadId": "t", "runId": "r", "messages": [{"id": "1", "role": "user", "content": "Hello"}]},
 }
 
 words = st.text(max_size=12)

@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from millstream.dialects import Dialect
+from millstream.dialects.ag_ui import AG_UI
 from millstream.dialects.ai_sdk import AI_SDK
 from millstream.dialects.native import NATIVE
 from millstream.dialects.openai import OPENAI
 from millstream.dialects.responses import RESPONSES
 
-DialectName: TypeAlias = Literal["millstream", "openai", "ai-sdk", "responses"]
+DialectName: TypeAlias = Literal["millstream", "openai", "ai-sdk", "ag-ui", "responses"]
 
 DIALECTS: Mapping[DialectName, Dialect] = {
     "millstream": NATIVE,
     "openai": OPENAI,
     "ai-sdk": AI_SDK,
     "responses": RESPONSES,
+    "ag-ui": AG_UI,
 }

@@ -17,6 +17,7 @@ from millstream.server.direct import DirectRoutes
 from millstream.server.errors import http_error
 from millstream.server.root_path import BelowRootPath
 from millstream.server.routes import (
+    ag_ui,
     ai_sdk,
     chat,
     health,
@@ -40,6 +41,7 @@ _ROUTES = [
         openai.router,
         responses.router,
         ai_sdk.router,
+        ag_ui.router,
         models.router,
         streams.router,
         keys.router,

@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from millstream.dialects import Dialect
+from millstream.dialects.ag_ui import AG_UI
 from millstream.dialects.ai_sdk import AI_SDK
 from millstream.dialects.openai import OPENAI
 from millstream.dialects.responses import RESPONSES
@@ -45,6 +46,7 @@ _FOREIGN: Mapping[str, Dialect] = {
     "/v1/chat/completions": OPENAI,
     "/v1/responses": RESPONSES,
     "/api/chat": AI_SDK,
+    "/ag-ui": AG_UI,
 }
 
 
