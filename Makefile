@@ -7,14 +7,18 @@ PAGES := src/millstream/server/pages/index.html
 WEB_SOURCES := $(shell find web clients/ts/src -type f -not -path 'web/node_modules/*' 2>/dev/null)
 CLIENT := clients/ts/dist/millstream.js
 NEXTJS := examples/nextjs/.next/BUILD_ID
+CONFORMANCE := tests/conformance
+NODE_CLIENTS := $(CONFORMANCE)/node/node_modules/.installed
+PYTHON_CLIENTS := $(patsubst $(CONFORMANCE)/python/%/requirements.txt,.venv-clients/%/.installed,$(wildcard $(CONFORMANCE)/python/*/requirements.txt))
+FEW_CLIENTS := $(NODE_CLIENTS) .venv-clients/openai_sdk/.installed
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help run page test test-all check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench docs pictures web dist clean test-deps
+.PHONY: help run page test test-all conformance clients check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench docs pictures web dist clean test-deps
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # exec: between make and the server there is no shell, which Ctrl-C would end before the server has.
 run: export MILLSTREAM_REQUIRE_PROVIDER := false
@@ -55,13 +59,30 @@ web-lint: web $(CLIENT)
 
 # The tests inside this process. Their branch coverage may only rise: raise fail_under in pyproject.toml with it.
 fast: $(VENV)/dev test-deps
-	$(BIN)/pytest tests --ignore tests/live -m cost $(ARGS)
-	$(BIN)/pytest tests --ignore tests/live -m "not faults and not cost" -n 2 --dist loadfile --cov --cov-report= $(ARGS)
+	$(BIN)/pytest tests --ignore tests/live --ignore tests/conformance -m cost $(ARGS)
+	$(BIN)/pytest tests --ignore tests/live --ignore tests/conformance -m "not faults and not cost" -n 2 --dist loadfile --cov --cov-report= $(ARGS)
 	@$(BIN)/coverage report --format=total | sed 's/^/branch coverage in percent: /'
 
-# The tests of servers, browsers and proxies.
-live: $(VENV)/dev web test-deps $(CLIENT) $(NEXTJS)
-	$(BIN)/pytest tests/live -n 2 --dist loadfile $(ARGS)
+# The tests of servers, browsers and proxies, and a few of the official clients.
+live: $(VENV)/dev web test-deps $(CLIENT) $(NEXTJS) $(FEW_CLIENTS)
+	$(BIN)/pytest tests/live tests/conformance -n 2 --dist loadfile $(ARGS)
+
+conformance: $(VENV)/dev web test-deps $(NODE_CLIENTS) $(PYTHON_CLIENTS)  ## All official clients of other formats, each in its own environment
+	$(BIN)/pytest tests/conformance -m "conformance or not conformance" $(ARGS)
+
+.venv-clients/%/.installed: $(CONFORMANCE)/python/%/requirements.txt | $(UV)
+	$(UV) venv --quiet --clear --python $(BIN)/python $(@D)
+	$(UV) pip sync --quiet --python $(@D)/bin/python $<
+	@touch $@
+
+$(NODE_CLIENTS): $(CONFORMANCE)/node/package-lock.json
+	cd $(CONFORMANCE)/node && npm ci --no-audit --no-fund
+	@touch $@
+
+# Newer versions of the clients in Python; those in Node are in node/package.json.
+clients: $(UV)
+	@for client in $(CONFORMANCE)/python/*/; do $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 \
+	  --no-header --no-annotate $$client/requirements.in -o $$client/requirements.txt; done
 
 web-test: web test-deps $(CLIENT)
 	cd web && npm test
@@ -149,4 +170,5 @@ $(VENV)/dev: $(UV) pyproject.toml uv.lock
 	@touch $@ $(VENV)/run
 
 clean:  ## Remove what was installed and built (not the data)
+	rm -rf $(CONFORMANCE)/node/node_modules .venv-clients
 	rm -rf $(VENV) dist web/node_modules clients/ts/node_modules clients/ts/dist examples/nextjs/node_modules examples/nextjs/.next src/millstream/server/pages .mypy_cache .ruff_cache .hypothesis

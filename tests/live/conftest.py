@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -45,17 +45,26 @@ class Server:
         return self.process.wait(seconds)
 
 
-def running(folder: Path, *arguments: str, **environment: str) -> AbstractContextManager[Server]:
+MILLSTREAM = ("-m", "millstream")
+
+
+def running(
+    folder: Path, *arguments: str, program: Sequence[str] = MILLSTREAM, **environment: str
+) -> AbstractContextManager[Server]:
     """Like ``started``, and it shows its first key, as it would on a terminal."""
-    return started(folder, "--show-key", *arguments, **environment)
+    return started(folder, "--show-key", *arguments, program=program, **environment)
 
 
 @contextmanager
-def started(folder: Path, *arguments: str, **environment: str) -> Generator[Server]:
-    """Starts a server as its user would, with its output in a file, and waits until it is ready."""
+def started(
+    folder: Path, *arguments: str, program: Sequence[str] = MILLSTREAM, **environment: str
+) -> Generator[Server]:
+    """Starts a server as its user would, with its output in a file, and waits until it is ready. ``program``
+    is what Python runs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"output-{time.monotonic_ns()}"
-    command = [sys.executable, "-m", "millstream", "serve", "--port", "0", *arguments]
+    command = [sys.executable, *program, "serve", "--port", "0", *arguments]
     # Tests share their machine with others: that it is late is not what they are about.
     environment = {"MILLSTREAM_MAX_LAG_SECONDS": "3600", **environment}
     with output.open("wb") as out:

@@ -1,0 +1,129 @@
+"""The clients: which there are, what each cannot, and how one is asked."""
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+NODE_MODULES = HERE / "node" / "node_modules"
+_SECONDS = 100  # to answer one request; the first one imports the client
+
+
+class Client(NamedTuple):
+    """``in_slice`` is whether ``make test`` runs it too. ``cannot`` says what it has no way to do or to tell,
+    and why.
+    """
+
+    name: str
+    dialect: str
+    language: str = "python"
+    in_slice: bool = False
+    cannot: Mapping[str, str] = {}
+
+    @property
+    def command(self) -> list[str]:
+        if self.language == "node":
+            return ["node", str(HERE / "node" / f"{self.name}.mjs")]
+        python = HERE.parents[1] / ".venv-clients" / self.name / "bin" / "python"
+        return [str(python), str(HERE / "python" / self.name / "client.py")]
+
+    @property
+    def installed(self) -> bool:
+        if self.language == "node":
+            return NODE_MODULES.is_dir()
+        return Path(self.command[0]).exists()
+
+
+_NO_STATUS = {"status": "its error is the body of the response, without the status"}
+
+CLIENTS = (
+    Client("openai_sdk", "openai", in_slice=True),
+    Client("langchain", "openai", cannot={"reasoning": "it drops reasoning_content"}),
+    Client("pydantic_ai", "openai"),
+    Client("litellm", "openai"),
+    Client(
+        "llm",
+        "openai",
+        cannot={
+            "reasoning": "it drops reasoning_content",
+            "finish": "it shows no finish reason",
+            "abort": "nothing stops a response",
+            "retries": "the two repetitions of the SDK cannot be switched off",
+        },
+    ),
+    Client(
+        "openai_agents",
+        "openai",
+        cannot={"finish": "it shows no finish reason"},
+    ),
+    Client("openai", "openai", "node"),
+    Client("ai_provider", "openai", "node"),
+    Client("ai", "ai-sdk", "node", in_slice=True, cannot=_NO_STATUS),
+    Client("use_chat", "ai-sdk", "browser", cannot=_NO_STATUS),
+    Client("ag_ui", "ag-ui", "node", in_slice=True),
+    Client("tanstack", "ag-ui", "node"),
+)
+
+
+class Asked:
+    """A client that runs: each request gets what its user would see."""
+
+    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
+        self._process, self._errors = process, errors
+
+    def __call__(self, op: str, model: str, key: str, **more: Any) -> dict[str, Any]:
+        request = {"op": op, "model": model, "key": key, "tools": False, "image": False, "stop_after": None}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        alarm = threading.Timer(_SECONDS, self._process.kill)
+        alarm.start()
+        try:
+            self._process.stdin.write(json.dumps(request | more) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        finally:
+            alarm.cancel()
+        assert answer, f"the client died: {self._errors.read_text(encoding='utf-8')[-2000:]}"
+        said: dict[str, Any] = json.loads(answer)
+        return said
+
+
+@contextmanager
+def started(client: Client, url: str, folder: Path) -> Generator[Asked]:
+    """``client`` in a process of its own, before the server at ``url``."""
+    assert client.installed, f"{client.name} is not installed; run: make conformance"
+    errors = folder / f"{client.name}.err"
+    environment = {
+        **os.environ,
+        "MILLSTREAM_TEST_URL": url,
+        "PYTHONPATH": str(HERE / "python"),
+        "HOME": str(folder),  # some keep a database or settings there
+        "OPENAI_AGENTS_DISABLE_TRACING": "1",
+    }
+    with errors.open("w") as err:
+        process = subprocess.Popen(
+            client.command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=err,
+            text=True,
+        )
+    try:
+        yield Asked(process, errors)
+    finally:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()

@@ -1,0 +1,130 @@
+"""What every official client has to show of the same model, whatever format it speaks."""
+
+import http.client
+import json
+from typing import Any
+
+import pytest
+
+from conformance.conftest import Asker, Gateway
+from live.conftest import Server
+
+
+def whole(said: dict[str, Any]) -> dict[str, Any]:
+    """An answer without an error."""
+    assert said["error"] is None
+    return said
+
+
+def test_a_text_comes_in_pieces_with_its_end_and_its_usage(asker: Asker) -> None:
+    said = whole(asker("text"))
+    assert said["text"] == "Hello there"
+    assert said["pieces"] >= 2
+    assert said["usage"] == [9, 12]
+    if "finish" not in asker.client.cannot:
+        assert said["finish"] == "stop"
+
+
+def test_what_a_model_thinks_is_told_apart(asker: Asker) -> None:
+    asker.needs("reasoning")
+    said = whole(asker("thought"))
+    assert (said["reasoning"], said["text"]) == ("hm", "Yes.")
+
+
+def test_a_call_in_fragments_is_one_call(asker: Asker) -> None:
+    said = whole(asker("call", tools=True))
+    assert said["calls"] == [{"name": "look", "arguments": {"q": 1}}]
+
+
+def test_parallel_calls_whose_fragments_are_mingled_are_two_calls(asker: Asker) -> None:
+    said = whole(asker("calls", tools=True))
+    assert said["text"] == "I look."
+    assert said["calls"] == [
+        {"name": "look", "arguments": {"q": 1}},
+        {"name": "look", "arguments": {"q": 2}},
+    ]
+
+
+def test_a_tool_s_result_goes_back_and_is_answered(asker: Asker, gateway: Gateway) -> None:
+    before = len(gateway.upstream.asked("turns"))
+    said = whole(asker("turns", op="turns", tools=True))
+    assert said["calls"] == [{"name": "look", "arguments": {"q": 1}}]
+    assert said["text"] == "It is 7."
+    call, result = gateway.upstream.asked("turns")[before + 1].json["messages"][-2:]
+    assert call["role"] == "assistant"
+    assert result["tool_call_id"] == call["tool_calls"][0]["id"]
+
+
+def test_an_image_reaches_the_model(asker: Asker, gateway: Gateway) -> None:
+    said = whole(asker("picture", image=True))
+    assert said["text"] == "I see 1."
+    parts = gateway.upstream.asked("picture")[-1].json["messages"][-1]["content"]
+    (url,) = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    assert url.startswith("data:image/png;base64,iVBOR")
+
+
+def test_who_goes_stops_the_model(asker: Asker, gateway: Gateway) -> None:
+    asker.needs("abort")
+    said = asker("endless", stop_after=2)
+    assert said["text"].startswith("word word ")
+    request = gateway.upstream.asked("endless")[-1]
+    gateway.upstream.let_go(request)
+
+
+def test_a_silence_is_no_end(asker: Asker) -> None:
+    said = whole(asker("silent"))
+    assert said["text"] == "One two."
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "code"),
+    [
+        ({"model": "text", "key": "ms_live_wrong"}, 401, "unauthorized"),
+        ({"model": "nothing"}, 404, "model_not_found"),
+        ({"model": "busy"}, 429, "upstream_rate_limited"),
+    ],
+)
+def test_an_error_before_the_answer_is_told_as_what_it_is(
+    asker: Asker, gateway: Gateway, more: dict[str, Any], status: int, code: str
+) -> None:
+    before = len(gateway.upstream.asked("busy"))
+    said = asker(**more)
+    assert said["text"] == ""
+    assert said["error"] is not None
+    if "status" not in asker.client.cannot:
+        assert said["error"]["status"] == status
+    else:
+        assert code in said["error"]["message"]
+    assert "own words" not in json.dumps(said)
+    if more["model"] == "busy" and "retries" not in asker.client.cannot:
+        assert len(gateway.upstream.asked("busy")) == before + 1
+
+
+@pytest.mark.parametrize("model", ["broken", "cut"])
+def test_an_answer_that_breaks_off_is_an_error_and_keeps_its_text(asker: Asker, model: str) -> None:
+    said = asker(model)
+    assert said["text"] == "Hel"
+    assert said["error"] is not None
+    assert "own words" not in json.dumps(said)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"stream": True, "messages": [{"role": "user", "content": "x"}]}),
+        ("/api/chat", {"id": "c", "messages": [{"role": "user", "parts": [{"type": "text", "text": "x"}]}]}),
+        ("/ag-ui", {"messages": [{"id": "1", "role": "user", "content": "x"}]}),
+    ],
+)
+def test_the_silence_that_clients_read_has_pings(gateway: Gateway, path: str, body: dict[str, Any]) -> None:
+    body |= {"model": "silent"}
+    assert post(gateway.server, path, body).count(b": ping\n") >= 2
+
+
+def post(server: Server, path: str, body: dict[str, Any]) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Authorization": f"Bearer {server.key}"})
+        return connection.getresponse().read()
+    finally:
+        connection.close()
