@@ -73,6 +73,11 @@ async def _turns(request: Request) -> None:
     await request.finish(usage=USAGE)
 
 
+async def _guide(request: Request) -> None:
+    """What the guides ask: it calls the tools that it is given."""
+    await (_turns if request.json.get("tools") else _text)(request)
+
+
 async def _endless(request: Request) -> None:
     await request.head()
     while True:
@@ -121,6 +126,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "call": _call,
     "calls": _calls,
     "turns": _turns,
+    "gpt-4o": _guide,
     "endless": _endless,
     "silent": _silent,
     "broken": _broken,
