@@ -5,8 +5,10 @@ import json
 from typing import Any
 
 import pytest
+from openai import APIStatusError, OpenAI
 
 from conformance.conftest import Asker, Gateway
+from conformance.upstream import KEPT
 from live.conftest import Server
 
 
@@ -45,6 +47,12 @@ def test_parallel_calls_whose_fragments_are_mingled_are_two_calls(asker: Asker) 
     ]
 
 
+def test_text_behind_a_call_belongs_to_the_same_answer(asker: Asker) -> None:
+    said = whole(asker("behind", tools=True))
+    assert said["text"] == "I look. I wait."
+    assert said["calls"] == [{"name": "look", "arguments": {"q": 1}}]
+
+
 def test_a_tool_s_result_goes_back_and_is_answered(asker: Asker, gateway: Gateway) -> None:
     before = len(gateway.upstream.asked("turns"))
     said = whole(asker("turns", op="turns", tools=True))
@@ -53,6 +61,8 @@ def test_a_tool_s_result_goes_back_and_is_answered(asker: Asker, gateway: Gatewa
     call, result = gateway.upstream.asked("turns")[before + 1].json["messages"][-2:]
     assert call["role"] == "assistant"
     assert result["tool_call_id"] == call["tool_calls"][0]["id"]
+    if asker.client.name == "ag_ui":  # which keeps what it does not understand
+        assert call["tool_calls"][0]["extra_content"] == KEPT
 
 
 def test_an_image_reaches_the_model(asker: Asker, gateway: Gateway) -> None:
@@ -106,6 +116,15 @@ def test_an_answer_that_breaks_off_is_an_error_and_keeps_its_text(asker: Asker, 
     assert said["text"] == "Hel"
     assert said["error"] is not None
     assert "own words" not in json.dumps(said)
+
+
+@pytest.mark.parametrize(("model", "requests"), [("busy", 3), ("refused", 1)])
+def test_openai_s_client_repeats_only_what_that_can_help(gateway: Gateway, model: str, requests: int) -> None:
+    before = len(gateway.upstream.asked(model))
+    with OpenAI(base_url=f"{gateway.server.url}/v1", api_key=gateway.server.key) as client:
+        with pytest.raises(APIStatusError):
+            client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}])
+    assert len(gateway.upstream.asked(model)) == before + requests
 
 
 @pytest.mark.parametrize(

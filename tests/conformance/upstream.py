@@ -13,6 +13,7 @@ Found = TypeVar("Found")
 Behaviour: TypeAlias = Callable[[Request], Coroutine[Any, Any, None]]
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
+KEPT = {"google": {"thought_signature": "c2lnbmVk"}}
 SILENCE_SECONDS = 1.0
 WORDS = 50
 FIRST_WORDS = 20
@@ -60,11 +61,22 @@ async def _calls(request: Request) -> None:
     await request.finish("tool_calls", USAGE)
 
 
+async def _behind(request: Request) -> None:
+    """Text, a call, and more text."""
+    await request.head()
+    await request.say("I look. ")
+    await _piece(request, 0, '{"q": 1}', "call_1", "look")
+    await request.say("I wait.")
+    await request.finish("tool_calls", USAGE)
+
+
 async def _turns(request: Request) -> None:
-    """A call, and an answer to its result."""
+    """A call with something that the provider wants back, and an answer to its result."""
     last = request.json["messages"][-1]
     if last["role"] != "tool":
-        await _call(request)
+        await request.head()
+        await _piece(request, 0, '{"q": 1}', "call_1", "look", extra_content=KEPT)
+        await request.finish("tool_calls", USAGE)
         return
     await request.head()
     content = last["content"]
@@ -110,6 +122,11 @@ async def _busy(request: Request) -> None:
     await request.answer(429, {"error": {"message": "the provider's own words"}})
 
 
+async def _refused(request: Request) -> None:
+    """As if the provider's key were wrong, which is nothing that the caller can mend."""
+    await request.answer(401, {"error": {"message": "the provider's own words"}})
+
+
 async def _unknown(request: Request) -> None:
     error = {
         "message": "the provider's own words",
@@ -125,6 +142,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "thought": _thought,
     "call": _call,
     "calls": _calls,
+    "behind": _behind,
     "turns": _turns,
     "gpt-4o": _guide,
     "endless": _endless,
@@ -132,6 +150,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "broken": _broken,
     "cut": _cut,
     "busy": _busy,
+    "refused": _refused,
 }
 
 
@@ -162,8 +181,10 @@ async def _delta(request: Request, **delta: object) -> None:
     await request.event({"choices": [{"index": 0, "delta": delta}]})
 
 
-async def _piece(request: Request, index: int, arguments: str, call_id: str = "", name: str = "") -> None:
-    piece: dict[str, Any] = {"index": index, "function": {"arguments": arguments}}
+async def _piece(
+    request: Request, index: int, arguments: str, call_id: str = "", name: str = "", **more: object
+) -> None:
+    piece: dict[str, Any] = {"index": index, "function": {"arguments": arguments}, **more}
     if call_id:
         piece |= {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
     await _delta(request, tool_calls=[piece])
