@@ -1,5 +1,6 @@
 """The code in the guides of the clients does what it says, as it stands there."""
 
+import json
 import os
 import re
 import subprocess
@@ -104,6 +105,23 @@ def test_the_code_of_a_guide_prints_what_it_should(code: Code, gateway: Gateway,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert code.printed in done.stdout
+
+
+@pytest.mark.conformance
+def test_the_settings_for_llm_in_the_guide_are_enough_for_it(gateway: Gateway, tmp_path: Path) -> None:
+    settings = block("openai-sdk.md", "yaml", "model_id").replace("http://127.0.0.1:8000", gateway.server.url)
+    (tmp_path / "extra-openai-models.yaml").write_text(settings)
+    (tmp_path / "keys.json").write_text(json.dumps({"millstream": gateway.server.key}))
+    client = next(client for client in CLIENTS if client.name == "llm")
+    done = subprocess.run(
+        [str(Path(client.command[0]).parent / "llm"), "-m", "millstream", "Hello"],
+        env={**os.environ, "LLM_USER_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("Hello there\n", 0), done.stderr[-2000:]
 
 
 @pytest.mark.conformance
