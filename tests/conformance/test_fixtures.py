@@ -1,7 +1,8 @@
-"""The fixtures of a format are what its own client understands."""
+"""The fixtures of a format are what its own client understands: no case is refused, or taken for another."""
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from conformance.clients import HERE
@@ -9,15 +10,30 @@ from conformance.clients import HERE
 FIXTURES = HERE.parents[1] / "spec" / "fixtures"
 
 
+def seen_by(program: str, fixtures: Path) -> dict[str, dict[str, Any]]:
+    """What the client makes of each case, by its name."""
+    command = ["node", str(HERE / "node" / program), str(fixtures)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_the_ai_sdk_takes_every_case_for_what_it_is() -> None:
+    path = FIXTURES / "ai-sdk.json"
+    seen = seen_by("ai_fixtures.mjs", path)
+    for case in json.loads(path.read_text(encoding="utf-8")):
+        said, end = seen[case["name"]], case["events"][-1]
+        if end["type"] == "stream-failed":
+            assert said["error"] == f"Error: {end['message']}"
+        else:
+            assert said["error"] is None, case["name"]
+            assert (said["finish"] is None) == (end["finish_reason"] == "cancelled")
+    kinds = [part["type"] for part in seen["a picture and a source"]["parts"]]
+    assert kinds == ["step-start", "text", "file", "source-url"]
+
+
 def test_ag_ui_s_client_has_nothing_against_the_fixtures() -> None:
-    done = subprocess.run(
-        ["node", str(HERE / "node" / "ag_ui_fixtures.mjs"), str(FIXTURES / "ag-ui.json")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    seen: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    seen = seen_by("ag_ui_fixtures.mjs", FIXTURES / "ag-ui.json")
     assert {name: case["warnings"] for name, case in seen.items() if case["warnings"]} == {}
     for case in seen.values():
         assert (case["outcome"] is None) != (case["error"] is None)
