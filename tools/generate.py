@@ -109,7 +109,12 @@ def providers_reference() -> str:
     rows = ["| provider | ready by | asked at | does differently |", "|---|---|---|---|"]
     for known in KNOWN:
         variables = " or ".join(f"`{name}`" for name in (known.variable, known.url_variable) if name)
-        rows.append(f"| {known.name} | {variables} | `{known.base_url}` | {_quirks(known.quirks)} |")
+        differences = _quirks(known.quirks)
+        if known.openai_url:
+            differences = (
+                f"speaks its own protocol; at `{known.openai_url}` OpenAI's, and there {differences}"
+            )
+        rows.append(f"| {known.name} | {variables} | `{known.base_url}` | {differences} |")
     ends = ["| finish reason | the provider's words |", "|---|---|"]
     ends += [f"| `{reason}` | {words(text)} |" for reason, text in FINISH_REASONS.items()]
     ends += [f"| failed: {why} | {words(text)} |" for why, text in FAILED_FINISHES.items()]

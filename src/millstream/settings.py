@@ -45,9 +45,9 @@ _ORIGIN = re.compile(r"https?://[^/?#\s]+")
 _OF_CHAT = {"MILLSTREAM_URL", "MILLSTREAM_KEY"}  # what `millstream chat` reads
 
 # Of a provider's request: without them answers could not be told apart or metered.
-_OURS = {"input", "messages", "model", "n", "stream", "stream_options"}
+_OURS = {"contents", "input", "messages", "model", "n", "stream", "stream_options"}
 
-_REMOTE = ("openai", "responses")  # types of providers that are asked over HTTP
+_REMOTE = ("openai", "responses", "gemini")  # types of providers that are asked over HTTP
 
 
 class _Section(BaseModel):
@@ -89,12 +89,12 @@ class QuirkSettings(_Section):
 class ProviderSettings(_Section):
     """A provider: ``[providers.<name>]`` in the file."""
 
-    type: Literal["openai", "responses", "local", "scripted"] = Field(
+    type: Literal["openai", "responses", "gemini", "local", "scripted"] = Field(
         "openai",
         description="`openai` is every server that speaks OpenAI's Chat Completions, `responses` one that "
-        "speaks its Responses",
+        "speaks its Responses, `gemini` Gemini's own API",
     )
-    base_url: str | None = Field(None, description="up to and with `/v1`")
+    base_url: str | None = Field(None, description="up to and with `/v1`; for `gemini` without `/v1beta`")
     api_key: SecretStr | None = Field(None, description="sent to that server only")
     azure: bool = Field(False, description="send the key as Azure wants it, in `api-key`")
     headers: dict[str, str] = Field({}, description="more headers for every request")
@@ -372,6 +372,7 @@ def _from_environment(
             continue
         found[known.name] = _checked(
             known.url_variable if base_url and known.url_variable else known.variable,
+            type=known.type,
             base_url=base_url or known.base_url,
             api_key=key,
             price_id=known.price_id if base_url in (None, known.base_url) else None,

@@ -7,10 +7,13 @@ from typing import TypeAlias
 
 import pytest
 
+import gemini_server
+from gemini_server import counted, said, text
 from millstream.errors import ProviderError, UpstreamError
 from millstream.events import TextDelta
 from millstream.prompt import Message, Prompt, Text
 from millstream.providers import Finish, Provider
+from millstream.providers.gemini import GeminiProvider
 from millstream.providers.local import LocalProvider, weights
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.responses import ResponsesProvider
@@ -77,11 +80,26 @@ async def responses() -> AsyncGenerator[tuple[Provider, Models]]:
 
 
 @asynccontextmanager
+async def gemini() -> AsyncGenerator[tuple[Provider, Models]]:
+    words = [said(text("one "), usageMetadata=counted(3, 1)), said(text("two "))]
+    end = said(text("three"), finish="STOP", usageMetadata=counted(3, 3))
+
+    async def handler(request: Request) -> None:
+        broken = "/broken:" in request.path
+        await gemini_server.gemini(words if broken else [*words, end], cut=broken)(request)
+
+    async with oracle(handler) as server:
+        upstream = Upstream("p", {"x-goog-api-key": gemini_server.KEY})
+        provider = GeminiProvider("p", server.base_url.removesuffix("/v1"), upstream)
+        yield provider, ("gemini-3-flash", "broken", "slow")
+
+
+@asynccontextmanager
 async def local() -> AsyncGenerator[tuple[Provider, Models]]:
     yield LocalProvider(weights()), ("smollm2-135m", None, "smollm2-135m")
 
 
-@pytest.fixture(params=[scripted, openai, responses, local], ids=lambda p: p.__name__)
+@pytest.fixture(params=[scripted, openai, responses, gemini, local], ids=lambda p: p.__name__)
 async def case(request: pytest.FixtureRequest) -> AsyncGenerator[Case]:
     make: Callable[[], AbstractAsyncContextManager[tuple[Provider, Models]]] = request.param
     async with make() as (provider, models):

@@ -8,6 +8,7 @@ Moonshot, Bedrock, vLLM, llama.cpp, TGI and Ollama.
 """
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +30,7 @@ from millstream.events import FinishReason
 log = logging.getLogger("millstream.providers")
 
 _MAX_WORD = 64
+MAX_RETRY_AFTER_SECONDS = 3600
 
 
 class Failure(Struct, frozen=True):
@@ -44,16 +46,16 @@ class Failure(Struct, frozen=True):
 FINISH_REASONS: dict[FinishReason, str] = {
     "stop": "stop stop_sequence end_turn eos eos_token complete completed",
     "length": "length max_tokens model_length max_output max_output_tokens token_limit error_limit "
-    "model_context_window_exceeded",
+    "model_context_window_exceeded continuation",
     "tool_calls": "tool_calls tool_call tool_use function_call",
     "content_filter": "content_filter content_filtered safety recitation language blocklist spii "
     "prohibited_content model_armor image_safety image_prohibited_content image_recitation sensitive refusal "
-    "guardrail_intervened error_toxic",
+    "guardrail_intervened error_toxic escalation",
 }
 
 # An answer that ends with one of these has failed.
 FAILED_FINISHES: dict[str, str] = {
-    "it reported an error": "error failed other network_error malformed_model_output",
+    "it reported an error": "error failed other network_error malformed_model_output malformed_response",
     "it had no resources left": "insufficient_system_resource",
     "it gave the answer up": "abort aborted cancelled canceled user_cancel",
     "it ran out of time": "timeout time_limit",
@@ -61,10 +63,11 @@ FAILED_FINISHES: dict[str, str] = {
     "function_call_filter_malformed_function_call unexpected_tool_call too_many_tool_calls "
     "missing_thought_signature",
     "it made no image": "no_image image_other",
+    "the account is limited or disabled": "pup_limited_disabled",
 }
 
 # Written where there is no finish reason yet.
-_NO_FINISH = frozenset(("", "null", "none", "not_finished"))
+_NO_FINISH = frozenset(("", "null", "none", "not_finished", "finish_reason_unspecified"))
 
 ERRORS: dict[Failure, str] = {
     Failure(UpstreamRateLimited, "its rate limit is reached"): "rate_limit_exceeded rate_limit_error "
@@ -88,9 +91,10 @@ ERRORS: dict[Failure, str] = {
     "image_parse_error image_file_too_large image_file_not_found empty_image_file "
     "unsupported_image_media_type failed_to_download_image",
     Failure(UpstreamRefused, "it does not accept the configured key"): "invalid_api_key authentication_error "
-    "invalid_authentication invalid_authentication_error unauthorized unauthenticated invalidapikey",
+    "invalid_authentication invalid_authentication_error unauthorized unauthenticated invalidapikey "
+    "api_key_invalid api_key_expired",
     Failure(UpstreamRefused, "the configured key may not do this"): "permission_denied permission_error "
-    "permission_denied_error",
+    "permission_denied_error api_key_service_blocked service_disabled",
     Failure(UpstreamRefused, "it does not serve the region this server is in"): (
         "unsupported_country_region_territory"
     ),
@@ -204,6 +208,8 @@ def failure(
     because = f": {meant.why}" if meant.why else ""
     shown = f" (HTTP {status})" if status else ""
     log.info("provider %s refused%s%s", name, shown, because)
+    if retry_after_seconds is None:
+        retry_after_seconds = next((seconds for one in _details(detail) if (seconds := _delay(one))), None)
     if meant.error is UpstreamModelNotFound:
         return UpstreamModelNotFound(f"provider '{name}' has no such model; see GET /v1/models")
     return meant.error(
@@ -260,6 +266,7 @@ def _words(detail: object) -> Iterator[str]:
     if isinstance(detail, str):
         yield detail
     if isinstance(detail, dict):
+        yield from (reason for one in _details(detail) if isinstance(reason := one.get("reason"), str))
         inner: Any = detail.get("innererror")
         for value in (
             detail.get("code"),
@@ -269,6 +276,21 @@ def _words(detail: object) -> Iterator[str]:
         ):
             if isinstance(value, str):
                 yield value
+
+
+def _details(detail: object) -> Iterator[dict[str, Any]]:
+    """What an error of Google's says of itself (google.rpc.ErrorInfo, RetryInfo)."""
+    found = detail.get("details") if isinstance(detail, dict) else None
+    for one in found if isinstance(found, list) else ():
+        if isinstance(one, dict):
+            yield one
+
+
+def _delay(info: dict[str, Any]) -> int | None:
+    """The seconds that a RetryInfo asks for, such as ``34.07s``."""
+    delay = info.get("retryDelay")
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)s", delay) if isinstance(delay, str) else None
+    return min(math.ceil(float(found[1])), MAX_RETRY_AFTER_SECONDS) if found else None
 
 
 def _codes(detail: object) -> Iterator[object]:

@@ -38,8 +38,9 @@ class Quirks(Struct, frozen=True):
 class KnownProvider(Struct, frozen=True):
     """A provider that is ready as soon as ``variable`` has its key, or ``url_variable`` another server's URL.
 
-    ``price_id`` is its id in genai-prices, ``preferred`` are its models to take as the default, best first,
-    ``hidden`` parts of names of models that cannot chat.
+    ``type`` is the protocol it is asked in; ``openai_url`` is where a provider that has one of its own speaks
+    OpenAI's as well, with the ``quirks``. ``price_id`` is its id in genai-prices, ``preferred`` are its
+    models to take as the default, best first, ``hidden`` parts of names of models that cannot chat.
     """
 
     name: str
@@ -50,6 +51,8 @@ class KnownProvider(Struct, frozen=True):
     preferred: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     quirks: Quirks = Quirks()
+    type: str = "openai"
+    openai_url: str | None = None
 
 
 # OpenAI has renamed the field; Azure follows it.
@@ -82,11 +85,14 @@ KNOWN = (
     KnownProvider(
         "gemini",
         "GEMINI_API_KEY",
-        "https://generativelanguage.googleapis.com/v1beta/openai",
+        "https://generativelanguage.googleapis.com",
         "google",
+        url_variable="GEMINI_BASE_URL",
         preferred=("gemini-2.5-flash", "gemini-2.0-flash"),
         hidden=("embedding", "imagen", "veo", "tts", "image", "live", "aqa", "audio"),
         quirks=Quirks(refused=("seed", "metadata", "user"), reasoning_field=None),
+        type="gemini",
+        openai_url="https://generativelanguage.googleapis.com/v1beta/openai",
     ),
     KnownProvider(
         "groq",

@@ -24,7 +24,7 @@ from millstream.errors import (
     out_of_descriptors,
 )
 from millstream.providers.clocks import Clocks, Silence
-from millstream.providers.endings import failure, reported_error
+from millstream.providers.endings import MAX_RETRY_AFTER_SECONDS, failure, reported_error
 from millstream.sse import Decoder, Message, SSELimitExceeded
 from millstream.version import __version__
 
@@ -37,7 +37,6 @@ _MAX_EVENT_BYTES = 8 << 20  # an image in one event has megabytes
 _MAX_STREAM_BYTES = 64 << 20
 _MAX_ANSWER_BYTES = 4 << 20
 _MAX_ERROR_BYTES = 64 << 10
-_MAX_RETRY_AFTER_SECONDS = 3600
 
 # Servers on uvicorn close an idle connection after 5 s. We let go earlier, so that a request never goes
 # out on a connection that is being closed: it could not be retried without the risk of a second bill.
@@ -240,7 +239,7 @@ def _retry_after(headers: Mapping[str, str]) -> int | None:
             return None
         # By the provider's own clock, which may not be ours.
         seconds = (until - (now or datetime.now(UTC))).total_seconds()
-    return min(max(math.ceil(seconds), 0), _MAX_RETRY_AFTER_SECONDS)
+    return min(max(math.ceil(seconds), 0), MAX_RETRY_AFTER_SECONDS)
 
 
 def _date(value: str) -> datetime | None:

@@ -11,6 +11,7 @@ from millstream.listings import ProviderEntry
 from millstream.prices import FlatPrice, Prices
 from millstream.providers import Provider
 from millstream.providers.clocks import Clocks
+from millstream.providers.gemini import GeminiProvider
 from millstream.providers.known import KNOWN, OPENAI, Quirks
 from millstream.providers.local import LocalProvider, model_file, weights
 from millstream.providers.openai import OpenAIProvider
@@ -109,6 +110,14 @@ def _responses(name: str, settings: Settings, config: ProviderSettings) -> Provi
     return _remote(ResponsesProvider(name, config.base_url, upstream, extra=config.extra), config)
 
 
+def _gemini(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
+    assert config.base_url is not None
+    key = config.api_key
+    headers = {} if key is None else {"x-goog-api-key": key.get_secret_value()}
+    upstream = _upstream(name, settings, config, headers)
+    return _remote(GeminiProvider(name, config.base_url, upstream, extra=config.extra), config)
+
+
 def _upstream(
     name: str,
     settings: Settings,
@@ -146,8 +155,15 @@ def _quirks(config: ProviderSettings) -> Quirks:
     if config.azure:
         return OPENAI
     base_url = (config.base_url or "").rstrip("/")
-    return next((known.quirks for known in KNOWN if known.base_url == base_url), Quirks())
+    at = {known.openai_url or known.base_url: known.quirks for known in KNOWN}
+    return at.get(base_url, Quirks())
 
 
 # A new kind of provider is a function above, a row here, and a value of ``ProviderSettings.type``.
-_ENTRIES = {"openai": _openai, "responses": _responses, "local": _local, "scripted": _scripted}
+_ENTRIES = {
+    "openai": _openai,
+    "responses": _responses,
+    "gemini": _gemini,
+    "local": _local,
+    "scripted": _scripted,
+}
