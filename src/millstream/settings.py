@@ -206,6 +206,11 @@ class Settings(BaseSettings):
         description="refuse to start without a provider, instead of serving a small local model or a script. "
         "Without it: unless this runs in a terminal",
     )
+    chaos: bool | None = Field(
+        None,
+        description="whether models that fail on purpose (`chaos/cut@40`) can be named, by every key. "
+        "Without it: where a script would be served if there were no provider",
+    )
     default_model: str | None = Field(None, description="for requests that name none")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="longest request body")
     max_streams: int = Field(10_000, ge=1, description="most streams that run at a time")

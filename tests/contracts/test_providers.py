@@ -13,6 +13,7 @@ from millstream.errors import ProviderError, UpstreamError
 from millstream.events import TextDelta
 from millstream.prompt import Message, Prompt, Text
 from millstream.providers import Finish, Provider
+from millstream.providers.chaos import ChaosProvider
 from millstream.providers.gemini import GeminiProvider
 from millstream.providers.local import LocalProvider, weights
 from millstream.providers.openai import OpenAIProvider
@@ -95,11 +96,16 @@ async def gemini() -> AsyncGenerator[tuple[Provider, Models]]:
 
 
 @asynccontextmanager
+async def chaos() -> AsyncGenerator[tuple[Provider, Models]]:
+    yield ChaosProvider(), ("slow@3:1ms", "cut@1:1ms", "silent")
+
+
+@asynccontextmanager
 async def local() -> AsyncGenerator[tuple[Provider, Models]]:
     yield LocalProvider(weights()), ("smollm2-135m", None, "smollm2-135m")
 
 
-@pytest.fixture(params=[scripted, openai, responses, gemini, local], ids=lambda p: p.__name__)
+@pytest.fixture(params=[scripted, openai, responses, gemini, chaos, local], ids=lambda p: p.__name__)
 async def case(request: pytest.FixtureRequest) -> AsyncGenerator[Case]:
     make: Callable[[], AbstractAsyncContextManager[tuple[Provider, Models]]] = request.param
     async with make() as (provider, models):
@@ -160,6 +166,6 @@ async def test_closing_and_cancelling_end_at_once(case: Case) -> None:
 
 async def test_models_are_named(case: Case) -> None:
     provider, model, *_ = case
-    if isinstance(provider, (OpenAIProvider, ResponsesProvider)):
-        return  # asked of the server; tests/test_openai_provider.py
+    if isinstance(provider, (OpenAIProvider, ResponsesProvider, ChaosProvider)):
+        return  # asked of the server, tests/test_openai_provider.py; never shown, tests/test_chaos.py
     assert model in await provider.models()

@@ -9,7 +9,8 @@ from millstream.catalog import LLMService, Routing
 from millstream.errors import ConfigurationError
 from millstream.listings import ProviderEntry
 from millstream.prices import FlatPrice, Prices
-from millstream.providers import Provider
+from millstream.providers import Provider, chaos
+from millstream.providers.chaos import ChaosProvider
 from millstream.providers.clocks import Clocks
 from millstream.providers.gemini import GeminiProvider
 from millstream.providers.known import KNOWN, OPENAI, Quirks
@@ -38,12 +39,14 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
     entries |= {name: ProviderEntry(provider) for name, provider in given.items()}
     unready = dict(settings.unready_providers)
     if not entries:
-        _demo_is_wanted(settings)
+        _require_demo(settings)
         try:
             entries["local"] = ProviderEntry(LocalProvider(weights()))
         except ConfigurationError as error:
             unready["local"] = str(error)
             entries["scripted"] = ProviderEntry(ScriptedProvider(), any_model=False)
+    if settings.chaos if settings.chaos is not None else _demo_is_wanted(settings):
+        entries.setdefault(chaos.NAME, ProviderEntry(ChaosProvider(_clocks(settings))))
     prices = {
         name: FlatPrice(price.input, price.output, price.cached_input, price.cache_write)
         for name, price in settings.prices.items()
@@ -66,12 +69,17 @@ def _routing(model: ModelSettings) -> Routing:
     return Routing(weights, model.fallbacks, model.attempts, model.attempt_seconds)
 
 
-def _demo_is_wanted(settings: Settings) -> None:
+def _demo_is_wanted(settings: Settings) -> bool:
+    """Whether what is for a first look and for tests may be served: it was said so, or this is a terminal."""
+    required = settings.require_provider
+    return not required if required is not None else sys.stderr.isatty()
+
+
+def _require_demo(settings: Settings) -> None:
     """Raises ``ConfigurationError`` where a model that is no more than a first look must not be served:
     whoever misspelt a variable would not know.
     """
-    required = settings.require_provider
-    if required if required is not None else not sys.stderr.isatty():
+    if not _demo_is_wanted(settings):
         variables = ", ".join(known.variable for known in KNOWN)
         raise ConfigurationError(
             f"no provider is set: set one of {variables}, AZURE_OPENAI_ENDPOINT, OPENAI_BASE_URL, or a "
@@ -131,7 +139,7 @@ def _upstream(
     return Upstream(name, {**config.headers, **headers}, clocks, pings=pings, proxy=proxy)
 
 
-def _clocks(settings: Settings, config: ProviderSettings) -> Clocks:
+def _clocks(settings: Settings, config: ProviderSettings | None = None) -> Clocks:
     names = ((clock, f"{clock}_seconds") for clock in Clocks.__struct_fields__)
     return Clocks(**{clock: getattr(config, name, None) or getattr(settings, name) for clock, name in names})
 
