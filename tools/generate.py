@@ -34,6 +34,7 @@ def command_line() -> str:
         [],
         ["serve"],
         ["chat"],
+        ["record"],
         ["keys"],
         ["keys", "create"],
         ["keys", "list"],

@@ -1,4 +1,4 @@
-"""The command line: serve · chat · keys · secret · usage."""
+"""The command line: serve · chat · record · keys · secret · usage."""
 
 import asyncio
 import json
@@ -160,6 +160,37 @@ def chat(
             "give a key with --key or MILLSTREAM_KEY; make one with: millstream keys create"
         )
     asyncio.run(Conversation(url, key, model).run(" ".join(prompt or ()), resume))
+
+
+@app.command()
+def record(
+    name: Annotated[str, typer.Argument(help="What the recording is to be called.")],
+    prompt: Annotated[list[str], typer.Argument(help="The question.")],
+    model: Annotated[str | None, typer.Option(help="The default otherwise.", show_default=False)] = None,
+    with_prompt: Annotated[
+        bool, typer.Option("--with-prompt", help="Keep the question in the recording.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the recording of that name.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Record an answer, to be played again as the model replay/NAME.
+
+    Asks the provider of the settings directly, without a server. The recording has what the
+    model said and when, and how that ended; no key, and the question only if it is asked for.
+    """
+    from millstream.runtime.recording import record as run
+    from millstream.settings import Settings
+
+    settings = Settings.load(**({} if data_dir is None else {"data_dir": data_dir}))
+
+    def show(text: str) -> None:
+        print(text, end="", flush=True)
+
+    recording = run(
+        settings, name, model, " ".join(prompt), with_prompt=with_prompt, replace=replace, shown=show
+    )
+    path = asyncio.run(recording)
+    print(f"\nrecorded as replay/{name} in {path}", file=sys.stderr)
 
 
 @keys_app.command("create")

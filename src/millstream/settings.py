@@ -173,6 +173,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
     data_dir: Path = Field(Path("millstream-data"), description="folder of the SQLite database")
+    recordings_dir: Path | None = Field(
+        None,
+        description="folder of the answers that `millstream record` has written and `replay/<name>` plays; "
+        "else `recordings` in the data folder",
+    )
     database_url: str | None = Field(
         None,
         description="`sqlite:///file` or `postgresql://…`; else a file in the data folder",
@@ -329,6 +334,10 @@ class Settings(BaseSettings):
     @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'millstream.db'}"
+
+    @property
+    def resolved_recordings_dir(self) -> Path:
+        return self.recordings_dir or self.data_dir / "recordings"
 
     @property
     def signing_secrets(self) -> tuple[bytes, ...]:

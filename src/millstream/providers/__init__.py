@@ -29,7 +29,7 @@ MAX_TOOL_CALLS = 1000  # of one answer: an index is less than that
 MAX_CHOICES = 8  # answers to one prompt
 
 
-class ToolCallPiece(Struct, frozen=True, gc=False):
+class ToolCallPiece(Struct, frozen=True, gc=False, tag="tool-call-piece", omit_defaults=True):
     """A piece of a tool call. The first piece of an ``index`` has the call's id and name. In
     ``extra_content``, of any piece, is what the provider wants back with the call. An index is 0 to 999; with
     any other one the provider has failed.
@@ -42,7 +42,7 @@ class ToolCallPiece(Struct, frozen=True, gc=False):
     extra_content: dict[str, Any] | None = None
 
 
-class PartBreak(Struct, frozen=True, gc=False):
+class PartBreak(Struct, frozen=True, gc=False, tag="part-break", omit_defaults=True):
     """A part is whole: the tool call of that ``index``, or else what was said until now, so that whatever
     follows is a new part. ``content`` is what is known of the part at its end, such as its signature.
     """
@@ -51,13 +51,13 @@ class PartBreak(Struct, frozen=True, gc=False):
     index: int | None = None
 
 
-class PartOpening(Struct, frozen=True, gc=False):
+class PartOpening(Struct, frozen=True, gc=False, tag="part-opening"):
     """What follows is a new part of prose; ``content`` is what is known of it at its start."""
 
     content: Text | Reasoning
 
 
-class UsageReport(Struct, frozen=True, gc=False):
+class UsageReport(Struct, frozen=True, gc=False, tag="usage-report", omit_defaults=True):
     """What the provider has counted until now: ``raw`` as it came, ``usage`` as it is understood here, and
     the provider's own price of it in US dollars, if it names one.
     """
@@ -67,7 +67,7 @@ class UsageReport(Struct, frozen=True, gc=False):
     cost: Decimal | None = None
 
 
-class Finish(Struct, frozen=True, gc=False):
+class Finish(Struct, frozen=True, gc=False, tag="finish", omit_defaults=True):
     """The answer is complete. ``usage`` is the provider's own, or None if it sent none; ``word`` is the
     finish reason as the provider wrote it, ``stop_sequence`` the one that it met.
     """
@@ -86,7 +86,7 @@ Said: TypeAlias = TextDelta | ReasoningDelta | RefusalDelta | ToolCallPiece | Fi
 SAID = get_args(Said)
 
 
-class InChoice(Struct, frozen=True, gc=False):
+class InChoice(Struct, frozen=True, gc=False, tag="in-choice"):
     """What belongs to an answer other than the first, where several were asked for: ``choice`` is 1 to 7."""
 
     choice: int

@@ -9,13 +9,14 @@ from millstream.catalog import LLMService, Routing
 from millstream.errors import ConfigurationError
 from millstream.listings import ProviderEntry
 from millstream.prices import FlatPrice, Prices
-from millstream.providers import Provider, chaos
+from millstream.providers import Provider, chaos, replay
 from millstream.providers.chaos import ChaosProvider
 from millstream.providers.clocks import Clocks
 from millstream.providers.gemini import GeminiProvider
 from millstream.providers.known import KNOWN, OPENAI, Quirks
 from millstream.providers.local import LocalProvider, model_file, weights
 from millstream.providers.openai import OpenAIProvider
+from millstream.providers.replay import ReplayProvider
 from millstream.providers.responses import ResponsesProvider
 from millstream.providers.scripted import ScriptedProvider
 from millstream.providers.upstream import Upstream
@@ -47,6 +48,7 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
             entries["scripted"] = ProviderEntry(ScriptedProvider(), any_model=False)
     if settings.chaos if settings.chaos is not None else _demo_is_wanted(settings):
         entries.setdefault(chaos.NAME, ProviderEntry(ChaosProvider(_clocks(settings))))
+    entries.setdefault(replay.NAME, ProviderEntry(ReplayProvider(settings.resolved_recordings_dir)))
     prices = {
         name: FlatPrice(price.input, price.output, price.cached_input, price.cache_write)
         for name, price in settings.prices.items()
