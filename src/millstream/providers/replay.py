@@ -36,6 +36,7 @@ from millstream.providers import (
     Finish,
     InChoice,
     PartBreak,
+    PartOpening,
     Produced,
     Said,
     UsageReport,
@@ -66,7 +67,7 @@ class _Count(Struct, frozen=True, tag="usage"):
     usage: Usage
 
 
-_Item: TypeAlias = Said | AnswerStart | PartBreak | InChoice | UsageReport | Finish | _Count
+_Item: TypeAlias = Said | AnswerStart | PartOpening | PartBreak | InChoice | UsageReport | Finish | _Count
 
 
 class _Batch(Struct, frozen=True, tag="batch"):
