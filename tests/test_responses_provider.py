@@ -27,7 +27,7 @@ from millstream.events import (
     TextDelta,
 )
 from millstream.prompt import Message, NamedTool, OutputFormat, Prompt
-from millstream.providers import Finish, PartBreak, PartOpening, Produced, ToolCallPiece, UsageReport
+from millstream.providers import Finish, PartBreak, PartOpen, Produced, ToolCallPiece, UsageReport
 from millstream.providers.responses import Reading, ResponsesProvider, body
 from millstream.providers.upstream import Upstream
 from millstream.runtime.providers import llm_service
@@ -91,7 +91,7 @@ def test_text_has_the_id_of_its_item() -> None:
         delta("output_text", "lo", "msg_1", content_index=0, logprobs=[{"token": "lo"}]),
         item("message", 0, True, id="msg_1", content=part),
     ) == [
-        PartOpening(Text(extra={"id": "msg_1", "phase": "commentary"})),
+        PartOpen(Text(extra={"id": "msg_1", "phase": "commentary"})),
         TextDelta("Hel"),
         TextDelta("lo", extra={"logprobs": {"content": [{"token": "lo"}], "refusal": None}}),
     ]
@@ -120,9 +120,9 @@ def test_a_thought_is_signed_with_what_only_its_provider_can_read() -> None:
         item("reasoning", 2, id="rs_3", summary=[]),
         item("reasoning", 2, True, id="rs_3", summary=[]),
     ) == [
-        PartOpening(Reasoning(extra={"id": "rs_1"})),
+        PartOpen(Reasoning(extra={"id": "rs_1"})),
         ReasoningDelta("One"),
-        PartOpening(Reasoning(extra={"id": "rs_1"})),
+        PartOpen(Reasoning(extra={"id": "rs_1"})),
         ReasoningDelta("two"),
         PartBreak(Reasoning("sealed")),
         Reasoning(redacted="opaque", extra={"id": "rs_2"}),
@@ -164,10 +164,10 @@ def test_what_comes_whole_counts_like_what_comes_in_pieces() -> None:
         {"type": "image_generation_call", "id": "ig_1", "result": "AA==", "output_format": "webp"},
     ]
     whole: list[Produced | ProviderError] = [
-        PartOpening(Reasoning(extra={"id": "rs_1"})),
+        PartOpen(Reasoning(extra={"id": "rs_1"})),
         ReasoningDelta("Hm."),
         PartBreak(Reasoning("")),
-        PartOpening(Text(extra={"id": "msg_1"})),
+        PartOpen(Text(extra={"id": "msg_1"})),
         TextDelta("Hello"),
         RefusalDelta("No."),
         ToolCallPiece(0, "", "c1", "look"),
@@ -210,10 +210,10 @@ def test_what_llamacpp_leaves_out_is_not_missed() -> None:
         ended(),
     ) == [
         AnswerStart("responses", "resp_1"),
-        PartOpening(Reasoning(extra={"id": "rs_1"})),
+        PartOpen(Reasoning(extra={"id": "rs_1"})),
         ReasoningDelta("Hm"),
         PartBreak(Reasoning("")),
-        PartOpening(Text(extra={"id": "msg_1"})),
+        PartOpen(Text(extra={"id": "msg_1"})),
         TextDelta("Hel"),
         TextDelta("lo"),
         ToolCallPiece(0, "", "fc_1", "n"),
@@ -511,10 +511,10 @@ def test_a_part_keeps_what_was_known_of_it_at_its_start() -> None:
     assembler = Assembler()
     events = assembler.feed(
         [
-            PartOpening(Reasoning(extra={"id": "rs_1"})),
+            PartOpen(Reasoning(extra={"id": "rs_1"})),
             ReasoningDelta("Hm."),
             PartBreak(Reasoning("sealed")),
-            PartOpening(Text(extra={"id": "msg_1"})),
+            PartOpen(Text(extra={"id": "msg_1"})),
             RefusalDelta("No."),  # what was opened is something else
             TextDelta("Hello"),
         ]

@@ -41,7 +41,7 @@ from millstream.events import (
     TextDelta,
     from_json,
 )
-from millstream.providers import Finish, InChoice, PartBreak, PartOpening, Produced, ToolCallPiece
+from millstream.providers import Finish, InChoice, PartBreak, PartOpen, Produced, ToolCallPiece
 from millstream.sse import Decoder
 from millstream.streams.parts import Assembler
 from millstream.usage import Bill, Usage
@@ -53,6 +53,7 @@ FAILED = StreamFailed.of(UpstreamError("it broke"), BILL)
 GOOD_END = {
     "millstream": b"data: [DONE]",
     "openai": b"data: [DONE]",
+    "anthropic": b"event: message_stop",
     "ai-sdk": b'"type":"finish"',
     "responses": b'"type":"response.completed"',
     "ag-ui": b'"type":"RUN_FINISHED"',
@@ -60,6 +61,7 @@ GOOD_END = {
 BAD_END = {
     "millstream": b'"error":',
     "openai": b'"error":',
+    "anthropic": b'"type":"error"',
     "ai-sdk": b'"type":"error"',
     "responses": b'"type":"response.failed"',
     "ag-ui": b'"type":"RUN_ERROR"',
@@ -71,6 +73,11 @@ STOPPED_END = {"ai-sdk": b'"type":"abort"', "responses": b'"type":"response.inco
 BODIES: dict[str, dict[str, Any]] = {
     "millstream": {"messages": [{"role": "user", "content": "Hello"}]},
     "openai": {"messages": [{"role": "user", "content": "Hello"}], "stream": True},
+    "anthropic": {
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
+        "stream": True,
+    },
     "ai-sdk": {"id": "c", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]},
     "responses": {"input": "Hello", "stream": True},
     "ag-ui": {"threadId": "t", "runId": "r", "messages": [{"id": "1", "role": "user", "content": "Hello"}]},
@@ -81,11 +88,14 @@ SOME: list[Produced] = [
     File("image/png", "data:image/png;base64,AA=="),
     Source("https://a.example/", "A"),
     Reasoning(redacted="opaque"),
+    PartOpen(Text({"citations": []})),
+    PartOpen(Reasoning()),
     PartBreak(),
     PartBreak(Reasoning("signed")),
-    PartOpening(Text(extra={"id": "msg_1"})),
-    PartOpening(Reasoning(extra={"id": "rs_1"})),
+    PartOpen(Text(extra={"id": "msg_1"})),
+    PartOpen(Reasoning(extra={"id": "rs_1"})),
     PartBreak(index=0),
+    TextDelta("", extra={"citation": {"type": "page_location"}}),
     TextDelta("x", extra={"logprobs": {"content": [{"token": "x"}], "refusal": None}}),
 ]
 pieces: st.SearchStrategy[Produced] = st.one_of(
@@ -220,13 +230,17 @@ def test_an_error_has_its_code_and_is_the_callers_or_ours(dialect: Dialect, erro
     status, body = dialect.error(error, "req_1")
     assert status // 100 == error.status // 100
     assert error.message in body.decode()
-    if dialect.name != "anthropic":
-        assert f'"{error.code}"' in body.decode()
+    assert f'"{error.code}"' in body.decode()
 
 
-def test_a_ping_is_one_comment_line(dialect: Dialect) -> None:
-    assert Decoder().feed(dialect.ping + b"data: {}\n\n")[0].data == b"{}"
-    assert b"\n\n" not in dialect.ping or dialect.name == "anthropic"
+def test_a_ping_is_one_comment_line_or_an_event_that_says_so(dialect: Dialect) -> None:
+    *pings, after = Decoder().feed(dialect.ping + b"data: {}\n\n")
+    assert after.data == b"{}"
+    if dialect.name == "anthropic":
+        assert [ping.event for ping in pings] == ["ping"]
+    else:
+        assert pings == []
+        assert b"\n\n" not in dialect.ping
 
 
 def test_a_goodbye_is_whole_frames_and_no_end(dialect: Dialect) -> None:

@@ -60,6 +60,7 @@ async def test_a_page_reads_what_a_client_needs_of_every_answer(run: Run, origin
             assert exposed.split(", ") == [
                 "location",
                 "millstream-ignored",
+                "request-id",
                 "retry-after",
                 "x-request-id",
                 "x-stream-id",

@@ -13,7 +13,7 @@ from asgi import get
 from millstream import Millstream, Settings
 from millstream.server.app import create_app
 
-FOREIGN = ("/v1/chat/completions", "/api/")  # whose answers other people describe
+FOREIGN = ("/v1/chat/completions", "/v1/messages", "/api/")  # whose answers other people describe
 
 
 def ours(tmp_path: Path) -> dict[str, Any]:

@@ -37,6 +37,8 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
             ("post", "/v1/chat/stream"): (post(app, "/v1/chat/stream", BODY, key), 200),
             ("post", "/v1/chat"): (post(app, "/v1/chat", BODY, key), 200),
             ("post", "/v1/chat/completions"): (post(app, "/v1/chat/completions", BODY, key), 200),
+            ("post", "/v1/messages"): (post(app, "/v1/messages", {**BODY, "max_tokens": 9}, key), 200),
+            ("post", "/v1/messages/count_tokens"): (post(app, "/v1/messages/count_tokens", BODY, key), 200),
             ("post", "/api/chat"): (post(app, "/api/chat", OF_A_PAGE, key), 200),
             ("get", "/api/chat/{chat_id}/stream"): (get(app, "/api/chat/chat-1/stream", key), 204),
             ("post", "/api/chat/{chat_id}/stop"): (post(app, "/api/chat/chat-1/stop", b"", key), 200),

@@ -6,16 +6,18 @@ from typing import Literal, TypeAlias
 from millstream.dialects import Dialect
 from millstream.dialects.ag_ui import AG_UI
 from millstream.dialects.ai_sdk import AI_SDK
+from millstream.dialects.anthropic import ANTHROPIC
 from millstream.dialects.native import NATIVE
 from millstream.dialects.openai import OPENAI
 from millstream.dialects.responses import RESPONSES
 
-DialectName: TypeAlias = Literal["millstream", "openai", "ai-sdk", "ag-ui", "responses"]
+DialectName: TypeAlias = Literal["millstream", "openai", "anthropic", "responses", "ai-sdk", "ag-ui"]
 
 DIALECTS: Mapping[DialectName, Dialect] = {
     "millstream": NATIVE,
     "openai": OPENAI,
-    "ai-sdk": AI_SDK,
+    "anthropic": ANTHROPIC,
     "responses": RESPONSES,
+    "ai-sdk": AI_SDK,
     "ag-ui": AG_UI,
 }

@@ -42,6 +42,14 @@ class ToolCallPiece(Struct, frozen=True, gc=False, tag="tool-call-piece", omit_d
     extra_content: dict[str, Any] | None = None
 
 
+class PartOpen(Struct, frozen=True, gc=False, tag="part-open"):
+    """A part of prose begins, before a word of it. ``content`` is what is known of it at its start. Without,
+    the first delta of another kind opens a part.
+    """
+
+    content: Text | Reasoning
+
+
 class PartBreak(Struct, frozen=True, gc=False, tag="part-break", omit_defaults=True):
     """A part is whole: the tool call of that ``index``, or else what was said until now, so that whatever
     follows is a new part. ``content`` is what is known of the part at its end, such as its signature.
@@ -49,12 +57,6 @@ class PartBreak(Struct, frozen=True, gc=False, tag="part-break", omit_defaults=T
 
     content: Content | None = None
     index: int | None = None
-
-
-class PartOpening(Struct, frozen=True, gc=False, tag="part-opening"):
-    """What follows is a new part of prose; ``content`` is what is known of it at its start."""
-
-    content: Text | Reasoning
 
 
 class UsageReport(Struct, frozen=True, gc=False, tag="usage-report", omit_defaults=True):
@@ -94,7 +96,7 @@ class InChoice(Struct, frozen=True, gc=False, tag="in-choice"):
 
 
 # A Usage on its own, or a report of it, is the provider's running count. The ``part`` of a delta is left 0.
-Produced: TypeAlias = Said | AnswerStart | PartOpening | PartBreak | InChoice | Usage | UsageReport | Finish
+Produced: TypeAlias = Said | AnswerStart | PartOpen | PartBreak | InChoice | Usage | UsageReport | Finish
 
 
 class Provider(Protocol):

@@ -36,7 +36,7 @@ from millstream.providers import (
     Finish,
     InChoice,
     PartBreak,
-    PartOpening,
+    PartOpen,
     Produced,
     Said,
     UsageReport,
@@ -67,7 +67,7 @@ class _Count(Struct, frozen=True, tag="usage"):
     usage: Usage
 
 
-_Item: TypeAlias = Said | AnswerStart | PartOpening | PartBreak | InChoice | UsageReport | Finish | _Count
+_Item: TypeAlias = Said | AnswerStart | PartOpen | PartBreak | InChoice | UsageReport | Finish | _Count
 
 
 class _Batch(Struct, frozen=True, tag="batch"):

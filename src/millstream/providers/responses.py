@@ -33,7 +33,7 @@ from millstream.events import (
     TextDelta,
 )
 from millstream.prompt import Message, Prompt
-from millstream.providers import Finish, PartBreak, PartOpening, Produced, ToolCallPiece, UsageReport
+from millstream.providers import Finish, PartBreak, PartOpen, Produced, ToolCallPiece, UsageReport
 from millstream.providers.endings import failure, finish_reason, reported_error
 from millstream.providers.upstream import Upstream
 from millstream.sse import Message as Sent
@@ -356,7 +356,7 @@ class Reading:
             of_item["phase"] = phase
         extra = of_item if identity else None
         is_text = kind == "response.output_text.delta"
-        produced.append(PartOpening(Text(extra) if is_text else Reasoning(extra=extra)))
+        produced.append(PartOpen(Text(extra) if is_text else Reasoning(extra=extra)))
 
     def _say(self, item: TextDelta | ReasoningDelta | RefusalDelta, produced: list[Produced]) -> None:
         if item.text:

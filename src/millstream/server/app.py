@@ -19,6 +19,7 @@ from millstream.server.root_path import BelowRootPath
 from millstream.server.routes import (
     ag_ui,
     ai_sdk,
+    anthropic,
     chat,
     health,
     keys,
@@ -39,6 +40,7 @@ _ROUTES = [
     for router in (
         chat.router,
         openai.router,
+        anthropic.router,
         responses.router,
         ai_sdk.router,
         ag_ui.router,
@@ -49,6 +51,9 @@ _ROUTES = [
     )
     for route in router.routes
 ]
+
+
+_EXPOSED = ["Location", "Millstream-Ignored", "Request-Id", "Retry-After", "X-Request-Id", "X-Stream-Id"]
 
 
 class Millstream(Runtime):
@@ -117,7 +122,14 @@ def create_app(millstream: Millstream) -> FastAPI:
             allow_methods=["GET", "POST"],
             # Whatever tracing and SDKs add. No cookie counts here: what a page can do, its credential can.
             allow_headers=["*"],
-            expose_headers=["Location", "Millstream-Ignored", "Retry-After", "X-Request-Id", "X-Stream-Id"],
+            expose_headers=[
+                "Location",
+                "Millstream-Ignored",
+                "Request-Id",
+                "Retry-After",
+                "X-Request-Id",
+                "X-Stream-Id",
+            ],
             max_age=3600,
         )
     for router in (millstream.router, health.router, pages.router):

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from millstream.dialects import Dialect
 from millstream.dialects.ag_ui import AG_UI
 from millstream.dialects.ai_sdk import AI_SDK
+from millstream.dialects.anthropic import ANTHROPIC
 from millstream.dialects.openai import OPENAI
 from millstream.dialects.responses import RESPONSES
 from millstream.server.dependencies import get_runtime
@@ -44,6 +45,7 @@ class DirectRoutes:
 
 _FOREIGN: Mapping[str, Dialect] = {
     "/v1/chat/completions": OPENAI,
+    "/v1/messages": ANTHROPIC,
     "/v1/responses": RESPONSES,
     "/api/chat": AI_SDK,
     "/ag-ui": AG_UI,

@@ -144,6 +144,11 @@ STOPPED = {
     "required": ["stream_id", "status"],
     "properties": {name: {"type": ["string", "null"]} for name in ("stream_id", "status")},
 }
+COUNTED = {
+    "type": "object",
+    "required": ["input_tokens"],
+    "properties": {"input_tokens": {"type": "integer"}},
+}
 ANY_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }

@@ -35,7 +35,7 @@ from millstream.providers import (
     Finish,
     InChoice,
     PartBreak,
-    PartOpening,
+    PartOpen,
     Produced,
     ToolCallPiece,
     UsageReport,
@@ -48,14 +48,11 @@ _MAX_RAW = 4096  # of its usage object
 
 
 class _Choice:
-    """One of the answers: its open part of prose, and its open tool calls by index. ``opening`` is what was
-    said of the next part of prose.
-    """
+    """One of the answers: its open part of prose, and its open tool calls by index."""
 
-    __slots__ = ("calls", "opening", "prose", "prose_kind")
+    __slots__ = ("calls", "prose", "prose_kind")
 
     def __init__(self) -> None:
-        self.opening: Content | None = None
         self.prose: Part | None = None
         self.prose_kind: Prose | None = None
         self.calls: dict[int, Part] = {}
@@ -103,9 +100,8 @@ class Assembler:
                 self._whole(self._first, 0, item, events)
             elif isinstance(item, PartBreak):
                 self._break(self._first, item, events)
-            elif isinstance(item, PartOpening):
-                _end_prose(self._first, events)
-                self._first.opening = item.content
+            elif isinstance(item, PartOpen):
+                self._open(self._first, item.content, events)
             elif isinstance(item, AnswerStart):
                 self._start_of_answer = item
             elif isinstance(item, InChoice):
@@ -149,16 +145,19 @@ class Assembler:
         if kind is not choice.prose_kind:
             _end_prose(choice, events)
             choice.prose_kind = kind
-            content, opening = PROSE[kind], choice.opening
-            choice.opening = None
-            choice.prose = self._start(
-                opening if isinstance(opening, type(content)) else content, number, events
-            )
+            choice.prose = self._start(PROSE[kind], number, events)
         assert choice.prose is not None
         self.generated.add(item.text)
         self.usage_is_stale = True
         part = choice.prose.number
         events.append(item if part == 0 else msgspec.structs.replace(item, part=part))
+
+    def _open(self, choice: _Choice, content: Text | Reasoning, events: list[Event]) -> None:
+        """The provider says that a part of prose begins."""
+        _end_prose(choice, events)
+        choice.prose_kind = ReasoningDelta if isinstance(content, Reasoning) else TextDelta
+        choice.prose = self._start(content, 0, events)
+        self.usage_is_stale = True
 
     def _begin(self, events: list[Event]) -> None:
         if self._start_of_answer is not None:

@@ -12,6 +12,7 @@ from millstream.server.errors import Route
 from millstream.server.routes.chat import Caller
 
 _MAX_SHOWN = 256
+_UNKNOWN_DATE = "1970-01-01T00:00:00Z"
 
 router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
 
@@ -19,15 +20,27 @@ _TEXT = {"type": "string"}
 _MODEL = {
     "type": "object",
     "required": ["id", "object", "created", "owned_by"],
-    "properties": {"id": _TEXT, "object": _TEXT, "created": {"type": "integer"}, "owned_by": _TEXT},
+    "properties": {
+        **dict.fromkeys(
+            ("id", "object", "owned_by", "type", "display_name", "created_at", "lifecycle"), _TEXT
+        ),
+        "created": {"type": "integer"},
+    },
 }
 
 
 @router.get("/v1/models", responses=openapi.answer("The models", openapi.listed(_MODEL)))
 async def models(request: Request, caller: Caller) -> dict[str, Any]:
-    """The models that are ready, the default first."""
+    """The models that are ready, the default first, in a form that the SDKs of OpenAI and Anthropic read."""
     found = get_runtime(request).llm_service.models
-    return {"object": "list", "data": [_shown(name, provider) for name, provider in found.items()]}
+    names = list(found)
+    return {
+        "object": "list",
+        "data": [_shown(name, provider) for name, provider in found.items()],
+        "has_more": False,
+        "first_id": names[0] if names else None,
+        "last_id": names[-1] if names else None,
+    }
 
 
 @router.get(
@@ -46,4 +59,7 @@ async def model(request: Request, model_id: str, caller: Caller) -> dict[str, An
 
 
 def _shown(name: str, provider: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": provider}
+    ours = {"id": name, "object": "model", "created": 0, "owned_by": provider}
+    # As Anthropic has it: an epoch where the date is not known.
+    theirs = {"type": "model", "display_name": name, "created_at": _UNKNOWN_DATE, "lifecycle": "active"}
+    return ours | theirs

@@ -1,0 +1,560 @@
+"""The ``anthropic`` dialect: Messages, as Anthropic's SDKs read it, of both versions of that API.
+
+Facts: https://platform.claude.com/docs/en/api/messages and the types of anthropic-python and anthropic-node
+(spec/dialects.md). Those clients know an event by its ``event:`` line and a ping by its name. Usage in
+``message_delta`` is a running total: it takes the place of what ``message_start`` has said.
+
+Files and sources that a model gives beside its words have no block there, and are left out.
+"""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from millstream import prompt as asked
+from millstream import sse
+from millstream.answer import Answer, Part
+from millstream.bodies import read_object
+from millstream.dialects import Ask, Before, choice_of_parts
+from millstream.dialects import fields as read
+from millstream.dialects.fields import Fields
+from millstream.errors import Draining, InvalidRequest, MillstreamError
+from millstream.events import (
+    AnswerStart,
+    Batch,
+    Content,
+    Event,
+    File,
+    PartEnd,
+    PartStart,
+    Reasoning,
+    ReasoningDelta,
+    Refusal,
+    RefusalDelta,
+    Source,
+    StreamEnd,
+    StreamFailed,
+    StreamInfo,
+    Text,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    WholePart,
+)
+from millstream.prompt import Message, OutputFormat, Prompt
+from millstream.usage import Usage
+
+_API = "anthropic"
+
+_json = msgspec.json.Encoder().encode
+
+_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "content_filter": "refusal",
+    "cancelled": "end_turn",
+    "budget_exceeded": "max_tokens",
+}
+_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    410: "not_found_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+_NO_BLOCK = (File, Source)
+
+# What is passed on as it is to providers of this API. Nothing in it runs anything or sends data elsewhere.
+_PASSED_ON = (
+    "cache_control",
+    "context_management",
+    "diagnostics",
+    "inference_geo",
+    "output_config",
+    "service_tier",
+    "speed",
+    "thinking",
+)
+
+
+class ThreadsUnsupported(InvalidRequest):
+    """A body with ``thread`` has only the newest messages of a conversation. Told so in this form, the tool
+    runner of both SDKs goes on with all of them.
+    """
+
+    status = 400
+
+    def __init__(self) -> None:
+        super().__init__("thread: message threads are not kept here; send the whole conversation")
+
+
+class AnthropicDialect:
+    name = "anthropic"
+    headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
+    request_id_header = "request-id"
+    ping = b'event: ping\ndata: {"type":"ping"}\n\n'
+    preamble = b""
+    looks_back = True
+
+    def parse(self, body: bytes) -> Ask:
+        fields = Fields(read_object(body))
+        prompt = _prompt(fields)
+        if prompt.max_tokens is None:
+            raise fields.fault("max_tokens", "is missing")
+        whole = not fields.flag("stream")
+        return Ask(prompt, read.on_disconnect(fields), whole, fields.left_over())
+
+    def parse_prompt(self, body: bytes) -> Prompt:
+        """What is asked of a model, of a body that asks for no answer. Raises what ``parse`` does."""
+        return _prompt(Fields(read_object(body)))
+
+    def encode(self, info: StreamInfo, batch: Batch, before: Before) -> bytes:
+        answer = before()
+        others = choice_of_parts(info, batch, before)
+        start, parts = answer.start, answer.of(0)
+        begun, blocks = start is not None or bool(parts), _blocks(parts)
+        refused = _is_refused(parts)
+        frames: list[bytes] = []
+        for event in batch.events:
+            # Nearly every event is a piece of text; its frame is put together by hand.
+            if type(event) is TextDelta and event.extra is None and event.part not in others:
+                if event.text:
+                    frames.append(_TEXT % (blocks[event.part], _json(event.text)))
+                continue
+            if getattr(event, "part", None) in others or getattr(event, "choice", 0) != 0:
+                continue
+            if isinstance(event, AnswerStart):
+                start = event
+            if not begun and isinstance(event, (AnswerStart, PartStart, WholePart, StreamEnd)):
+                begun = True
+                frames.append(_frame("message_start", message=_message_start(info, start)))
+            if isinstance(event, (PartStart, WholePart)) and not isinstance(event.content, _NO_BLOCK):
+                blocks[event.part] = len(blocks)
+                refused = refused or isinstance(event.content, Refusal)
+            if isinstance(event, StreamEnd):
+                frames += _end(start, event, refused=refused)
+            elif isinstance(event, StreamFailed):
+                frames.append(_failure(event.error))
+            else:
+                frames += _of_block(event, blocks)
+        return sse.one_line(b"".join(frames))
+
+    def answer(self, info: StreamInfo, answer: Answer) -> bytes:
+        end, start = answer.terminal, answer.start
+        assert isinstance(end, StreamEnd)
+        said = _of_end(start, end, refused=_is_refused(answer.of(0)))
+        shown = {
+            **_message_start(info, start),
+            "content": [
+                _whole_block(part) for part in answer.of(0) if not isinstance(part.content, _NO_BLOCK)
+            ],
+            **said,
+            "usage": _whole_usage(start, end),
+        }
+        return sse.one_line(_json(shown))
+
+    def goodbye(self, retry_milliseconds: int | None) -> bytes:
+        # Without an error these clients take the end of the connection for the end of the answer.
+        return _failure(Draining("the connection ends before its answer; follow the stream where it is"))
+
+    def error(self, error: MillstreamError, request_id: str) -> tuple[int, bytes]:
+        status = 400 if error.status == InvalidRequest.status else error.status
+        shown = {"type": "error", "error": _shown_error(error), "request_id": request_id}
+        return status, sse.one_line(_json(shown))
+
+
+ANTHROPIC = AnthropicDialect()
+
+
+# -- frames ----------------------------------------------------------------------------------------
+
+_TEXT = (
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,'
+    b'"delta":{"type":"text_delta","text":%b}}\n\n'
+)
+
+
+def _frame(kind: str, **fields: Any) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _json({"type": kind, **fields}))
+
+
+def _blocks(parts: list[Part]) -> dict[int, int]:
+    """The index of its block, for every part that has one."""
+    shown = (part for part in parts if not isinstance(part.content, _NO_BLOCK))
+    return {part.number: index for index, part in enumerate(shown)}
+
+
+def _is_refused(parts: list[Part]) -> bool:
+    return any(isinstance(part.content, Refusal) for part in parts)
+
+
+def _message_start(info: StreamInfo, start: AnswerStart | None) -> dict[str, Any]:
+    """What is said of the answer first: as its provider says it, where that speaks this format."""
+    theirs = start is not None and start.api == _API
+    extra = dict(start.extra or {}) if start is not None and theirs else {}
+    return {
+        "id": (theirs and start and start.response_id) or f"msg_{info.stream_id.removeprefix('str_')}",
+        "type": "message",
+        "role": "assistant",
+        "model": (start and start.model) or info.model,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": _usage(start.usage if start is not None else None),
+        **extra,
+    }
+
+
+def _of_block(event: Event, blocks: Mapping[int, int]) -> Iterator[bytes]:
+    """The frames of an event of a part. Deltas that add nothing have none."""
+    index = blocks.get(getattr(event, "part", -1))
+    if index is None:
+        return
+    match event:
+        case PartStart():
+            yield _frame("content_block_start", index=index, content_block=_begun(event.content))
+        case WholePart():
+            yield _frame("content_block_start", index=index, content_block=_begun(event.content))
+            yield _frame("content_block_stop", index=index)
+        case TextDelta() | RefusalDelta():
+            if event.text:
+                yield _TEXT % (index, _json(event.text))
+            if isinstance(event, TextDelta) and (cited := (event.extra or {}).get("citation")):
+                yield _delta(index, "citations_delta", citation=cited)
+        case ReasoningDelta():
+            if event.text:
+                yield _delta(index, "thinking_delta", thinking=event.text)
+        case ToolCallDelta():
+            if event.arguments:
+                yield _delta(index, "input_json_delta", partial_json=event.arguments)
+        case PartEnd():
+            if isinstance(event.content, Reasoning) and event.content.signature:
+                yield _delta(index, "signature_delta", signature=event.content.signature)
+            yield _frame("content_block_stop", index=index)
+        case _:
+            pass
+
+
+def _delta(index: int, kind: str, **fields: Any) -> bytes:
+    return _frame("content_block_delta", index=index, delta={"type": kind, **fields})
+
+
+def _begun(content: Content) -> dict[str, Any]:
+    """A block at its start."""
+    match content:
+        case Reasoning() if content.redacted:
+            return {"type": "redacted_thinking", "data": content.redacted}
+        case Reasoning():
+            return {"type": "thinking", "thinking": "", "signature": "", **(content.extra or {})}
+        case ToolCall():
+            extra = (content.extra_content or {}).get(_API, {})
+            return {"type": "tool_use", "id": content.call_id, "name": content.name, "input": {}, **extra}
+        case Text():
+            return {"type": "text", "text": "", **(content.extra or {})}
+        case _:
+            return {"type": "text", "text": ""}
+
+
+def _whole_block(part: Part) -> dict[str, Any]:
+    block = _begun(part.content)
+    match part.content:
+        case Reasoning() if not part.content.redacted:
+            return {**block, "thinking": part.text, "signature": part.content.signature}
+        case ToolCall():
+            return {**block, "input": _input(part.text)}
+        case Text() | Refusal():
+            block["text"] = part.text
+            if cited := [extra["citation"] for extra in part.extras if "citation" in extra]:
+                block["citations"] = cited
+    return block
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """The arguments of a call as an object, which they have to be there; empty where they are none."""
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _end(start: AnswerStart | None, end: StreamEnd, *, refused: bool) -> Iterator[bytes]:
+    said, usage = _of_end(start, end, refused=refused), _usage(end.bill.usage)
+    if _is_theirs(start, end) and end.extra is not None:
+        usage = end.extra.get("usage", usage)
+    yield _frame("message_delta", delta=said, usage=usage)
+    yield _frame("message_stop")
+
+
+def _of_end(start: AnswerStart | None, end: StreamEnd, *, refused: bool) -> dict[str, Any]:
+    """Why the answer ended."""
+    if start is not None and start.api == _API and end.word:
+        more = {name: value for name, value in (end.extra or {}).items() if name != "usage"}
+        return {"stop_reason": end.word, "stop_sequence": end.stop_sequence, **more}
+    reason = _REASONS[end.finish_reason]
+    if reason == "end_turn":
+        reason = "stop_sequence" if end.stop_sequence is not None else "refusal" if refused else reason
+    return {"stop_reason": reason, "stop_sequence": end.stop_sequence}
+
+
+def _is_theirs(start: AnswerStart | None, end: StreamEnd) -> bool:
+    """Whether the usage is the provider's own, in this format."""
+    return start is not None and start.api == _API and end.bill.usage.source == "provider_final"
+
+
+def _whole_usage(start: AnswerStart | None, end: StreamEnd) -> dict[str, Any]:
+    if _is_theirs(start, end) and end.raw_usage:
+        return end.raw_usage
+    return _usage(end.bill.usage)
+
+
+def _usage(usage: Usage | None) -> dict[str, Any]:
+    usage = usage or Usage(0, 0, "counted")
+    return {
+        "input_tokens": max(usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens, 0),
+        "cache_creation_input_tokens": usage.cache_write_tokens,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+def _failure(error: MillstreamError) -> bytes:
+    return sse.one_line(_frame("error", error=_shown_error(error)))
+
+
+def _shown_error(error: MillstreamError) -> dict[str, Any]:
+    """Our code is where these clients look for the name of a cause."""
+    details: dict[str, Any] = {"error_code": error.code}
+    if isinstance(error, ThreadsUnsupported):
+        details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    kind = "invalid_request_error" if error.status < 500 else "api_error"
+    return {"type": _TYPES.get(error.status, kind), "message": error.message, "details": details}
+
+
+# -- bodies ----------------------------------------------------------------------------------------
+
+
+def _prompt(fields: Fields) -> Prompt:
+    if fields.any("thread"):
+        raise ThreadsUnsupported
+    fields.refuse("container", because="code is not run here")
+    fields.refuse("mcp_servers", because="servers of tools are not called here; call them yourself")
+    fields.refuse("fallbacks", because="an answer is of the model that was asked")
+    for name in ("user_profile_id", "workspace_id"):
+        fields.refuse(name, because="the provider's account is the server's")
+    thinking = fields.inner("thinking") or Fields({})
+    budget = thinking.count("budget_tokens", 1, read.MAX_TOKENS)
+    choice, parallel = _tool_choice(fields)
+    effort, output = _output(fields)
+    user = fields.inner("metadata")
+    extra = fields.these(*_PASSED_ON)
+    said = [one for given in fields.objects("messages", read.MAX_MESSAGES) for one in _messages(given)]
+    if not said:
+        raise fields.fault("messages", "is missing")
+    return Prompt(
+        (*_system(fields), *said),
+        read.model(fields),
+        tuple(_tool(tool) for tool in fields.objects("tools", read.MAX_TOOLS)),
+        choice,
+        parallel,
+        fields.count("max_tokens", 0, read.MAX_TOKENS),
+        fields.number("temperature", 0, 1),
+        fields.number("top_p", 0, 1),
+        fields.count("top_k", 0, 1_000_000),
+        fields.texts("stop_sequences", 16),
+        output=output,
+        reasoning_effort=effort,  # type: ignore[arg-type]
+        reasoning_tokens=budget,
+        user=read.user(user, "user_id") if user is not None else None,
+        extra={_API: extra} if extra else {},
+    )
+
+
+def _system(fields: Fields) -> Iterator[Message]:
+    value = fields.any("system")
+    if value:
+        parts = tuple(_content(fields, "system", ("text",)))
+        yield Message("system", parts)
+
+
+def _messages(fields: Fields) -> Iterator[Message]:
+    """A message -> those of a conversation: the results of tools, which users give, are one of their own."""
+    role = fields.one_of("role", "user", "assistant", "system")
+    if role is None:
+        raise fields.fault("role", "is missing")
+    if "content" not in fields:
+        raise fields.fault("content", "is missing")
+    if role == "system":  # in the middle of a conversation, where it stays
+        extra = {_API: {"role": role}}
+        yield Message("system", tuple(_content(fields, "content", ("text",))), extra=extra)
+        return
+    if role == "assistant":
+        yield Message("assistant", tuple(_content(fields, "content", _OF_ASSISTANT)))
+        return
+    run: list[asked.Part] = []
+    for part in _content(fields, "content", _OF_USER):
+        if run and isinstance(part, asked.ToolResult) is not isinstance(run[0], asked.ToolResult):
+            yield _of_user(run)
+            run = []
+        run.append(part)
+    if run:
+        yield _of_user(run)
+
+
+def _of_user(parts: list[asked.Part]) -> Message:
+    return Message("tool" if isinstance(parts[0], asked.ToolResult) else "user", tuple(parts))
+
+
+_OF_USER = ("text", "image", "document", "search_result", "tool_result")
+_OF_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use")
+_OF_RESULT = ("text", "image", "document", "search_result", "tool_reference")
+
+
+def _content(fields: Fields, name: str, allowed: tuple[str, ...]) -> Iterator[asked.Part]:
+    """A text, or a list of blocks of the ``allowed`` types."""
+    value = fields.any(name)
+    if isinstance(value, str):
+        yield asked.Text(value)
+        return
+    for block in fields.objects(name, read.MAX_PARTS):
+        kind = block.text("type", most=256)
+        if kind is not None and (kind.startswith("server_tool") or kind.endswith("_tool_result")):
+            raise block.fault("type", "tools of the provider are not run here, nor what they gave carried")
+        if kind not in allowed:
+            raise block.fault("type", f"is none of {', '.join(allowed)}")
+        yield _block(block, kind)
+
+
+def _block(block: Fields, kind: str) -> asked.Part:
+    match kind:
+        case "text":
+            text = block.needed("text")
+            return asked.Text(text, _extra(block))
+        case "image":
+            source = _source(block)
+            url = _url_of(source, source.text("media_type", most=128))
+            return asked.Image(url, extra=_extra(block))
+        case "document":
+            return _document(block)
+        case "search_result":
+            text = _words(_content(block, "content", ("text",)))
+            given = block.these("type", "source", "title", "content")
+            return asked.Text(text, {_API: {**given, **_more(block)}})
+        case "tool_reference":
+            return asked.Text("", {_API: {**block.these("type"), **_more(block)}})
+        case "thinking":
+            thought, signature = block.needed("thinking"), block.text("signature") or ""
+            return asked.Reasoning(thought, signature, extra=_extra(block))
+        case "redacted_thinking":
+            return asked.Reasoning(redacted=block.needed("data"))
+        case "tool_use":
+            call_id, name = block.needed("id", most=512), block.needed("name", most=128)
+            arguments = _json(block.mapping("input") or {}).decode()
+            return asked.ToolCall(call_id, name, arguments, extra=_extra(block))
+        case _:
+            call_id = block.needed("tool_use_id", most=512)
+            parts = tuple(_content(block, "content", _OF_RESULT))
+            failed = block.flag("is_error") or False
+            return asked.ToolResult(call_id, parts, failed, extra=_extra(block))  # type: ignore[arg-type]
+
+
+def _source(block: Fields) -> Fields:
+    source = block.inner("source")
+    if source is None:
+        raise block.fault("source", "is missing")
+    if source.text("type", most=64) == "file":
+        raise source.fault("type", "files are not kept here; send base64 or url")
+    return source
+
+
+def _url_of(source: Fields, media_type: str | None) -> str:
+    kind = source.one_of("type", "base64", "url")
+    if kind == "url":
+        return source.needed("url")
+    if kind is None or media_type is None:
+        raise source.fault("type" if kind is None else "media_type", "is missing")
+    return f"data:{media_type};base64,{source.needed('data')}"
+
+
+def _document(block: Fields) -> asked.File:
+    source = _source(block)
+    title, kept = block.text("title", most=512), {}
+    match source.text("type"):
+        case "text":
+            media_type = source.text("media_type", most=128) or "text/plain"
+            url = _as_data(media_type, source.needed("data"))
+        case "content":  # blocks that citations count: they go on as they are
+            media_type = "text/plain"
+            parts = _content(source, "content", ("text", "image"))
+            url = _as_data(media_type, _words(parts))
+            kept = block.these("source")
+        case _:
+            media_type = source.text("media_type", most=128) or "application/pdf"
+            url = _url_of(source, media_type)
+    extra = {**kept, **_more(block)}
+    return asked.File(media_type, url, title, {_API: extra} if extra else {})
+
+
+def _as_data(media_type: str, text: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def _words(parts: Iterator[asked.Part]) -> str:
+    return "\n".join(part.text for part in parts if isinstance(part, asked.Text))
+
+
+def _more(block: Fields) -> dict[str, Any]:
+    """What nobody has asked for of a block, such as marks of the cache, which goes on as it is."""
+    return block.these(*block.left_over())
+
+
+def _extra(block: Fields) -> asked.Extra:
+    extra = _more(block)
+    return {_API: extra} if extra else {}
+
+
+def _tool(fields: Fields) -> asked.Tool:
+    kind = fields.these("type")
+    if kind.get("type", "custom") != "custom":
+        because = "only tools of type custom are passed on; those that a provider runs or defines are not"
+        raise fields.fault("type", because)
+    name, description = fields.needed("name", most=128), fields.text("description")
+    schema, strict = fields.mapping("input_schema"), fields.flag("strict")
+    if schema is None:
+        raise fields.fault("input_schema", "is missing")
+    extra = {**kind, **_more(fields)}
+    return asked.Tool(name, description, schema, strict, {_API: extra} if extra else {})
+
+
+def _tool_choice(fields: Fields) -> tuple[Any, bool | None]:
+    """The choice, and whether several calls at a time are welcome."""
+    choice = fields.inner("tool_choice")
+    if choice is None:
+        return None, None
+    kind = choice.one_of("type", "auto", "any", "tool", "none")
+    if kind is None:
+        raise choice.fault("type", "is missing")
+    one_at_a_time = choice.flag("disable_parallel_tool_use")
+    parallel = None if one_at_a_time is None else not one_at_a_time
+    if kind == "tool":
+        return asked.NamedTool(choice.needed("name", most=128)), parallel
+    return "required" if kind == "any" else kind, parallel
+
+
+def _output(fields: Fields) -> tuple[str | None, OutputFormat | None]:
+    """How hard the model is to try, and what the answer has to be."""
+    config = fields.inner("output_config") or Fields({})
+    effort = config.one_of("effort", "low", "medium", "high", "xhigh", "max")
+    given = config.inner("format") or fields.inner("output_format")
+    if given is not None and given.one_of("type", "json_schema") is None:
+        raise given.fault("type", "is missing")
+    output = None if given is None else OutputFormat(given.mapping("schema") or {})
+    return "xhigh" if effort == "max" else effort, output
