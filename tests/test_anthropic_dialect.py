@@ -20,6 +20,7 @@ from millstream.prompt import (
     ToolCall,
     ToolResult,
 )
+from millstream.settings import Settings
 
 HELLO: Any = {"max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}]}
 MARK = {"type": "ephemeral"}
@@ -177,3 +178,14 @@ def test_threads_are_refused_as_the_runners_of_the_sdks_know_it() -> None:
 def test_a_body_of_either_version_and_its_tokens() -> None:
     body = json.dumps({"messages": HELLO["messages"], "model": "m"}).encode()
     assert ANTHROPIC.parse_prompt(body).messages == (Message("user", (Text("Hello"),)),)
+
+
+def test_the_usual_variables_make_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
+    provider = Settings.load().providers["anthropic"]
+    assert (provider.type, provider.base_url) == ("anthropic", "https://api.anthropic.com/v1")
+    assert provider.price_id == "anthropic"
+    assert provider.preferred
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
+    provider = Settings.load().providers["anthropic"]
+    assert (provider.base_url, provider.price_id) == ("http://127.0.0.1:9", None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from millstream.providers.known import Quirks
+    from millstream.providers.known import KnownProvider, Quirks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,12 +110,7 @@ def providers_reference() -> str:
     rows = ["| provider | ready by | asked at | does differently |", "|---|---|---|---|"]
     for known in KNOWN:
         variables = " or ".join(f"`{name}`" for name in (known.variable, known.url_variable) if name)
-        differences = _quirks(known.quirks)
-        if known.openai_url:
-            differences = (
-                f"speaks its own protocol; at `{known.openai_url}` OpenAI's, and there {differences}"
-            )
-        rows.append(f"| {known.name} | {variables} | `{known.base_url}` | {differences} |")
+        rows.append(f"| {known.name} | {variables} | `{known.base_url}` | {_differently(known)} |")
     ends = ["| finish reason | the provider's words |", "|---|---|"]
     ends += [f"| `{reason}` | {words(text)} |" for reason, text in FINISH_REASONS.items()]
     ends += [f"| failed: {why} | {words(text)} |" for why, text in FAILED_FINISHES.items()]
@@ -134,6 +129,14 @@ def providers_reference() -> str:
         + "\n\n## How they fail\n\nA word that says why wins over an HTTP status, and a status over a word "
         "that does not. An error without either is `upstream_error`.\n\n" + "\n".join(errors) + "\n"
     )
+
+
+def _differently(known: "KnownProvider") -> str:
+    differences = _quirks(known.quirks)
+    if known.type == "openai":
+        return differences
+    there = f"; at `{known.openai_url}` OpenAI's, and there {differences}" if known.openai_url else ""
+    return f"speaks its own protocol{there}"
 
 
 def _quirks(quirks: "Quirks") -> str:

@@ -47,7 +47,7 @@ _OF_CHAT = {"MILLSTREAM_URL", "MILLSTREAM_KEY"}  # what `millstream chat` reads
 # Of a provider's request: without them answers could not be told apart or metered.
 _OURS = {"contents", "input", "messages", "model", "n", "stream", "stream_options"}
 
-_REMOTE = ("openai", "responses", "gemini")  # types of providers that are asked over HTTP
+_REMOTE = ("openai", "anthropic", "responses", "gemini")  # types of providers that are asked over HTTP
 
 
 class _Section(BaseModel):
@@ -89,10 +89,11 @@ class QuirkSettings(_Section):
 class ProviderSettings(_Section):
     """A provider: ``[providers.<name>]`` in the file."""
 
-    type: Literal["openai", "responses", "gemini", "local", "scripted"] = Field(
+    type: Literal["openai", "anthropic", "responses", "gemini", "local", "scripted"] = Field(
         "openai",
-        description="`openai` is every server that speaks OpenAI's Chat Completions, `responses` one that "
-        "speaks its Responses, `gemini` Gemini's own API",
+        description="`openai` is every server that speaks OpenAI's Chat Completions, `anthropic` one that "
+        "speaks Anthropic's Messages, `responses` one that speaks OpenAI's Responses, `gemini` Gemini's own "
+        "API",
     )
     base_url: str | None = Field(None, description="up to and with `/v1`; for `gemini` without `/v1beta`")
     api_key: SecretStr | None = Field(None, description="sent to that server only")

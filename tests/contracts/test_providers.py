@@ -1,6 +1,7 @@
 """The rules of ``Provider``, run against every implementation."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import TypeAlias
@@ -13,6 +14,7 @@ from millstream.errors import ProviderError, UpstreamError
 from millstream.events import TextDelta
 from millstream.prompt import Message, Prompt, Text
 from millstream.providers import Finish, Provider
+from millstream.providers.anthropic import AnthropicProvider
 from millstream.providers.chaos import ChaosProvider
 from millstream.providers.gemini import GeminiProvider
 from millstream.providers.local import LocalProvider, weights
@@ -101,11 +103,39 @@ async def chaos() -> AsyncGenerator[tuple[Provider, Models]]:
 
 
 @asynccontextmanager
+async def anthropic() -> AsyncGenerator[tuple[Provider, Models]]:
+    def event(kind: str, **fields: object) -> bytes:
+        return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n".encode()
+
+    async def handler(request: Request) -> None:
+        model = request.json["model"]
+        await request.head()
+        if model == "slow":
+            await asyncio.Event().wait()
+        await request.chunk(
+            event("message_start", message={"usage": {"input_tokens": 3, "output_tokens": 1}})
+        )
+        for word in ("one ", "two ", "three"):
+            piece = {"type": "text_delta", "text": word}
+            await request.chunk(event("content_block_delta", index=0, delta=piece))
+        if model == "broken":
+            return request.cut()
+        ended = event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 3})
+        await request.chunk(ended + event("message_stop"))
+        await request.end()
+
+    async with oracle(handler) as server:
+        yield AnthropicProvider("p", server.base_url, Upstream("p", {})), ("m", "broken", "slow")
+
+
+@asynccontextmanager
 async def local() -> AsyncGenerator[tuple[Provider, Models]]:
     yield LocalProvider(weights()), ("smollm2-135m", None, "smollm2-135m")
 
 
-@pytest.fixture(params=[scripted, openai, responses, gemini, chaos, local], ids=lambda p: p.__name__)
+@pytest.fixture(
+    params=[scripted, openai, anthropic, responses, gemini, chaos, local], ids=lambda p: p.__name__
+)
 async def case(request: pytest.FixtureRequest) -> AsyncGenerator[Case]:
     make: Callable[[], AbstractAsyncContextManager[tuple[Provider, Models]]] = request.param
     async with make() as (provider, models):
@@ -166,6 +196,6 @@ async def test_closing_and_cancelling_end_at_once(case: Case) -> None:
 
 async def test_models_are_named(case: Case) -> None:
     provider, model, *_ = case
-    if isinstance(provider, (OpenAIProvider, ResponsesProvider, ChaosProvider)):
-        return  # asked of the server, tests/test_openai_provider.py; never shown, tests/test_chaos.py
+    if isinstance(provider, (OpenAIProvider, AnthropicProvider, ResponsesProvider, ChaosProvider)):
+        return  # asked of the server, tests/test_*_provider.py; never shown, tests/test_chaos.py
     assert model in await provider.models()

@@ -83,6 +83,15 @@ KNOWN = (
         quirks=OPENAI,
     ),
     KnownProvider(
+        "anthropic",
+        "ANTHROPIC_API_KEY",
+        "https://api.anthropic.com/v1",
+        "anthropic",
+        url_variable="ANTHROPIC_BASE_URL",
+        preferred=("claude-haiku-5-5", "claude-haiku-4-5", "claude-haiku-4-5-20251001"),
+        type="anthropic",
+    ),
+    KnownProvider(
         "gemini",
         "GEMINI_API_KEY",
         "https://generativelanguage.googleapis.com",

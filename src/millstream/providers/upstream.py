@@ -4,11 +4,12 @@ The only provider module that knows the HTTP client. Whatever goes wrong leaves 
 """
 
 import asyncio
+import json
 import math
 import re
 import ssl
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias
@@ -37,6 +38,7 @@ _MAX_EVENT_BYTES = 8 << 20  # an image in one event has megabytes
 _MAX_STREAM_BYTES = 64 << 20
 _MAX_ANSWER_BYTES = 4 << 20
 _MAX_ERROR_BYTES = 64 << 10
+_DRAIN_SECONDS = 0.2  # for the end of a connection that has said everything
 
 # Servers on uvicorn close an idle connection after 5 s. We let go earlier, so that a request never goes
 # out on a connection that is being closed: it could not be retried without the risk of a second bill.
@@ -221,6 +223,34 @@ class Upstream:
             raise UpstreamError(f"provider '{name}' sent broken JSON") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(f"provider '{name}' broke the connection") from error
+
+
+def tolerant_json(data: bytes) -> Any:
+    """What Python's reader makes of JSON that msgspec does not read: it takes NaN and half characters. Those
+    become U+FFFD, and whole numbers of over 64 bits floats, as msgspec has them: it could not write them
+    again. Raises ``ValueError`` where it is none.
+    """
+    try:
+        value = json.loads(data, parse_int=_whole_number)
+        if rb"\ud" in data.lower():
+            whole = json.dumps(value, ensure_ascii=False)
+            mended = whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            value = json.loads(mended, parse_int=_whole_number)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    return value
+
+
+def _whole_number(digits: str) -> int | float:
+    return int(digits) if len(digits) < 19 else float(digits)
+
+
+async def read_to_end(batches: AsyncGenerator[object]) -> None:
+    """Reads on to the end, which gives the connection back to the pool, unless that takes long."""
+    with suppress(TimeoutError, ProviderError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for _ in batches:
+                pass
 
 
 def _unreachable(name: str, why: str) -> UpstreamError:

@@ -10,6 +10,7 @@ from millstream.errors import ConfigurationError
 from millstream.listings import ProviderEntry
 from millstream.prices import FlatPrice, Prices
 from millstream.providers import Provider, chaos, replay
+from millstream.providers.anthropic import VERSION, AnthropicProvider
 from millstream.providers.chaos import ChaosProvider
 from millstream.providers.clocks import Clocks
 from millstream.providers.gemini import GeminiProvider
@@ -112,6 +113,15 @@ def _openai(name: str, settings: Settings, config: ProviderSettings) -> Provider
     return _remote(OpenAIProvider(name, config.base_url, upstream, quirks=quirks, extra=config.extra), config)
 
 
+def _anthropic(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
+    assert config.base_url is not None
+    headers = {"anthropic-version": VERSION, **config.headers}
+    if config.api_key is not None:
+        headers["x-api-key"] = config.api_key.get_secret_value()
+    upstream = _upstream(name, settings, config, headers, pings=True)
+    return _remote(AnthropicProvider(name, config.base_url, upstream, extra=config.extra), config)
+
+
 def _responses(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
     assert config.base_url is not None
     key = config.api_key
@@ -172,6 +182,7 @@ def _quirks(config: ProviderSettings) -> Quirks:
 # A new kind of provider is a function above, a row here, and a value of ``ProviderSettings.type``.
 _ENTRIES = {
     "openai": _openai,
+    "anthropic": _anthropic,
     "responses": _responses,
     "gemini": _gemini,
     "local": _local,

@@ -14,7 +14,6 @@ data (``known.Quirks``). What holds for all of them:
 5. An answer that is whole JSON, though a stream was asked for, is an answer.
 """
 
-import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -31,10 +30,9 @@ from millstream.providers.known import Quirks
 from millstream.providers.openai import chunks, request
 from millstream.providers.openai.counts import timings_report, usage_report
 from millstream.providers.openai.tool_calls import ToolCalls
-from millstream.providers.upstream import Upstream
+from millstream.providers.upstream import Upstream, read_to_end
 from millstream.sse import Message
 
-_DRAIN_SECONDS = 0.2
 _AFTERTHOUGHT_SECONDS = 5  # for [DONE] and the end of the connection, once nothing is missing
 
 _OF_ANSWER = (
@@ -79,7 +77,7 @@ class OpenAIProvider:
                     if reading.fault is not None:
                         raise reading.fault
                     if reading.is_done:
-                        await _read_to_end(batches)
+                        await read_to_end(batches)
                         return
             except ProviderError:
                 if not reading.is_complete or reading.fault is not None:
@@ -334,11 +332,3 @@ def model_names(listing: object) -> list[str] | None:
         if isinstance(name, str) and name:
             names.append(name.removeprefix("models/"))  # Gemini
     return names
-
-
-async def _read_to_end(batches: AsyncGenerator[object]) -> None:
-    """Reads on to the end, which gives the connection back to the pool, unless that takes long."""
-    with suppress(TimeoutError, ProviderError):
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            async for _ in batches:
-                pass

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream.events import File, ReasoningDelta, RefusalDelta, Source, TextDelta
+from millstream.providers.upstream import tolerant_json
 
 
 class Function(Struct, gc=False):
@@ -75,30 +76,14 @@ def read(data: bytes) -> tuple[Chunk, object]:
     try:
         chunk = _decode(data)
     except (msgspec.DecodeError, RecursionError):
-        value = _plain(data)
+        try:
+            value = tolerant_json(data)
+        except ValueError as error:
+            raise Unreadable("no JSON") from error
         return _chunk(value), value
     if chunk.choices and chunk.error is None and chunk.x_groq is None:
         return chunk, None
     return chunk, decode_anything(data)
-
-
-def _plain(data: bytes) -> object:
-    """What Python's reader makes of it, which takes NaN and half characters. Those become U+FFFD, and whole
-    numbers of over 64 bits floats, as msgspec has them: it could not write them again.
-    """
-    try:
-        value = json.loads(data, parse_int=_whole_number)
-        if rb"\ud" in data.lower():
-            whole = json.dumps(value, ensure_ascii=False)
-            mended = whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-            value = json.loads(mended, parse_int=_whole_number)
-    except (ValueError, RecursionError) as error:
-        raise Unreadable("no JSON") from error
-    return value
-
-
-def _whole_number(digits: str) -> int | float:
-    return int(digits) if len(digits) < 19 else float(digits)
 
 
 def _chunk(value: object) -> Chunk:
