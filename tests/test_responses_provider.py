@@ -405,8 +405,8 @@ async def test_a_section_of_the_settings_makes_one() -> None:
         )
         service = llm_service(Settings(providers={"r": section}), {})
         await service.discover()
-        (model,) = (await service.resolve("m")).deployments
-        batches = [batch async for batch in model.provider.stream(HELLO, model.upstream_name)]
+        (found,) = (await service.resolve("m")).deployments
+        batches = [batch async for batch in found.provider.stream(HELLO, found.upstream_name)]
         assert isinstance(batches[-1][-1], Finish)
         await service.close()
     with pytest.raises(ValidationError, match="'responses' needs a base_url"):

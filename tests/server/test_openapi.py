@@ -13,7 +13,8 @@ from asgi import get
 from millstream import Millstream, Settings
 from millstream.server.app import create_app
 
-FOREIGN = ("/v1/chat/completions", "/v1/messages", "/api/")  # whose answers other people describe
+# Whose answers other people describe.
+FOREIGN = ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/", "/ag-ui")
 
 
 def ours(tmp_path: Path) -> dict[str, Any]:

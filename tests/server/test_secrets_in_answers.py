@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from asgi import Exchange, delete, get, post
 from millstream import Millstream, Settings, create_app
+from millstream.dialects.responses import response_id
 from millstream.events import TextDelta
 from millstream.providers import Finish
 from millstream.providers.scripted import ScriptedProvider
@@ -33,7 +34,14 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
             started = (await call.finished()).json
         await millstream.streams.idle()
         stream, events = f"/v1/streams/{started['stream_id']}", started["events_url"]
+        response = f"/v1/responses/{response_id(started['stream_id'])}"
         good = {
+            ("post", "/v1/responses"): (post(app, "/v1/responses", {"input": "Hello"}, key), 200),
+            ("get", "/v1/responses/{response_id}"): (get(app, response, key), 200),
+            ("post", "/v1/responses/{response_id}/cancel"): (
+                post(app, f"{response}/cancel", b"", key),
+                200,
+            ),
             ("post", "/v1/chat/stream"): (post(app, "/v1/chat/stream", BODY, key), 200),
             ("post", "/v1/chat"): (post(app, "/v1/chat", BODY, key), 200),
             ("post", "/v1/chat/completions"): (post(app, "/v1/chat/completions", BODY, key), 200),
@@ -67,7 +75,8 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
         await kept_by_nobody(Exchange(app, "GET", f"{stream}/events", ended), 204)
         for method, path in operations:
             if path.startswith(("/v1/", "/api/")):
-                path = path.format(stream_id=started["stream_id"], key_id="key_x", model_id="x", chat_id="x")
+                ids = {"stream_id": started["stream_id"], "response_id": "resp_x", "chat_id": "x"}
+                path = path.format(**ids, key_id="key_x", model_id="x")
                 await kept_by_nobody(Exchange(app, method.upper(), path), 401)
         await kept_by_nobody(get(app, "/v1/streams/str_none", key), 404)
         await kept_by_nobody(post(app, "/v1/tokens", b"{", key), 400)
