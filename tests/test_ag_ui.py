@@ -1,9 +1,13 @@
 """AG-UI: what its bodies ask for, and what goes over the wire. Its own client judges in tests/conformance."""
 
+import copy
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from application import Run
 from asgi import post
@@ -146,6 +150,63 @@ def test_media_come_as_data_or_as_an_address_also_in_the_old_form() -> None:
 def test_what_is_wrong_is_refused_with_its_name(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidRequest, match=named):
         parsed(**fields)
+
+
+FULL: dict[str, Any] = INPUT | {
+    "data": {"model": "m", "top_p": 1, "seed": 3, "metadata": {"a": "b"}},
+    "context": [{"description": "page", "value": "cart"}],
+    "tools": [{"name": "look", "description": "Looks.", "parameters": {}}],
+    "messages": [
+        {"id": "0", "role": "system", "content": "Be kind."},
+        {
+            "id": "1",
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "See"},
+                {"type": "image", "source": {"type": "data", "value": "AA==", "mimeType": "image/gif"}},
+                {"type": "binary", "mimeType": "image/png", "data": "AA=="},
+            ],
+        },
+        {"id": "2", "role": "reasoning", "content": "hm", "encryptedValue": '{"signature":"s"}'},
+        {
+            "id": "3",
+            "role": "assistant",
+            "content": "I look.",
+            "toolCalls": [
+                {
+                    "id": "a",
+                    "type": "function",
+                    "function": {"name": "look", "arguments": "{}"},
+                    "encryptedValue": "{}",
+                }
+            ],
+        },
+        {"id": "4", "role": "tool", "toolCallId": "a", "content": "seen", "error": "dark"},
+    ],
+}
+odd: st.SearchStrategy[Any] = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=8)
+    | st.just([])
+    | st.just({})
+    | st.just([[]])
+)
+
+
+@given(data=st.data())
+def test_a_full_body_with_one_odd_value_is_understood_or_refused(data: st.DataObject) -> None:
+    body = copy.deepcopy(FULL)
+    value: Any = body
+    while True:
+        key = data.draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+        if not isinstance(value[key], (dict, list)) or not value[key] or data.draw(st.booleans()):
+            break
+        value = value[key]
+    value[key] = data.draw(odd)
+    with suppress(InvalidRequest):  # which is all that it may raise
+        assert isinstance(AG_UI.parse(json.dumps(body).encode()), Ask)
 
 
 # -- over the wire ---------------------------------------------------------------------------------
