@@ -93,6 +93,12 @@ async def test_stopping_is_felt_by_the_model(model: LocalProvider) -> None:
         assert [item async for batch in model.stream(short, MODEL) for item in batch]
 
 
+async def test_answers_that_follow_each_other_at_once_are_all_whole(model: LocalProvider) -> None:
+    for _ in range(4):
+        batches = [batch async for batch in model.stream(Prompt(ASKED, max_tokens=3), MODEL)]
+        assert isinstance(batches[-1][-1], Finish)
+
+
 def test_without_any_key_the_local_model_serves(serve: Serve) -> None:
     with serve() as server:
         assert "local: smollm2-135m" in server.printed

@@ -88,7 +88,8 @@ class LocalProvider:
                 self._openai = OpenAIProvider(
                     "local",
                     f"{address}/v1",
-                    Upstream("local", {}, pings=True),
+                    # Its server closes a connection behind an answer, though it says that it keeps it.
+                    Upstream("local", {"Connection": "close"}, pings=True),
                     # An exact running count, which a cut stream is settled from.
                     extra={"timings_per_token": True},
                 )
