@@ -658,3 +658,17 @@ def test_what_a_model_takes_the_list_says_better() -> None:
     }
     assert models.of_listing(listed) == models.Traits(64_000, True, False, True)
     assert models.of_listing({"id": "claude-sonnet-5", "max_tokens": None}) == NEW
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        Thought("hm", "gemini:c2lnbmVk"),
+        Thought("hm", "c2VhbGVk", extra={"responses": {"id": "rs_1"}}),
+        Thought("hm"),
+    ],
+)
+def test_a_thought_of_another_provider_is_left_out(thought: Thought) -> None:
+    history = (*ASKED, Message("assistant", (thought, Words("Yes."))), *ASKED)
+    said = body("p", Prompt(history), OLD)["messages"][1]
+    assert said == {"role": "assistant", "content": "Yes."}

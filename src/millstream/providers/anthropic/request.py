@@ -105,7 +105,7 @@ def _says_something(part: asked.Part) -> bool:
     if isinstance(part, asked.Text):
         return bool(part.text or part.extra.get(API))
     if isinstance(part, asked.Reasoning):
-        return bool(part.signature or part.redacted)
+        return _is_theirs(part)
     return not isinstance(part, asked.Refusal) or bool(part.text)
 
 
@@ -242,7 +242,15 @@ def _cannot_think(prompt: Prompt) -> bool:
 
 
 def _is_signed(parts: Iterable[asked.Part]) -> bool:
-    return any(isinstance(part, asked.Reasoning) and (part.signature or part.redacted) for part in parts)
+    return any(isinstance(part, asked.Reasoning) and _is_theirs(part) for part in parts)
+
+
+def _is_theirs(thought: asked.Reasoning) -> bool:
+    """Whether Anthropic can have signed it. A conversation may have had a model of another provider before,
+    whose thoughts have a signature with a name in front (``gemini:…``), or what only another API knows.
+    """
+    foreign = ":" in thought.signature or (bool(thought.extra) and API not in thought.extra)
+    return not foreign and bool(thought.signature or thought.redacted)
 
 
 def _format(name: str, output: asked.OutputFormat) -> dict[str, Any]:
