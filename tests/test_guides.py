@@ -85,7 +85,8 @@ def test_every_file_of_settings_loads(block: Block, tmp_path: Path, monkeypatch:
     Path("millstream.toml").write_text(block.text, encoding="utf-8")
     settings = Settings.load()
     written = tomllib.loads(block.text)
-    assert set(settings.providers) == set(written["providers"])
+    assert set(settings.providers) == set(written.get("providers", {}))
+    assert set(settings.models) == set(written.get("models", {}))
 
 
 NEXTJS = [block for block in blocks("nextjs") if block.language in ("ts", "tsx")]

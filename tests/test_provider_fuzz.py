@@ -168,7 +168,7 @@ def use(produced: Sequence[Produced]) -> None:
     answer.add(events)
     assert [part.number for part in answer.parts] == list(range(len(answer.parts)))
     assert all(part.ended for part in answer.parts)
-    for dialect in DIALECTS.values():
+    for dialect in DIALECTS.values() if events else ():
         dialect.encode(INFO, Batch(Position(1, 1), events), Answer)
     asyncio.run(keep(MemoryJournal(), events))
     reported = assembler.reported

@@ -515,17 +515,20 @@ def test_a_part_keeps_what_was_known_of_it_at_its_start() -> None:
             ReasoningDelta("Hm."),
             PartBreak(Reasoning("sealed")),
             PartOpen(Text(extra={"id": "msg_1"})),
-            RefusalDelta("No."),  # what was opened is something else
+            TextDelta("Hm."),
+            RefusalDelta("No."),
             TextDelta("Hello"),
         ]
     )
     assert [event for event in [*events, *assembler.close()] if isinstance(event, (PartStart, PartEnd))] == [
         PartStart(0, Reasoning(extra={"id": "rs_1"})),
         PartEnd(0, Reasoning("sealed", extra={"id": "rs_1"})),
-        PartStart(1, Refusal()),
-        PartEnd(1, Refusal()),
-        PartStart(2, Text()),
-        PartEnd(2, Text()),
+        PartStart(1, Text(extra={"id": "msg_1"})),
+        PartEnd(1, Text(extra={"id": "msg_1"})),
+        PartStart(2, Refusal()),
+        PartEnd(2, Refusal()),
+        PartStart(3, Text()),
+        PartEnd(3, Text()),
     ]
 
 

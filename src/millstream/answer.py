@@ -40,15 +40,17 @@ PROSE: dict[Prose, Content] = {TextDelta: Text(), ReasoningDelta: Reasoning(), R
 
 
 class Part:
-    """A part and what has come of it. ``content`` is the latest word on what it is."""
+    """A part and what has come of it. ``content`` is the latest word on what it is; ``whole`` is whether it
+    came in one event.
+    """
 
-    __slots__ = ("choice", "content", "ended", "extras", "number", "pieces")
+    __slots__ = ("choice", "content", "ended", "extras", "number", "pieces", "whole")
 
-    def __init__(self, number: int, content: Content, choice: int = 0, *, ended: bool = False) -> None:
+    def __init__(self, number: int, content: Content, choice: int = 0, *, whole: bool = False) -> None:
         self.number = number
         self.content = content
         self.choice = choice
-        self.ended = ended
+        self.ended = self.whole = whole
         self.pieces: list[str] = []
         self.extras: list[dict[str, Any]] = []  # of its deltas
 
@@ -99,7 +101,7 @@ class Answer:
                             part.content, extra_content=event.extra_content
                         )
                 case WholePart():
-                    parts.append(Part(event.part, event.content, event.choice, ended=True))
+                    parts.append(Part(event.part, event.content, event.choice, whole=True))
                 case AnswerStart():
                     self.start = event
                 case ChoiceEnd():

@@ -123,7 +123,7 @@ streams = sa.Table(
     ),
 )
 
-_REVISION = "0006"  # the newest migration
+REVISION = "0006"  # the newest migration
 
 # The row's own fault; every other error of a driver says that the database cannot be had now.
 REFUSED = (sa.exc.IntegrityError, sa.exc.DataError)
@@ -242,7 +242,7 @@ class Database:
         if found is None and not makes_one:
             raise ConfigurationError(f"{_shown(self._engine.url)} is no database of Millstream")
         self._mend_modes()  # only now: what is no database is not ours to touch
-        if found == _REVISION:
+        if found == REVISION:
             return
         # Imported here: it takes a third of a second and is needed only when there is something to do.
         from alembic import command

@@ -125,7 +125,7 @@ def test_who_comes_while_another_one_migrates_waits_for_it(url: str) -> None:
         database.migrate_alone(connection)
         database.metadata.create_all(connection)
         connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)"))
-        connection.execute(sa.text("INSERT INTO alembic_version VALUES ('0005')"))
+        connection.execute(sa.text(f"INSERT INTO alembic_version VALUES ('{database.REVISION}')"))
         other.start()
         assert writes.wait(20)
 

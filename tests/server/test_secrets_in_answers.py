@@ -15,6 +15,7 @@ from millstream.usage import Usage
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 OF_A_PAGE = {"id": "chat-1", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]}
+OF_AN_AGENT = {"threadId": "t", "runId": "r", "messages": [{"id": "1", "role": "user", "content": "Hello"}]}
 END = Finish("stop", Usage(9, 2, "provider_final"))
 PROVIDERS = {"s": ScriptedProvider({"m": [TextDelta("Hello"), END]})}
 
@@ -47,6 +48,7 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
             ("post", "/v1/chat/completions"): (post(app, "/v1/chat/completions", BODY, key), 200),
             ("post", "/v1/messages"): (post(app, "/v1/messages", {**BODY, "max_tokens": 9}, key), 200),
             ("post", "/v1/messages/count_tokens"): (post(app, "/v1/messages/count_tokens", BODY, key), 200),
+            ("post", "/ag-ui"): (post(app, "/ag-ui", OF_AN_AGENT, key), 200),
             ("post", "/api/chat"): (post(app, "/api/chat", OF_A_PAGE, key), 200),
             ("get", "/api/chat/{chat_id}/stream"): (get(app, "/api/chat/chat-1/stream", key), 204),
             ("post", "/api/chat/{chat_id}/stop"): (post(app, "/api/chat/chat-1/stop", b"", key), 200),
@@ -66,7 +68,9 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
         }
         operations = {(method, path) for path, item in app.openapi()["paths"].items() for method in item}
         assert operations == (
-            good.keys() if whose == "ours" else {o for o in good if o[1].startswith(("/v1/", "/api/"))}
+            good.keys()
+            if whose == "ours"
+            else {o for o in good if o[1].startswith(("/v1/", "/api/", "/ag-ui"))}
         )
         for operation in operations:
             exchange, status = good[operation]
@@ -74,7 +78,7 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
         ended = {"Last-Event-ID": "1-5", "Authorization": f"Bearer {key}"}
         await kept_by_nobody(Exchange(app, "GET", f"{stream}/events", ended), 204)
         for method, path in operations:
-            if path.startswith(("/v1/", "/api/")):
+            if path.startswith(("/v1/", "/api/", "/ag-ui")):
                 ids = {"stream_id": started["stream_id"], "response_id": "resp_x", "chat_id": "x"}
                 path = path.format(**ids, key_id="key_x", model_id="x")
                 await kept_by_nobody(Exchange(app, method.upper(), path), 401)

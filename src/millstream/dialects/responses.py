@@ -416,7 +416,7 @@ class _Encoder:
 
     def _replay(self, part: Part) -> None:
         """A part of before the batch."""
-        if part.ended and not part.pieces and not isinstance(part.content, ToolCall):
+        if part.whole:
             self._whole(part.number, part.content, part)
             return
         piece = self._place(part.number, part.content, part)
