@@ -4,6 +4,7 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from redis import Redis
 
@@ -13,6 +14,9 @@ from millstream.server.app import Millstream, create_app
 from millstream.settings import ProviderSettings, Settings
 from oracle import Oracle
 from services import REDIS, RedisServers, redis_programs, redis_server
+
+hypothesis.settings.register_profile("shared", deadline=None)  # a machine may have other work
+hypothesis.settings.load_profile("shared")
 
 # No test sees the keys or settings of the machine it runs on.
 for name in list(os.environ):
