@@ -7,6 +7,7 @@ import json
 import os
 import re
 from decimal import Decimal
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,9 @@ _OF_CHAT = {"MILLSTREAM_URL", "MILLSTREAM_KEY"}  # what `millstream chat` reads
 
 # Of a provider's request: without them answers could not be told apart or metered.
 _OURS = {"contents", "input", "messages", "model", "n", "stream", "stream_options"}
+
+PROVIDER_TYPES = ("openai", "anthropic", "responses", "gemini", "local", "scripted")
+PLUGINS = "millstream.providers"  # the group of entry points in which a package names its providers
 
 _REMOTE = ("openai", "anthropic", "responses", "gemini")  # types of providers that are asked over HTTP
 
@@ -89,11 +93,11 @@ class QuirkSettings(_Section):
 class ProviderSettings(_Section):
     """A provider: ``[providers.<name>]`` in the file."""
 
-    type: Literal["openai", "anthropic", "responses", "gemini", "local", "scripted"] = Field(
+    type: str = Field(
         "openai",
         description="`openai` is every server that speaks OpenAI's Chat Completions, `anthropic` one that "
         "speaks Anthropic's Messages, `responses` one that speaks OpenAI's Responses, `gemini` Gemini's own "
-        "API",
+        "API; others are `local`, `scripted` and those of installed plug-ins",
     )
     base_url: str | None = Field(None, description="up to and with `/v1`; for `gemini` without `/v1beta`")
     api_key: SecretStr | None = Field(None, description="sent to that server only")
@@ -114,6 +118,16 @@ class ProviderSettings(_Section):
         None, description="longest time of an answer, if that is less than `MILLSTREAM_STREAM_SECONDS`"
     )
     quirks: QuirkSettings | None = Field(None, description="what it does differently, see below")
+    options: dict[str, Any] = Field({}, description="what a plug-in wants to know")
+
+    @field_validator("type")
+    @classmethod
+    def _is_a_type(cls, given: str) -> str:
+        plugins = entry_points(group=PLUGINS).names
+        if given not in PROVIDER_TYPES and given not in plugins:
+            known = ", ".join([*PROVIDER_TYPES, *sorted(plugins)])
+            raise ValueError(f"there is no type '{given}': it is one of {known}; is its plug-in installed?")
+        return given
 
     @model_validator(mode="after")
     def _has_address(self) -> "ProviderSettings":

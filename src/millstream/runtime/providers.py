@@ -3,10 +3,11 @@
 import logging
 import sys
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from millstream.catalog import LLMService, Routing
-from millstream.errors import ConfigurationError
+from millstream.errors import ConfigurationError, safe_traceback
 from millstream.listings import ProviderEntry
 from millstream.prices import FlatPrice, Prices
 from millstream.providers import Provider, chaos, replay
@@ -21,7 +22,7 @@ from millstream.providers.replay import ReplayProvider
 from millstream.providers.responses import ResponsesProvider
 from millstream.providers.scripted import ScriptedProvider
 from millstream.providers.upstream import Upstream
-from millstream.settings import ModelSettings, ProviderSettings, Settings
+from millstream.settings import PLUGINS, ModelSettings, ProviderSettings, Settings
 
 log = logging.getLogger("millstream.providers")
 
@@ -31,7 +32,8 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
     Raises ``ConfigurationError``.
     """
     entries = {
-        name: _ENTRIES[config.type](name, settings, config) for name, config in settings.providers.items()
+        name: _ENTRIES.get(config.type, _plugin)(name, settings, config)
+        for name, config in settings.providers.items()
     }
     if settings.unused_proxy and any(config.base_url for config in settings.providers.values()):
         log.warning(
@@ -136,6 +138,20 @@ def _gemini(name: str, settings: Settings, config: ProviderSettings) -> Provider
     headers = {} if key is None else {"x-goog-api-key": key.get_secret_value()}
     upstream = _upstream(name, settings, config, headers)
     return _remote(GeminiProvider(name, config.base_url, upstream, extra=config.extra), config)
+
+
+def _plugin(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
+    """A provider of another package, which has named what makes it."""
+    (found,) = entry_points(group=PLUGINS, name=config.type)
+    try:
+        provider: Provider = found.load()(name, config)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        log.error("provider %s: %s", name, safe_traceback(error))
+        what = f"the plug-in '{config.type}' ({found.value}) cannot make it: {type(error).__name__}"
+        raise ConfigurationError(f"provider {name}: {what}") from None
+    return _remote(provider, config)
 
 
 def _upstream(
