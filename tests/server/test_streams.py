@@ -640,6 +640,10 @@ async def test_a_token_has_limits(run: Run) -> None:
         async with post(app.app, "/v1/chat/stream", BODY | {"model": "n"}, some) as call:
             await call.finished()
             assert (call.status, call.json["error"]["code"]) == (403, "forbidden")
+        several = BODY | {"model": "m", "n": 3}  # in a format that has them
+        async with post(app.app, "/v1/chat/completions", several, some) as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (403, "forbidden")
         for made in (one, two):
             await cancel(app, made["stream_id"])
 

@@ -378,6 +378,8 @@ def _within_limits(principal: Principal, ask: Ask, default_model: str | None) ->
             raise Forbidden(f"this token is for {', '.join(token.models)}")
         given["model"] = model
     if token.max_tokens is not None:
+        if prompt.choices > 1:  # of which each may have that many
+            raise Forbidden("this token is for one answer at a time")
         given["max_tokens"] = min(prompt.max_tokens or token.max_tokens, token.max_tokens)
     if token.user is not None:
         given["user"] = token.user
