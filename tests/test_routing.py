@@ -113,6 +113,21 @@ async def test_what_comes_before_the_first_content_binds_to_no_deployment() -> N
     assert await said(routed) == "Hello"
 
 
+async def test_what_has_used_tokens_is_not_tried_again_and_says_how_many() -> None:
+    used = Usage(9, 3, "provider_partial")
+    second = Flaky()
+    broken = Flaky(UpstreamRateLimited("after it had thought"), before=[used])
+    routed = Routed(Model("m", (deployment("a", broken),), (deployment("b", second),), attempts=3), PROMPT)
+    seen: list[Produced] = []
+    with pytest.raises(UpstreamRateLimited):
+        async with routed.answering() as (begun, rest):
+            seen += [item for batch in begun for item in batch]
+            async for batch in rest:
+                seen += batch
+    assert seen == [used]
+    assert second.calls == 0
+
+
 async def test_a_refused_key_is_no_reason_to_ask_the_same_deployment_again() -> None:
     alone = Flaky(UpstreamRefused("the key"))
     with pytest.raises(UpstreamRefused):

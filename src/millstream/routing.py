@@ -124,30 +124,37 @@ class Routed:
     @asynccontextmanager
     async def answering(self) -> AsyncGenerator[tuple[list[Batch], AsyncGenerator[Batch]]]:
         """The batches up to the first content of the deployment that answers, and the stream of the others.
-        Raises the ``ProviderError`` of the last deployment that was tried.
+        That raises the ``ProviderError`` of the last deployment that was tried.
         """
         until = time.monotonic() + self.model.attempt_seconds
         while True:
             stream = self._ask_next()
             async with aclosing(stream):
+                begun: list[Batch] = []
                 try:
-                    begun = await self._begin(stream)
+                    await self._begin(stream, begun)
+                except ProviderError as error:
+                    pause = self._pause(error, begun)
+                    if pause is None or time.monotonic() + pause > until:
+                        stream = _raising(error)  # behind what was said, such as the usage
+                    else:
+                        self._failed(error)
+                        await stream.aclose()
+                        await asyncio.sleep(pause)
+                        continue
+                except BaseException:
+                    self._left()
+                    raise
+                try:
                     yield begun, stream
                 except ProviderError as error:
-                    self._note(error.code)
-                    self.deployment.circuit.failed(error)
-                    pause = self._pause(error)
-                    if pause is None or time.monotonic() + pause > until:
-                        raise
-                except BaseException:
-                    self._note(None)
-                    self.deployment.circuit.left()
+                    self._failed(error)
                     raise
-                else:
-                    self._note(None)
-                    self.deployment.circuit.left()
-                    return
-            await asyncio.sleep(pause)
+                except BaseException:
+                    self._left()
+                    raise
+                self._left()
+                return
 
     def _ask_next(self) -> AsyncGenerator[Batch]:
         self.deployment = self._order[len(self._attempts) % len(self._order)]
@@ -155,23 +162,22 @@ class Routed:
         self._started_at, self._first_content_at = time.time(), None
         return self.deployment.provider.stream(self._prompt, self.deployment.upstream_name)
 
-    async def _begin(self, stream: AsyncGenerator[Batch]) -> list[Batch]:
-        begun: list[Batch] = []
+    async def _begin(self, stream: AsyncGenerator[Batch], begun: list[Batch]) -> None:
+        """Adds to ``begun`` what is said up to the first content."""
         async for batch in stream:
             begun.append(batch)
             if not all(isinstance(item, _NO_CONTENT) for item in batch):
                 self._first_content_at = time.time()
                 self.deployment.circuit.succeeded()
-                break
-        return begun
+                return
 
-    def _pause(self, error: ProviderError) -> float | None:
-        """How many seconds until the next attempt; None where there is none: this one has content or may be
-        billed, or another cannot help.
+    def _pause(self, error: ProviderError, begun: list[Batch]) -> float | None:
+        """How many seconds until the next attempt; None where there is none: this one may be billed, or
+        another cannot help.
         """
-        made = len(self._attempts)
-        cannot_help = isinstance(error, RequestRefused) or made >= self.model.attempts
-        if self._first_content_at is not None or error.accepted or cannot_help:
+        made = len(self._attempts) + 1
+        billed = error.accepted or any(isinstance(i, (Usage, UsageReport)) for batch in begun for i in batch)
+        if billed or isinstance(error, RequestRefused) or made >= self.model.attempts:
             return None
         rounds = made // len(self._order)
         if rounds == 0:
@@ -190,6 +196,20 @@ class Routed:
         )
         return (*self._attempts, running)
 
+    def _failed(self, error: ProviderError) -> None:
+        self._note(error.code)
+        self.deployment.circuit.failed(error)
+
+    def _left(self) -> None:
+        self._note(None)
+        self.deployment.circuit.left()
+
     def _note(self, error: str | None) -> None:
         self._attempts = list(self.attempts(error))
         self._started_at = None
+
+
+async def _raising(error: ProviderError) -> AsyncGenerator[Batch]:
+    """A stream that has failed."""
+    raise error
+    yield []

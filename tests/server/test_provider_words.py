@@ -147,7 +147,6 @@ async def test_what_is_known_of_an_answer_before_its_first_word_is_no_answer(run
                 assert call.json["error"]["code"] == "upstream_error"
 
 
-@pytest.mark.xfail(strict=True, reason="routing drops the usage of what came before the first word")
 async def test_an_error_before_the_first_word_is_billed_as_it_says(run: Run) -> None:
     async with oracle(failing_before_the_first_word) as server, run(openai=server) as app:
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:

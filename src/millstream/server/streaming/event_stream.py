@@ -34,7 +34,7 @@ from starlette.types import Receive, Scope, Send
 from millstream.answer import Answer, Fold
 from millstream.dialects import Dialect
 from millstream.errors import BadPosition, Draining, MillstreamError, Overloaded
-from millstream.events import Batch, Position, StreamFailed, StreamStart
+from millstream.events import AnswerStart, Batch, Position, StreamFailed, StreamStart
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
 from millstream.server.errors import error_response, fault_of, request_id
@@ -49,6 +49,8 @@ LOOK_SECONDS = 1.0  # the timer fires this often at most: holds and pings may be
 
 _RECONNECT_MILLISECONDS = (200, 2000)
 _ID = re.compile(rb"^id: [\d-]+$", re.MULTILINE)
+
+_BEFORE_A_WORD = (StreamStart, AnswerStart)  # for these alone no status is sent
 
 _HEADERS = {
     # no-transform keeps proxies from compressing, X-Accel-Buffering nginx from buffering.
@@ -165,7 +167,7 @@ class EventStreamResponse(Response):
         if self._state is State.COMMITTED:
             await self._body(self._encode(batch))
             return
-        first = next((event for event in batch.events if type(event) is not StreamStart), None)
+        first = next((event for event in batch.events if not isinstance(event, _BEFORE_A_WORD)), None)
         if isinstance(first, StreamFailed) and not self._followed:
             self._failure = first
             return
