@@ -163,7 +163,7 @@ def test_the_application_of_the_guide_answers() -> None:
 
 @pytest.mark.usefixtures("scripted")
 def test_the_guides_own_lifespan_and_login_work() -> None:
-    names = run(blocks("library", "python")[:3])
+    names = run([block for block in blocks("library", "python") if block.name in ("main.py", "")])
     app: FastAPI = names["app"]
     app.router.lifespan_context = names["lifespan"]
 
@@ -176,6 +176,11 @@ def test_the_guides_own_lifespan_and_login_work() -> None:
         assert client.portal is not None
         (row,) = client.portal.call(names["millstream"].ledger.totals)
         assert row.group == "ann"
+
+
+def test_the_guides_worker_gives_uvicorn_a_time_to_stop() -> None:
+    (block,) = [block for block in blocks("library", "python") if block.name == "workers.py"]
+    assert run([block])["Worker"].CONFIG_KWARGS["timeout_graceful_shutdown"] == 10
 
 
 def test_the_guides_test_passes(tmp_path: Path) -> None:

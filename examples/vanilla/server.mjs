@@ -4,7 +4,7 @@
 //     npm install …/dist/millstream-*.tgz
 //     MILLSTREAM_KEY=ms_live_… node server.mjs
 //
-// Millstream has to let the page in: MILLSTREAM_CORS_ORIGINS='["http://localhost:3000"]'
+// Millstream has to let the page in: MILLSTREAM_CORS_ORIGINS=http://localhost:3000
 
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";

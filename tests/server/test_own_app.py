@@ -12,8 +12,16 @@ from fastapi.testclient import TestClient
 
 from application import Run
 from asgi import get, post
-from millstream import ChatMessage, ChunkResponse, Millstream, Principal, Settings, get_api_key
-from millstream.errors import ConfigurationError, ModelNotFound, UpstreamError
+from millstream import (
+    ChatMessage,
+    ChunkResponse,
+    Millstream,
+    Principal,
+    Settings,
+    get_api_key,
+    require_api_key,
+)
+from millstream.errors import ConfigurationError, ModelNotFound, Unauthorized, UpstreamError
 from millstream.events import TextDelta
 from millstream.providers import Finish
 from millstream.providers.scripted import Script, ScriptedProvider
@@ -169,3 +177,26 @@ async def test_two_workers_that_cannot_see_each_others_streams_are_told(
     async with run() as _, run() as _, asyncio.timeout(20):
         while "another worker uses the same database" not in caplog.text:
             await asyncio.sleep(0.02)
+
+
+async def test_a_login_of_ones_own_refuses_in_the_form_of_the_route(tmp_path: Path) -> None:
+    def nobody() -> Principal:
+        raise Unauthorized
+
+    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    app = FastAPI(lifespan=millstream.lifespan)
+    app.include_router(millstream.router)
+    app.dependency_overrides[get_api_key] = nobody
+
+    @app.get("/own")
+    async def own(key: Principal = Depends(require_api_key())) -> None:
+        pass
+
+    async with millstream.lifespan(app):
+        async with post(app, "/v1/chat", {"messages": []}, "") as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (401, "unauthorized")
+        async with get(app, "/own") as call:
+            await call.finished()
+            assert call.status == 401
+            assert "API key" in call.json["detail"]

@@ -81,7 +81,8 @@ class Millstream(Runtime):
 
     async def _say_what_is_ready(self) -> None:
         service = self.llm_service
-        log.info("%d models; the default is %s", len(service.models), service.default_model)
+        models = len(service.models)
+        log.info("%d model%s; the default is %s", models, "" if models == 1 else "s", service.default_model)
         if not service.models:
             for name, why in service.unready.items():
                 log.warning("provider %s has no models yet: %s", name, why)

@@ -11,7 +11,7 @@ from fastapi import Request
 
 from millstream.auth import Principal, Scope
 from millstream.catalog import LLMService
-from millstream.errors import Forbidden, Overloaded, Unauthorized
+from millstream.errors import Forbidden, MillstreamError, Overloaded, Unauthorized
 from millstream.meter import Meter
 from millstream.runtime import NotRunning, Runtime
 from millstream.server.errors import Refused
@@ -83,8 +83,11 @@ async def identify(
     instead = overrides.get(get) or overrides.get(get_api_key)
     if instead is None:
         return await get(request)
-    found = instead(request) if signature(instead).parameters else instead()
-    principal: Principal = await found if isawaitable(found) else found
+    try:
+        found = instead(request) if signature(instead).parameters else instead()
+        principal: Principal = await found if isawaitable(found) else found
+    except MillstreamError as error:
+        raise Refused(error) from None
     return principal
 
 
