@@ -233,7 +233,9 @@ def test_the_parts_of_several_answers_are_told_apart_by_their_numbers() -> None:
         ToolCallDelta(0, "d", "[]", 4),
         PartEnd(4, ToolCall(0, "d", "hear", "[]")),
         PartEnd(3, ToolCall(0, "c", "look", "{}"), 1),
+        ChoiceEnd(1, "stop"),
         PartEnd(2, Reasoning(), 2),
+        ChoiceEnd(2, "stop"),
     ]
     answer = Answer()
     answer.add(events)

@@ -23,7 +23,7 @@ from millstream.errors import (
 )
 from millstream.events import AnswerStart, TextDelta
 from millstream.prompt import Message, Prompt, Text
-from millstream.providers import Finish, Produced
+from millstream.providers import Finish, Produced, UsageReport
 from millstream.providers.scripted import ScriptedProvider
 from millstream.routing import Circuit, Deployment, Model, Routed
 from millstream.settings import Settings
@@ -146,6 +146,27 @@ async def test_a_single_deployment_is_asked_again_after_a_pause_within_its_bound
     with pytest.raises(UpstreamRateLimited):  # longer than the attempts may take
         await said(Routed(Model("m", (deployment("a", patient),), attempts=5), PROMPT))
     assert patient.calls == 1
+
+
+async def test_the_usage_of_an_answer_that_is_stopped_before_its_first_word_is_kept() -> None:
+    class Thinking(Flaky):
+        async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+            yield [
+                AnswerStart("anthropic"),
+                UsageReport(Usage(1200, 0, "provider_partial"), {"input_tokens": 1200}),
+            ]
+            began.set()
+            await asyncio.Event().wait()
+
+    began = asyncio.Event()
+    millstream = Millstream(Settings(), providers={"p": Thinking()})
+    async with millstream:
+        _, secret = await millstream.keys.create("test", ["chat"])
+        principal = await millstream.keys.verify(secret)
+        source = await millstream.streams.start(principal, Ask(Prompt(PROMPT.messages, "m"), "continue"))
+        await began.wait()
+        receipt = await millstream.streams.cancel(principal, source.info.stream_id)
+        assert (receipt.status, receipt.prompt_tokens) == ("cancelled", 1200)
 
 
 def test_weights_are_shares() -> None:

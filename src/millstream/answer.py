@@ -4,6 +4,7 @@ One piece of code knows how events make parts: it collects the answer that is no
 what came before a batch, and it closes the parts that a stream leaves open, whoever ends it.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -44,13 +45,14 @@ class Part:
     came in one event.
     """
 
-    __slots__ = ("choice", "content", "ended", "extras", "number", "pieces", "whole")
+    __slots__ = ("choice", "content", "cut", "ended", "extras", "number", "pieces", "whole")
 
     def __init__(self, number: int, content: Content, choice: int = 0, *, whole: bool = False) -> None:
         self.number = number
         self.content = content
         self.choice = choice
         self.ended = self.whole = whole
+        self.cut = False  # the answer broke off in it
         self.pieces: list[str] = []
         self.extras: list[dict[str, Any]] = []  # of its deltas
 
@@ -59,12 +61,12 @@ class Part:
         """Its words, or the arguments of a tool call, so far."""
         return "".join(self.pieces)
 
-    def end(self) -> PartEnd:
+    def end(self, *, cut: bool = False) -> PartEnd:
         """The event that ends it, with its content whole."""
-        self.ended = True
+        self.ended, self.cut = True, cut
         if isinstance(self.content, ToolCall):
             self.content = msgspec.structs.replace(self.content, arguments=self.text)
-        return PartEnd(self.number, self.content, self.choice)
+        return PartEnd(self.number, self.content, self.choice, cut)
 
 
 class Answer:
@@ -92,7 +94,7 @@ class Answer:
                     parts.append(Part(event.part, event.content, event.choice))
                 case PartEnd():
                     part = parts[event.part]
-                    part.content, part.ended = event.content, True
+                    part.content, part.ended, part.cut = event.content, True, event.cut
                 case ToolCallDelta():
                     part = parts[event.part]
                     part.pieces.append(event.arguments)
@@ -166,4 +168,20 @@ def ends_of_open_parts(events: Sequence[Event]) -> list[PartEvent]:
     """The ends of the parts that ``events`` have left open: the last ones before a terminal event."""
     answer = Answer()
     answer.add(events)
-    return [part.end() for part in answer.parts if not part.ended]
+    return [part.end(cut=True) for part in answer.parts if not part.ended]
+
+
+def arguments_of(text: str, *, cut: bool = False) -> Any:
+    """What the arguments of a call say, which may be any JSON. Raises ``ValueError`` where they are not
+    whole, or are what nobody can write again (half a character, too deep).
+    """
+    if not text.strip():
+        if cut:
+            raise ValueError("the answer broke off before them")
+        return {}
+    try:
+        value = json.loads(text)
+        msgspec.json.encode(value)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    return value

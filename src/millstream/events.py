@@ -129,12 +129,13 @@ class ToolCallDelta(Struct, frozen=True, gc=False, tag="tool-call-delta", omit_d
 
 class PartEnd(Struct, frozen=True, gc=False, tag="part-end", omit_defaults=True):
     """``content`` is whole where a format states it whole: a call with its arguments, reasoning with its
-    signature.
+    signature. ``cut`` is whether the answer broke off in the part.
     """
 
     part: int
     content: Content
     choice: int = 0
+    cut: bool = False
 
 
 class WholePart(Struct, frozen=True, gc=False, tag="part", omit_defaults=True):
@@ -154,7 +155,8 @@ class ChoiceEnd(Struct, frozen=True, gc=False, tag="choice-end"):
 
 class StreamEnd(Struct, frozen=True, gc=False, tag="stream-end", omit_defaults=True):
     """The answer ended: complete, cut at a limit, or stopped by its reader. ``word`` is the provider's own
-    for that, ``stop_sequence`` the one that it met, ``raw_usage`` its usage object.
+    for that, ``stop_sequence`` the one that it met, ``raw_usage`` its usage object. ``because`` is the
+    code of an error of the server's that stopped it, which was nobody's wish.
     """
 
     finish_reason: FinishReason
@@ -163,6 +165,7 @@ class StreamEnd(Struct, frozen=True, gc=False, tag="stream-end", omit_defaults=T
     stop_sequence: str | None = None
     raw_usage: dict[str, Any] | None = None
     extra: dict[str, Any] | None = None
+    because: str = ""
 
 
 class StreamFailed(Struct, frozen=True, gc=False, tag="stream-failed", omit_defaults=True):
@@ -201,6 +204,11 @@ Terminal: TypeAlias = StreamEnd | StreamFailed
 Event: TypeAlias = StreamStart | AnswerStart | PartEvent | Terminal
 
 TERMINAL_TYPES = (StreamEnd, StreamFailed)
+
+
+def is_cut(terminal: Terminal) -> bool:
+    """Whether the answer broke off, so that its last parts may not be whole."""
+    return isinstance(terminal, StreamFailed) or terminal.finish_reason not in ("stop", "tool_calls")
 
 
 _POSITION = re.compile(r"([0-9]{1,9})-([0-9]{1,15})")

@@ -118,6 +118,7 @@ class Routed:
         self._order = model.order()
         self.deployment = self._order[0]  # that is asked, or was last
         self._attempts: list[Attempt] = []  # that have ended
+        self.pending: list[Batch] = []  # what came before the first content, until that has come
         self._started_at: float | None = None  # of the one that runs
         self._first_content_at: float | None = None
 
@@ -130,11 +131,10 @@ class Routed:
         while True:
             stream = self._ask_next()
             async with aclosing(stream):
-                begun: list[Batch] = []
                 try:
-                    await self._begin(stream, begun)
+                    await self._begin(stream)
                 except ProviderError as error:
-                    pause = self._pause(error, begun)
+                    pause = self._pause(error)
                     if pause is None or time.monotonic() + pause > until:
                         stream = _raising(error)  # behind what was said, such as the usage
                     else:
@@ -145,6 +145,7 @@ class Routed:
                 except BaseException:
                     self._left()
                     raise
+                begun, self.pending = self.pending, []
                 try:
                     yield begun, stream
                 except ProviderError as error:
@@ -160,23 +161,26 @@ class Routed:
         self.deployment = self._order[len(self._attempts) % len(self._order)]
         self.deployment.circuit.begin()
         self._started_at, self._first_content_at = time.time(), None
+        self.pending = []
         return self.deployment.provider.stream(self._prompt, self.deployment.upstream_name)
 
-    async def _begin(self, stream: AsyncGenerator[Batch], begun: list[Batch]) -> None:
-        """Adds to ``begun`` what is said up to the first content."""
+    async def _begin(self, stream: AsyncGenerator[Batch]) -> None:
+        """Adds to ``pending`` what is said up to the first content."""
         async for batch in stream:
-            begun.append(batch)
+            self.pending.append(batch)
             if not all(isinstance(item, _NO_CONTENT) for item in batch):
                 self._first_content_at = time.time()
                 self.deployment.circuit.succeeded()
                 return
 
-    def _pause(self, error: ProviderError, begun: list[Batch]) -> float | None:
+    def _pause(self, error: ProviderError) -> float | None:
         """How many seconds until the next attempt; None where there is none: this one may be billed, or
         another cannot help.
         """
         made = len(self._attempts) + 1
-        billed = error.accepted or any(isinstance(i, (Usage, UsageReport)) for batch in begun for i in batch)
+        billed = error.accepted or any(
+            isinstance(i, (Usage, UsageReport)) for batch in self.pending for i in batch
+        )
         if billed or isinstance(error, RequestRefused) or made >= self.model.attempts:
             return None
         rounds = made // len(self._order)

@@ -202,6 +202,40 @@ def test_every_frame_is_one_line_of_json_and_every_stream_shows_its_end(
             assert not bad
 
 
+DRAINED = StreamEnd("cancelled", BILL, because="draining")
+
+
+def test_what_a_shutdown_has_cut_looks_whole_to_nobody(dialect: Dialect) -> None:
+    assembler = Assembler()
+    events = [*assembler.feed([TextDelta("Hel")]), *assembler.close(cut=True), DRAINED]
+    info = StreamInfo("str_1", "key_1", "m", 5.0)
+    frames = b"".join(encoded(dialect, info, [StreamStart("str_1", "m"), *events]))
+    if dialect.name in ("millstream", "ag-ui"):  # whose end says that it was stopped
+        assert b"cancelled" in frames
+    else:
+        assert GOOD_END[dialect.name] not in frames
+
+
+@pytest.mark.parametrize("pieces", [[], ["{"], ['{"a":"\\ud83d"}'], ["[" * 3000]])
+@pytest.mark.parametrize("end", [FAILED, StreamEnd("cancelled", BILL), StreamEnd("length", BILL)], ids=repr)
+def test_a_call_that_was_cut_is_nothing_that_a_page_may_run(
+    dialect: Dialect, end: Event, pieces: list[str]
+) -> None:
+    assembler = Assembler()
+    said: list[Produced] = [ToolCallPiece(0, "", "call_1", "delete_all")]
+    events = assembler.feed([*said, *(ToolCallPiece(0, piece) for piece in pieces)])
+    events = [StreamStart("str_1", "m"), *events, *assembler.close(cut=True), end]
+    info = StreamInfo("str_1", "key_1", "m", 5.0)
+    frames = b"".join(encoded(dialect, info, events))
+    assert b"tool-input-available" not in frames
+    assert b"pendingToolCallIds" not in frames
+    assert b'"status":"completed"' not in frames
+    answer = Answer()
+    answer.add(events)
+    if isinstance(end, StreamEnd):
+        assert b"input-available" not in dialect.answer(info, answer)
+
+
 @settings(max_examples=100)
 @given(stream=streams())
 @pytest.mark.parametrize("name", sorted(DIALECTS))
@@ -316,6 +350,14 @@ def test_any_body_is_understood_or_refused_with_words(name: Any, data: st.DataOb
     value[key] = data.draw(json_values)
     with suppress(InvalidRequest):  # which is all that it may raise
         assert isinstance(DIALECTS[name].parse(json.dumps(body).encode()), Ask)
+
+
+def test_a_number_of_many_digits_is_refused(dialect: Dialect) -> None:
+    body = json.dumps(BODIES[dialect.name] | {"temperature": 1}).replace(
+        '"temperature": 1', '"temperature": ' + "1" * 400
+    )
+    with suppress(InvalidRequest):  # or it is no field of the format, and left over
+        dialect.parse(body.encode())
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"null", b'{"a":' * 300 + b"1" + b"}" * 300])

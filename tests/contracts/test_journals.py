@@ -211,7 +211,11 @@ async def test_an_interrupted_stream_ends_in_its_second_epoch_with_its_parts_clo
     await asyncio.sleep(0)
     assert await journal.interrupt("s", INTERRUPTED) == INTERRUPTED
     assert await journal.interrupt("s", StreamFailed("internal", "y", False, BILL)) == INTERRUPTED
-    end = [(1, PartEnd(0, Text())), (2, PartEnd(1, ToolCall(0, "c", "f", "{"))), (3, INTERRUPTED)]
+    end = [
+        (1, PartEnd(0, Text(), cut=True)),
+        (2, PartEnd(1, ToolCall(0, "c", "f", "{"), cut=True)),
+        (3, INTERRUPTED),
+    ]
     assert (await reading)[7:] == end
     assert await journal.state("s") == StreamState(StreamInfo("s", "key", "m", 1.0), Position(2, 3), True)
     assert await read(journal, Position(1, 7)) == end
@@ -367,8 +371,8 @@ async def test_what_a_producer_says_after_its_stream_was_ended_for_it_is_void(
             while True:
                 await zombie.append("s", words(1))
                 await asyncio.sleep(0)
-    assert (await remote)[-2:] == [(1, PartEnd(0, Text())), (2, INTERRUPTED)]
-    assert (await local)[-2:] == [(1, PartEnd(0, Text())), (2, INTERRUPTED)]
+    assert (await remote)[-2:] == [(1, PartEnd(0, Text(), cut=True)), (2, INTERRUPTED)]
+    assert (await local)[-2:] == [(1, PartEnd(0, Text(), cut=True)), (2, INTERRUPTED)]
     assert len(await remote) == 7
 
 
@@ -622,7 +626,7 @@ async def test_nobody_sees_an_end_that_came_after_others_had_ended_the_stream(tw
         START,
         PartStart(0, Text()),
         *words(3),
-        PartEnd(0, Text()),
+        PartEnd(0, Text(), cut=True),
         INTERRUPTED,
     ]
     assert (await sleeper.state("s")).closed

@@ -47,6 +47,7 @@ class Dialect(Protocol):
     request_id_header: str
     ping: bytes
     preamble: bytes  # what stands before the frames of a response that follows a stream
+    tells_cuts: bool  # whether a whole answer says that it was stopped
     looks_back: bool  # whether ``encode`` may call ``before`` for a stream of one choice
 
     def parse(self, body: bytes) -> Ask:

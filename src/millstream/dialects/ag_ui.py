@@ -9,7 +9,6 @@ All text of an answer is one message, named as the stream is, and the calls of t
 back to a provider as the one answer that it was. What has no event of its own is in ``metadata.millstream``.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ import msgspec
 
 from millstream import prompt as asked
 from millstream import sse
-from millstream.answer import Answer
+from millstream.answer import Answer, arguments_of
 from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts
 from millstream.dialects import fields as read
@@ -73,6 +72,7 @@ class AGUIDialect:
     request_id_header = "X-Request-Id"
     ping = sse.PING
     preamble = b""
+    tells_cuts = True
     looks_back = True
 
     def __init__(self, thread_id: str = "", run_id: str = "", *, tanstack: bool = False) -> None:
@@ -82,7 +82,7 @@ class AGUIDialect:
 
     def parse(self, body: bytes) -> Ask:
         fields = Fields(read_object(body))
-        thread = fields.text("threadId", most=_MAX_ID) or ""
+        thread = fields.identity("threadId", most=_MAX_ID) or ""
         run = fields.text("runId", most=_MAX_ID) or ""
         for about in ("protocolVersion", "parentRunId"):  # what the client is and does, which changes nothing
             fields.text(about, most=_MAX_ID)
@@ -146,7 +146,11 @@ class AGUIDialect:
             for part in answer.of(0)
             if isinstance(part.content, Reasoning) and part.text
         ]
-        whole = [call.call_id for call in calls if _parsed(call.arguments) is not None]
+        whole = [
+            part.content.call_id
+            for part in answer.of(0)
+            if isinstance(part.content, ToolCall) and _parsed(part.content.arguments, part.cut) is not None
+        ]
         finished = self._finished(info, end, answer.start, whole)
         del finished["type"]
         return sse.one_line(_json({**finished, "messages": [*thoughts, message]}))
@@ -203,7 +207,7 @@ class AGUIDialect:
                 if call.extra_content:
                     yield _encrypted("tool-call", call.call_id, call.extra_content)
                 yield {"type": "TOOL_CALL_END", "toolCallId": call.call_id}
-                if self._tanstack and (arguments := _parsed(call.arguments)) is not None:
+                if self._tanstack and (arguments := _parsed(call.arguments, event.cut)) is not None:
                     # Without it TanStack AI does not run a tool that the page has.
                     ready = {"toolCallId": call.call_id, "toolName": call.name, "input": arguments}
                     yield {"type": "CUSTOM", "name": "tool-input-available", "value": ready}
@@ -290,12 +294,16 @@ def _start(batch: Batch) -> AnswerStart | None:
 
 def _pending(batch: Batch, before: Before) -> list[str]:
     """The ids of the calls that the page or its server has to answer, in their order; none that was cut."""
-    calls = {part.number: part.content for part in before().of(0) if part.ended}
-    calls |= {end.part: end.content for end in batch.events if isinstance(end, PartEnd) and end.choice == 0}
+    calls = {part.number: (part.content, part.cut) for part in before().of(0) if part.ended}
+    calls |= {
+        end.part: (end.content, end.cut)
+        for end in batch.events
+        if isinstance(end, PartEnd) and end.choice == 0
+    }
     return [
         call.call_id
-        for _, call in sorted(calls.items())
-        if isinstance(call, ToolCall) and _parsed(call.arguments) is not None
+        for _, (call, cut) in sorted(calls.items())
+        if isinstance(call, ToolCall) and _parsed(call.arguments, cut) is not None
     ]
 
 
@@ -320,10 +328,10 @@ def _about(bill: Bill) -> dict[str, Any]:
     return {"source": bill.usage.source, **cost}
 
 
-def _parsed(arguments: str) -> object:
+def _parsed(arguments: str, cut: bool = False) -> object:
     """None where a cut answer has left no JSON."""
     try:
-        return json.loads(arguments) if arguments.strip() else {}
+        return arguments_of(arguments, cut=cut)
     except ValueError:
         return None
 
@@ -411,7 +419,7 @@ def _ours(kept: str) -> dict[str, Any] | None:
     if not kept.startswith("{"):
         return None
     try:
-        value = json.loads(kept)
+        value = arguments_of(kept)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -7,7 +7,6 @@ all three versions know is sent. A stream that just ends counts as success, so e
 or ``error``.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ import msgspec
 
 from millstream import prompt as asked
 from millstream import sse
-from millstream.answer import Answer
+from millstream.answer import Answer, Part, arguments_of
 from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts
 from millstream.dialects import fields as read
@@ -67,6 +66,7 @@ class AISDKDialect:
     request_id_header = "X-Request-Id"
     ping = sse.PING
     preamble = b""
+    tells_cuts = True
     looks_back = True
 
     def parse(self, body: bytes) -> Ask:
@@ -94,7 +94,7 @@ class AISDKDialect:
             user=read.user(fields),
             metadata=read.metadata(fields),
         )
-        thread = fields.text("id", most=128)
+        thread = fields.identity("id")
         return Ask(prompt, read.on_disconnect(fields), False, fields.left_over(), self, thread)
 
     def encode(self, info: StreamInfo, batch: Batch, before: Before) -> bytes:
@@ -118,7 +118,7 @@ class AISDKDialect:
             "id": info.stream_id,
             "role": "assistant",
             "metadata": _metadata(end.bill),
-            "parts": [_whole_part(part.number, part.content, part.text) for part in answer.of(0)],
+            "parts": [_whole_part(part) for part in answer.of(0)],
         }
         return sse.one_line(_json(shown))
 
@@ -159,7 +159,7 @@ def _chunks(event: Event, batch: Batch, before: Before) -> Iterator[dict[str, An
                     "inputTextDelta": event.arguments,
                 }
         case PartEnd(content=ToolCall() as call):
-            yield _tool_input(call)
+            yield _tool_input(call, event.cut)
         case PartEnd(content=Reasoning() as thought) if thought.signature:
             signed = _by_provider({"signature": thought.signature}, batch, before)
             yield {"type": "reasoning-end", "id": str(event.part), "providerMetadata": signed}
@@ -203,19 +203,14 @@ def _by_provider(said: dict[str, Any], batch: Batch, before: Before) -> dict[str
     return {start.api if start is not None else "millstream": said}
 
 
-def _tool_input(call: ToolCall) -> dict[str, Any]:
-    """The call whole; what a cut answer leaves of it is an error there."""
+def _tool_input(call: ToolCall, cut: bool) -> dict[str, Any]:
+    """The call whole; what a cut answer leaves of it is an error there: a page runs whatever is available."""
     shown: dict[str, Any] = {"toolCallId": call.call_id, "toolName": call.name}
     try:
-        return {"type": "tool-input-available", **shown, "input": _parsed(call.arguments)}
+        return {"type": "tool-input-available", **shown, "input": arguments_of(call.arguments, cut=cut)}
     except ValueError:
         said = "the arguments of the call are not whole"
         return {"type": "tool-input-error", **shown, "input": call.arguments, "errorText": said}
-
-
-def _parsed(arguments: str) -> object:
-    """Raises ``ValueError``."""
-    return json.loads(arguments) if arguments.strip() else {}
 
 
 def _source(number: int, source: Source) -> dict[str, Any]:
@@ -238,14 +233,15 @@ def _metadata(bill: Bill) -> dict[str, Any]:
     }
 
 
-def _whole_part(number: int, content: Content, text: str) -> dict[str, Any]:
+def _whole_part(part: Part) -> dict[str, Any]:
+    content, text = part.content, part.text
     match content:
         case Text() | Refusal():
             return {"type": "text", "text": text, "state": "done"}
         case Reasoning():
             return {"type": "reasoning", "text": text, "state": "done"}
         case ToolCall():
-            said = _tool_input(content)
+            said = _tool_input(content, part.cut)
             shown = {
                 "type": f"tool-{content.name}",
                 "toolCallId": content.call_id,
@@ -257,7 +253,7 @@ def _whole_part(number: int, content: Content, text: str) -> dict[str, Any]:
         case File():
             return {"type": "file", "mediaType": content.media_type, "url": content.url}
         case Source():
-            return _source(number, content)
+            return _source(part.number, content)
 
 
 # -- bodies ----------------------------------------------------------------------------------------
@@ -292,6 +288,8 @@ def _messages(fields: Fields) -> Iterator[Message]:
                 results.append(result)
         elif (part := _part(shown)) is not None:
             step.append(part)
+    if not step and (content := fields.text("content")):
+        step.append(asked.Text(content))
     yield from _step(step, results)
 
 

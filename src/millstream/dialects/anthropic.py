@@ -8,7 +8,6 @@ Files and sources that a model gives beside its words have no block there, and a
 """
 
 import base64
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import msgspec
 
 from millstream import prompt as asked
 from millstream import sse
-from millstream.answer import Answer, Part
+from millstream.answer import Answer, Part, arguments_of
 from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts
 from millstream.dialects import fields as read
@@ -102,6 +101,7 @@ class AnthropicDialect:
     request_id_header = "request-id"
     ping = b'event: ping\ndata: {"type":"ping"}\n\n'
     preamble = b""
+    tells_cuts = False
     looks_back = True
 
     def parse(self, body: bytes) -> Ask:
@@ -130,6 +130,9 @@ class AnthropicDialect:
                     frames.append(_TEXT % (blocks[event.part], _json(event.text)))
                 continue
             if getattr(event, "part", None) in others or getattr(event, "choice", 0) != 0:
+                continue
+            if isinstance(event, StreamEnd) and event.because:
+                frames.append(_failure(Draining("the server is shutting down; the answer is not whole")))
                 continue
             if isinstance(event, AnswerStart):
                 start = event
@@ -280,7 +283,7 @@ def _whole_block(part: Part) -> dict[str, Any]:
 def _input(arguments: str) -> dict[str, Any]:
     """The arguments of a call as an object, which they have to be there; empty where they are none."""
     try:
-        value = json.loads(arguments)
+        value = arguments_of(arguments)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
@@ -351,6 +354,8 @@ def _prompt(fields: Fields) -> Prompt:
     for name in ("user_profile_id", "workspace_id"):
         fields.refuse(name, because="the provider's account is the server's")
     thinking = fields.inner("thinking") or Fields({})
+    if "thinking" in fields and thinking.one_of("type", "enabled", "disabled", "adaptive") is None:
+        raise thinking.fault("type", "is missing")
     budget = thinking.count("budget_tokens", 1, read.MAX_TOKENS)
     choice, parallel = _tool_choice(fields)
     effort, output = _output(fields)

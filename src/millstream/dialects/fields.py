@@ -4,7 +4,6 @@ Nothing is assumed of a body but that it is JSON. What is there and wrong is ref
 nobody asks for is left over, to be ignored and named.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,6 +48,13 @@ class Fields:
             raise self.fault(name, f"has at most {most} characters")
         return value
 
+    def identity(self, name: str, *, most: int = 128) -> str | None:
+        """A text that names something, for the ledger and for URLs."""
+        value = self.text(name, most=most)
+        if value and not value.isprintable():
+            raise self.fault(name, "has to be printable")
+        return value or None
+
     def needed(self, name: str, *, most: int | None = None) -> str:
         """A text that has to be there."""
         value = self.text(name, most=most)
@@ -67,7 +73,7 @@ class Fields:
         if value is None:
             return None
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not least <= value <= most:
+        if not is_number or not least <= value <= most:  # which is false of NaN
             raise self.fault(name, f"has to be a number from {least:g} to {most:g}")
         return float(value)
 

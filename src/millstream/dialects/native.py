@@ -90,6 +90,7 @@ class NativeDialect:
     ping = sse.PING
     # Without a blank line it belongs to the next frame; alone it would be an empty event to some decoders.
     preamble = b"retry: %d\n" % _RETRY_MILLISECONDS
+    tells_cuts = True
     looks_back = False
 
     def parse(self, body: bytes) -> Ask:

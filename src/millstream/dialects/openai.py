@@ -77,6 +77,7 @@ class OpenAIDialect:
     request_id_header = "x-request-id"
     ping = sse.PING
     preamble = b""
+    tells_cuts = False
     looks_back = True
 
     def __init__(self, *, include_usage: bool = False) -> None:
@@ -136,6 +137,8 @@ class OpenAIDialect:
                 begun.add(event.choice)
                 frames.append(_chunk(head, event.choice, _ROLE, foot))
             match event:
+                case StreamEnd() if event.because:
+                    frames.append(_failure(Draining(_STOPPED)))
                 case StreamEnd():
                     if 0 not in begun:
                         frames.append(_chunk(head, 0, _ROLE, foot))
@@ -190,6 +193,7 @@ class OpenAIDialect:
 
 OPENAI = OpenAIDialect()
 
+_STOPPED = "the server is shutting down; the answer is not whole"
 _ROLE = b'{"role":"assistant","content":""}'
 
 

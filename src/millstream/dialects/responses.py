@@ -110,6 +110,7 @@ class ResponsesDialect:
     request_id_header = "x-request-id"
     ping = sse.PING
     preamble = b""
+    tells_cuts = True
     looks_back = True
 
     def __init__(self, *, after: int = -1) -> None:
@@ -369,7 +370,7 @@ class _Encoder:
                 piece = self._pieces[event.part]
                 piece.content = event.content
                 if isinstance(event.content, ToolCall):
-                    self._end_call(piece)
+                    self._end_call(piece, event.cut)
             case StreamEnd() | StreamFailed():
                 self._end_run(cut=_is_cut(event))
                 status = _status(event)
@@ -422,7 +423,7 @@ class _Encoder:
         piece = self._place(part.number, part.content, part)
         self.number += len(part.pieces)
         if part.ended and isinstance(part.content, ToolCall):
-            self._end_call(piece)
+            self._end_call(piece, part.cut)
 
     def _whole(self, number: int, content: Content, earlier: Part | None) -> None:
         if isinstance(content, Source):
@@ -507,7 +508,8 @@ class _Encoder:
             )
         self._of(item, "response.content_part.done", lambda: self._part(piece, piece.shown()))
 
-    def _end_call(self, piece: _Piece) -> None:
+    def _end_call(self, piece: _Piece, cut: bool) -> None:
+        piece.item.cut = cut
         arguments = lambda: {"arguments": piece.text}  # noqa: E731
         self._of(piece.item, "response.function_call_arguments.done", arguments)
         self._end(piece.item)

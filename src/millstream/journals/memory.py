@@ -96,7 +96,10 @@ class MemoryJournal:
         if info.stream_id in self._streams:
             raise StreamClosed(f"the stream '{info.stream_id}' exists")
         self.expire()
-        self._streams[info.stream_id] = _Stream(info)
+        stream = self._streams[info.stream_id] = _Stream(info)
+        if info.echo:
+            stream.bytes = _encoded_bytes(info.echo)
+            self._bytes += stream.bytes
 
     async def state(self, stream_id: str) -> StreamState:
         stream = self._stream(stream_id)

@@ -26,6 +26,7 @@ from millstream.prompt import Prompt
 from millstream.usage import Usage
 
 MAX_TOOL_CALLS = 1000  # of one answer: an index is less than that
+MAX_PARTS = 2000  # of one answer: some dialects look at each of them again for every batch
 MAX_CHOICES = 8  # answers to one prompt
 
 

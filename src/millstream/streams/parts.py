@@ -31,6 +31,7 @@ from millstream.events import (
 from millstream.ledger.rows import Reported
 from millstream.providers import (
     MAX_CHOICES,
+    MAX_PARTS,
     MAX_TOOL_CALLS,
     Finish,
     InChoice,
@@ -50,12 +51,13 @@ _MAX_RAW = 4096  # of its usage object
 class _Choice:
     """One of the answers: its open part of prose, and its open tool calls by index."""
 
-    __slots__ = ("calls", "prose", "prose_kind")
+    __slots__ = ("calls", "ended", "prose", "prose_kind")
 
     def __init__(self) -> None:
         self.prose: Part | None = None
         self.prose_kind: Prose | None = None
         self.calls: dict[int, Part] = {}
+        self.ended = False
 
 
 class Assembler:
@@ -124,14 +126,18 @@ class Assembler:
             raw = ""
         return Reported(word or None, raw if 0 < len(raw) <= _MAX_RAW else None, self.report.cost)
 
-    def close(self) -> list[Event]:
-        """The ends of all parts that are open, as the last events before the terminal one."""
+    def close(self, *, cut: bool = False) -> list[Event]:
+        """The ends of all parts that are open, as the last events before the terminal one. ``cut`` is whether
+        the answer broke off.
+        """
         ends: list[Event] = []
         self._begin(ends)
-        for choice in self._choices.values():
-            _end_prose(choice, ends)
-            ends += [call.end() for call in choice.calls.values()]
+        for number, choice in self._choices.items():
+            _end_prose(choice, ends, cut=cut)
+            ends += [call.end(cut=cut) for call in choice.calls.values()]
             choice.calls = {}
+            if number and not choice.ended:
+                ends.append(ChoiceEnd(number, "cancelled" if cut else "stop"))
         return ends
 
     def _prose(
@@ -164,8 +170,13 @@ class Assembler:
             events.append(self._start_of_answer)
             self._start_of_answer = None
 
+    def _check_room(self) -> None:
+        if self._parts >= MAX_PARTS:
+            raise UpstreamError(f"the provider sent an answer of over {MAX_PARTS} parts")
+
     def _start(self, content: Content, choice: int, events: list[Event]) -> Part:
         self._begin(events)
+        self._check_room()
         part = Part(self._parts, content, choice)
         self._parts += 1
         events.append(PartStart(part.number, content, choice))
@@ -173,6 +184,7 @@ class Assembler:
 
     def _whole(self, choice: _Choice, number: int, content: Content, events: list[Event]) -> None:
         self._begin(events)
+        self._check_room()
         _end_prose(choice, events)
         events.append(WholePart(self._parts, content, number))
         self._parts += 1
@@ -202,6 +214,7 @@ class Assembler:
             _end_prose(choice, events)
             events += [call.end() for call in choice.calls.values()]
             choice.calls = {}
+            choice.ended = True
             events.append(ChoiceEnd(number, item.reason))
         else:
             self._whole(choice, number, item, events)
@@ -236,7 +249,7 @@ def _whole_content(begun: Content, ended: Content | None) -> Content:
             return begun
 
 
-def _end_prose(choice: _Choice, events: list[Event]) -> None:
+def _end_prose(choice: _Choice, events: list[Event], *, cut: bool = False) -> None:
     if choice.prose is not None:
-        events.append(choice.prose.end())
+        events.append(choice.prose.end(cut=cut))
         choice.prose = choice.prose_kind = None

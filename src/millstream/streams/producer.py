@@ -36,6 +36,7 @@ from msgspec import Struct
 from millstream import traces
 from millstream.dialects import Ask
 from millstream.errors import (
+    Draining,
     IdempotencyConflict,
     Internal,
     Interrupted,
@@ -49,7 +50,7 @@ from millstream.errors import (
     UpstreamTimeout,
     fault,
 )
-from millstream.events import FinishReason, StreamEnd, StreamFailed, StreamInfo, Terminal
+from millstream.events import FinishReason, StreamEnd, StreamFailed, StreamInfo, Terminal, is_cut
 from millstream.journals import Journal
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Opening, Settlement, Status
@@ -113,6 +114,7 @@ class Producer:
         self._scope = CancelScope()
         self._clock: asyncio.Timeout | None = None  # while the scope is entered
         self._stop: _Stop | None = None
+        self._is_drained = False
         self._settlement: Settlement | None = None  # from ENDING on
         self._first_event_at: float | None = None
         # Done when the row is opened; fails where it cannot be, or where the idempotency key is another's.
@@ -132,6 +134,11 @@ class Producer:
             self._clock.reschedule(None)
         self._stop = _Stop(because)
         self._scope.cancel()
+
+    def drain(self) -> None:
+        """As ``cancel``, because its worker ends."""
+        self._is_drained = True
+        self.cancel()
 
     async def run(self) -> None:
         """Produces the stream to its end and settles it. Raises nothing but cancellation, which only
@@ -219,10 +226,14 @@ class Producer:
             if _is_cancelled():
                 raise
             if self._stop is None and clock.expired():
+                for batch in self._routed.pending:
+                    self._assembler.feed(batch)
                 await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"))
             elif self._stop is None:
                 await self._fail(fault(log, self.info.stream_id, error))
         if self._stop is not None:
+            for batch in self._routed.pending:  # the usage of an answer that has said nothing else
+                self._assembler.feed(batch)
             if self._stop.because is None:
                 await self._end("cancelled", "cancelled")
             else:
@@ -259,7 +270,8 @@ class Producer:
         bill = self._decide(status, await self._tally.usage(accepted=self._was_called), reason=reason)
         finish = self._assembler.finish
         if finish is None:
-            await self._append_end(StreamEnd(reason, bill))
+            because = Draining.code if self._is_drained and reason == "cancelled" else ""
+            await self._append_end(StreamEnd(reason, bill, because=because))
             return
         reported = self._assembler.reported  # which can be written, whatever the provider is
         raw = None if reported.usage is None else msgspec.json.decode(reported.usage)
@@ -279,7 +291,9 @@ class Producer:
         same, with our numbers.
         """
         try:
-            await self._journal.append(self.info.stream_id, [*self._assembler.close(), terminal])
+            await self._journal.append(
+                self.info.stream_id, [*self._assembler.close(cut=is_cut(terminal)), terminal]
+            )
         except StreamClosed:
             assert self._settlement is not None
             self._settlement = msgspec.structs.replace(

@@ -41,6 +41,9 @@ _SETTLE_SECONDS = 4.0  # what settling everything may take at the end, where the
 _FULL_SECONDS = 0.5  # how long one refusal by the ledger stands for others of the same owner
 _MAX_FULL = 10_000
 SETTLING_SECONDS = 1.0  # what is waited for the receipt of a stream that ends to be the last one
+_NOT_FOR_TOKENS = frozenset(
+    ("inference_geo", "metadata", "safety_identifier", "service_tier", "speed", "thinking", "user")
+)
 _LOOK_SECONDS = 0.05  # between two looks, where another worker settles it
 
 
@@ -319,7 +322,7 @@ class Streams:
         if self._tasks and seconds > 0:
             await asyncio.wait(self._tasks.values(), timeout=seconds)
         for producer in list(self._running.values()):
-            producer.cancel()
+            producer.drain()
         self._settle_by = self._settle_by or loop.time() + _SETTLE_SECONDS
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=max(0, self._settle_by - loop.time()))
@@ -380,11 +383,19 @@ def _within_limits(principal: Principal, ask: Ask, default_model: str | None) ->
     if token.max_tokens is not None:
         if prompt.choices > 1:  # of which each may have that many
             raise Forbidden("this token is for one answer at a time")
-        given["max_tokens"] = min(prompt.max_tokens or token.max_tokens, token.max_tokens)
+        most = token.max_tokens
+        given["max_tokens"] = most if prompt.max_tokens is None else min(prompt.max_tokens, most)
+        if prompt.reasoning_tokens is not None:
+            given["reasoning_tokens"] = min(prompt.reasoning_tokens, most)
     if token.user is not None:
         given["user"] = token.user
+    # A page chooses neither the price of an answer nor for whom it is; nor how long a model thinks.
+    given["extra"] = {
+        api: {name: value for name, value in known.items() if name not in _NOT_FOR_TOKENS}
+        for api, known in prompt.extra.items()
+    }
     return replace(ask, prompt=replace(prompt, **given))
 
 
 def _digest(ask: Ask) -> bytes:
-    return hashlib.sha256(msgspec.json.encode((ask.prompt, ask.on_disconnect))).digest()
+    return hashlib.sha256(msgspec.json.encode((ask.prompt, ask.on_disconnect, ask.thread_id))).digest()

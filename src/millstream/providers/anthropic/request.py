@@ -6,11 +6,11 @@ the answer: ``seed``, penalties, a temperature over 1.
 
 import base64
 import binascii
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from millstream import prompt as asked
+from millstream.answer import arguments_of
 from millstream.errors import RequestRefused
 from millstream.prompt import Effort, Message, Prompt
 from millstream.providers.anthropic.models import Traits
@@ -59,7 +59,7 @@ def body(name: str, prompt: Prompt, traits: Traits) -> dict[str, Any]:
         config["format"] = _format(name, prompt.output)
     if config:
         sent["output_config"] = config
-    if traits.samples and (thinking is None or thinking["type"] == "disabled"):
+    if traits.samples and (thinking is None or thinking.get("type") == "disabled"):
         sent |= _sampling(prompt)
     own = dict(prompt.extra_of(API))
     if isinstance(given := own.get("output_config"), dict):
@@ -170,8 +170,8 @@ def _document(name: str, file: asked.File) -> dict[str, Any]:
 
 def _input(name: str, call: asked.ToolCall) -> dict[str, Any]:
     try:
-        value = json.loads(call.arguments) if call.arguments.strip() else {}
-    except (ValueError, RecursionError):
+        value = arguments_of(call.arguments)
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise RequestRefused(f"provider '{name}' takes tool calls whose arguments are a JSON object")

@@ -68,4 +68,6 @@ async def stop(request: Request, chat_id: ChatId, caller: Caller) -> dict[str, A
 async def _running(request: Request, caller: Principal, chat_id: str) -> str | None:
     """The newest stream of a chat, which may have been started in another format and be named itself."""
     streams = get_runtime(request).streams
+    if not chat_id.isprintable():  # which no chat of ours can be called
+        return None
     return await streams.latest(caller, chat_id) or (chat_id if chat_id.startswith("str_") else None)

@@ -38,6 +38,7 @@ async def count_tokens(request: Request, caller: Caller) -> dict[str, int]:
     """How many tokens a body of Messages has, as our tokenizer counts its words and tools: an estimate, since
     each model has a tokenizer of its own. Images and documents count nothing. No model is asked."""
     runtime = get_runtime(request)
+    runtime.streams.admit()
     prompt = await read_body(request, ANTHROPIC.parse_prompt, runtime.settings.max_body_bytes)
     model = await runtime.llm_service.resolve(prompt.model)
     tokenizer = await tokens.load(model.deployments[0].encoding)

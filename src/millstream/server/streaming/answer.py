@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from millstream.answer import Answer
 from millstream.dialects import Dialect
 from millstream.errors import Draining, MillstreamError
-from millstream.events import StreamFailed, StreamInfo
+from millstream.events import StreamEnd, StreamFailed, StreamInfo
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
 from millstream.server.errors import error_response, fault_of, request_id
@@ -66,6 +66,12 @@ class AnswerResponse(Response):
                     answer.add(batch.events)
         if isinstance(answer.terminal, StreamFailed):
             raise answer.terminal.error
+        if (
+            isinstance(answer.terminal, StreamEnd)
+            and answer.terminal.because
+            and not self._dialect.tells_cuts
+        ):
+            raise Draining("the server is shutting down; try again")
         return _response(self._request, info, answer, self._dialect, self._more_headers)
 
     def _error_response(self, error: MillstreamError) -> Response:
