@@ -107,7 +107,8 @@ async def test_a_closed_tab_stops_the_provider_at_once_or_after_the_grace(
 ) -> None:
     async with browsing(tmp_path, redis_url) as (it, tab):
         here, _ = it.servers
-        made = await start(it, here, on_disconnect={"grace_seconds": 1})
+        # Without the page's call the stream would go on for longer than is waited for here.
+        made = await start(it, here, on_disconnect={"grace_seconds": 60 if says else 1})
         await tab.page.evaluate(PAGE, made["events_url"])
         if says:
             listen = "(url) => addEventListener('pagehide', () => navigator.sendBeacon(url))"
@@ -119,8 +120,7 @@ async def test_a_closed_tab_stops_the_provider_at_once_or_after_the_grace(
         async with asyncio.timeout(10):
             await request.gone.wait()
         assert request.closed_at is not None
-        delay = request.closed_at - closed_at
-        assert delay < 1 if says else 0.9 < delay < 4
+        assert says or request.closed_at - closed_at > 0.9
         (row,) = (await it.rows()).values()
         assert row["status"] == "cancelled"
 
