@@ -77,6 +77,12 @@ def test_tools_and_context_are_passed_on() -> None:
     assert ask.prompt.messages[0] == Message("system", (Text("page: cart\nuser: Ann"),))
 
 
+@pytest.mark.parametrize("message", [{"role": "activity"}, {"role": "assistant", "content": ""}])
+def test_messages_of_which_a_model_can_be_told_nothing_are_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="messages: has nothing"):
+        conversation(message)
+
+
 def test_context_joins_the_system_message_where_there_is_one() -> None:
     messages = [{"id": "0", "role": "system", "content": "Be kind."}, USER]
     said = parsed(messages=messages, context=[{"description": "page", "value": "cart"}]).prompt.messages

@@ -39,10 +39,10 @@ class Asker:
     def __call__(self, model: str, op: str = "ask", **more: Any) -> dict[str, Any]:
         return self._ask(op, model, **{"key": self._key, **more})
 
-    def needs(self, what: str) -> None:
-        """Skips the test where the client cannot."""
-        if why := self.client.cannot.get(what):
-            pytest.skip(f"{self.client.name}: {why}")
+
+def _needs(metafunc: pytest.Metafunc) -> set[str]:
+    """What a client has to be able to do for the test: there is none for the others (``clients.py`` says why)."""
+    return {what for mark in metafunc.definition.iter_markers("needs") for what in mark.args}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -50,6 +50,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         clients = [
             pytest.param(client, id=client.name, marks=() if client.in_slice else pytest.mark.conformance)
             for client in CLIENTS
+            if not _needs(metafunc) & client.cannot.keys()
         ]
         metafunc.parametrize("asker", clients, indirect=True, scope="session")
 

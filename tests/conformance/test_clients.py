@@ -27,8 +27,8 @@ def test_a_text_comes_in_pieces_with_its_end_and_its_usage(asker: Asker) -> None
         assert said["finish"] == "stop"
 
 
+@pytest.mark.needs("reasoning")
 def test_what_a_model_thinks_is_told_apart(asker: Asker) -> None:
-    asker.needs("reasoning")
     said = whole(asker("thought"))
     assert (said["reasoning"], said["text"]) == ("hm", "Yes.")
 
@@ -73,8 +73,8 @@ def test_an_image_reaches_the_model(asker: Asker, gateway: Gateway) -> None:
     assert url.startswith("data:image/png;base64,iVBOR")
 
 
+@pytest.mark.needs("abort")
 def test_who_goes_stops_the_model(asker: Asker, gateway: Gateway) -> None:
-    asker.needs("abort")
     said = asker("endless", stop_after=2)
     assert said["text"].startswith("word word ")
     request = gateway.upstream.asked("endless")[-1]

@@ -93,7 +93,7 @@ async def test_before_it_serves_it_ends_at_once(tmp_path: Path) -> None:
 
     async def silent(_request: Request) -> None:
         asked.set()
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     async with oracle(silent) as provider:
         process = await asyncio.create_subprocess_exec(

@@ -372,8 +372,10 @@ def _conversation(fields: Fields) -> Iterator[Message]:
                 _result(message, names) if role == "tool" else Message(role, tuple(_content(message)))
             )
     _add_thoughts(said, thoughts)
+    if not said:
+        raise fields.fault("messages", "has nothing that a model can be told")
     if context := _context(fields):
-        first = said[0] if said and said[0].role in ("system", "developer") else None
+        first = said[0] if said[0].role in ("system", "developer") else None
         if first is None:
             yield Message("system", (asked.Text(context),))
         else:  # some models know one system's message, which is the first
