@@ -1,7 +1,6 @@
 """Java's own HttpClient, which offers HTTP/2 with each request that it sends over plain HTTP."""
 
 import asyncio
-import shutil
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,6 @@ public class Ask {
 
 
 @pytest.mark.faults
-@pytest.mark.skipif(shutil.which("javac") is None, reason="no JDK is installed")
 async def test_java_is_answered(serve: Serve, tmp_path: Path) -> None:
     """spec/faults.md: C30."""
     source = tmp_path / "Ask.java"
