@@ -189,3 +189,10 @@ def test_the_usual_variables_make_a_provider(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
     provider = Settings.load().providers["anthropic"]
     assert (provider.base_url, provider.price_id) == ("http://127.0.0.1:9", None)
+
+
+@pytest.mark.parametrize("thinking", [{}, {"budget_tokens": 2000}, {"type": "sometimes"}])
+def test_thinking_says_of_what_type_it_is(thinking: dict[str, Any]) -> None:
+    body = {"max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}], "thinking": thinking}
+    with pytest.raises(InvalidRequest, match=r"thinking\.type"):
+        ANTHROPIC.parse(json.dumps(body).encode())

@@ -12,7 +12,7 @@ import pytest
 from application import Run, Running
 from asgi import Exchange, get, post
 from millstream.events import StreamInfo, TextDelta
-from millstream.prompt import Prompt
+from millstream.prompt import Extra, Prompt
 from millstream.providers import Finish, Produced, Provider
 from millstream.providers.scripted import ScriptedProvider
 from millstream.server.access_log import HideTickets
@@ -618,10 +618,12 @@ async def test_a_token_starts_follows_and_stops_its_own_streams(run: Run) -> Non
 
 async def test_a_token_has_limits(run: Run) -> None:
     asked: list[tuple[int | None, str | None]] = []
+    extras: list[Extra] = []
 
     class Asked(ScriptedProvider):
         def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
             asked.append((prompt.max_tokens, prompt.user))
+            extras.append(prompt.extra)
             return super().stream(prompt, model)
 
     provider = {"scripted": Asked({"m": [TextDelta("x"), asyncio.Event().wait], "n": [END]})}
@@ -646,6 +648,10 @@ async def test_a_token_has_limits(run: Run) -> None:
             assert (call.status, call.json["error"]["code"]) == (403, "forbidden")
         for made in (one, two):
             await cancel(app, made["stream_id"])
+        chosen = {"safety_identifier": "eve", "service_tier": "priority", "verbosity": "low"}
+        async with post(app.app, "/v1/chat/completions", BODY | chosen | {"stream": True}, some) as call:
+            await call.until(lambda _: len(extras) == 3)
+        assert extras[-1] == {"openai": {"verbosity": "low"}}  # neither for whom nor at what price
 
 
 async def test_an_owner_has_so_many_readers_and_others_have_theirs(run: Run, journal_url: str) -> None:

@@ -1,0 +1,60 @@
+"""What the bodies of a page on the Vercel AI SDK ask for. The rules of every dialect are in contracts."""
+
+import json
+from typing import Any
+
+import pytest
+
+from millstream.dialects.ai_sdk import AI_SDK
+from millstream.errors import InvalidRequest
+from millstream.prompt import Message, Prompt, Text, ToolCall, ToolResult
+
+QUESTION = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}
+
+
+def parsed(*messages: dict[str, Any], **more: Any) -> Prompt:
+    return AI_SDK.parse(json.dumps({"id": "c", "messages": [QUESTION, *messages], **more}).encode()).prompt
+
+
+def answer(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"id": "2", "role": "assistant", "parts": list(parts)}
+
+
+def test_a_message_without_parts_is_its_content() -> None:
+    said = parsed({"id": "2", "role": "assistant", "content": "Hello Bob"}).messages[1]
+    assert said == Message("assistant", (Text("Hello Bob"),))
+
+
+def test_each_step_is_an_answer_with_the_results_of_its_tools() -> None:
+    look = {"type": "tool-look", "toolCallId": "c1", "state": "output-available", "input": {}, "output": [1]}
+    prompt = parsed(
+        answer(
+            {"type": "step-start"},
+            look,
+            {"type": "step-start"},
+            {"type": "text", "text": "One."},
+            {"type": "data-weather", "data": {}},
+        )
+    )
+    assert prompt.messages[1:] == (
+        Message("assistant", (ToolCall("c1", "look", "{}"),)),
+        Message("tool", (ToolResult("c1", (Text("[1]"),), name="look"),)),
+        Message("assistant", (Text("One."),)),
+    )
+
+
+def test_a_call_that_nobody_has_answered_cannot_go_back() -> None:
+    call = {"type": "tool-look", "toolCallId": "c1", "state": "input-available", "input": {}}
+    assert len(parsed(answer(call)).messages) == 1
+
+
+def test_tools_of_the_page_come_by_name() -> None:
+    schema = {"type": "object", "properties": {}}
+    (tool,) = parsed(tools={"look": {"description": "Looks", "parameters": schema}}).tools
+    assert (tool.name, tool.description, tool.parameters) == ("look", "Looks", schema)
+
+
+@pytest.mark.parametrize("identity", ["a\0b", "a\nb", "x" * 129])
+def test_a_chat_has_a_name_that_every_ledger_takes(identity: str) -> None:
+    with pytest.raises(InvalidRequest, match="id: "):
+        AI_SDK.parse(json.dumps({"id": identity, "messages": [QUESTION]}).encode())
