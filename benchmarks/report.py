@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = ["millstream", "fastapi", "uvicorn", "uvloop", "aiohttp", "msgspec", "sqlalchemy", "openai"]
+PACKAGES = ["millstream", "fastapi", "uvicorn", "uvloop", "httptools", "msgspec", "sqlalchemy", "openai"]
 
 
 def main() -> None:

@@ -425,7 +425,7 @@ async def test_models_are_listed_page_by_page_and_say_what_they_take() -> None:
             "has_more": True,
             "last_id": "a/1",
         },
-        "/v1/models?limit=1000&after_id=a/1": {"data": [{"id": "b"}, {"x": 1}], "has_more": False},
+        "/v1/models?limit=1000&after_id=a%2F1": {"data": [{"id": "b"}, {"x": 1}], "has_more": False},
     }
     bodies: list[Any] = []
 

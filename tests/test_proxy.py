@@ -1,10 +1,13 @@
 """Requests to providers go through a proxy where the operator says so, and only there."""
 
 import logging
+import re
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
+from millstream.errors import ConfigurationError, UpstreamError
 from millstream.prompt import Message, Prompt, Text
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.upstream import Upstream
@@ -67,3 +70,27 @@ def test_one_that_is_not_used_is_said(
         llm_service(settings, {})
     assert ("HTTPS_PROXY is set" in caplog.text) == (setting is None)
     assert "canary" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ({"ca_file": "/nowhere.pem"}, "the ca_file /nowhere.pem: No such file"),
+        ({"ca_file": __file__}, "it has no certificate that can be read"),
+        ({"proxy": "http://-:1"}, "the URL's host is no name"),
+        ({"headers": {"X-Team": "a\nb"}}, "the header 'X-Team' has a character that none may have"),
+    ],
+)
+def test_what_no_request_could_go_out_with_is_said_at_the_start(section: dict[str, Any], why: str) -> None:
+    provider = ProviderSettings(base_url="http://127.0.0.1/v1", **section)
+    with pytest.raises(ConfigurationError, match=re.escape(why)):
+        llm_service(Settings.load(providers={"p": provider}), {})
+
+
+async def test_what_is_no_http_is_called_that() -> None:
+    async def ssh(request: Request) -> None:
+        await request.raw(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+    async with oracle(ssh) as server:
+        with pytest.raises(UpstreamError, match="sent what is no HTTP answer"):
+            await asked(server.base_url, None)

@@ -185,7 +185,7 @@ ROOMS = (
     ("settings, and everything that runs", ("runtime", "settings")),
     ("streams", ("streams",)),
     ("models and their metering", ("catalog", "listings", "routing", "meter", "traces")),
-    ("providers", ("providers",)),
+    ("providers", ("providers", "http")),
     ("wire formats", ("dialects", "messages", "bodies")),
     ("journals", ("journals",)),
     ("the ledger", ("ledger", "prices", "tokens")),

@@ -6,26 +6,26 @@ async with AsyncClient("http://localhost:8000", key) as client:
 """
 
 import asyncio
-import io
 import json
 import random
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import Any
 
-import aiohttp
 import msgspec
 from msgspec import Struct
 
 from millstream.errors import Interrupted, MillstreamError, ReportedError
 from millstream.events import Position
+from millstream.http import Client, Connection, InvalidURL, headers_of
 from millstream.sse import Decoder, SSELimitExceeded
 
 _BACKOFF_SECONDS = (0.4, 10.0)
 # The server says something at least every 15 s. After twice that, and some, nobody is there.
 _SILENCE_SECONDS = 35.0
 _CONNECT_SECONDS = 10.0
+_MAX_ANSWER_BYTES = 16 << 20
 _MAX_EVENT_BYTES = 16 << 20  # an image that a model made is one event
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GRACE = {"grace_seconds": 15}
@@ -87,12 +87,11 @@ class AsyncClient:
         self._attempts = attempts
 
     async def __aenter__(self) -> "AsyncClient":
-        clocks = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
-        self._session = aiohttp.ClientSession(headers=self._headers, timeout=clocks)
+        self._client = Client(self._headers, connect_seconds=_CONNECT_SECONDS)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        self._client.close()
 
     async def stream(
         self,
@@ -134,7 +133,7 @@ class AsyncClient:
                         raise Interrupted
                     if response.status != 200:
                         raise await _refusal(response)
-                    stream_id = response.headers.get("X-Stream-Id", stream_id)
+                    stream_id = response.headers.get("x-stream-id", stream_id)
                     async with aclosing(_frames(response)) as frames:
                         async for frame in frames:
                             position = Position.parse(frame.position)
@@ -152,7 +151,7 @@ class AsyncClient:
                 if not refused.retryable:
                     raise
                 error, floor = refused, float(refused.retry_after_seconds or 0)
-            except (aiohttp.ClientError, TimeoutError, OSError):
+            except (OSError, InvalidURL):
                 error = Unreachable(f"{self._url} cannot be reached")
             failures += 1
             if failures >= self._attempts:
@@ -164,23 +163,20 @@ class AsyncClient:
 
     async def _cancel_start(self, body: Mapping[str, Any], key: str) -> None:
         """Stops a stream whose id never came: the same start finds it again."""
-        with suppress(MillstreamError, aiohttp.ClientError, TimeoutError, OSError):
+        with suppress(MillstreamError, OSError):
             async with asyncio.timeout(_CONNECT_SECONDS):
-                headers = {"Idempotency-Key": key}
-                async with self._session.post(
-                    f"{self._url}/v1/streams", data=_payload(body), headers=headers
-                ) as response:
+                async with self._ask("POST", "/v1/streams", {"Idempotency-Key": key}, body) as response:
                     if response.status == 201:
-                        await self.cancel(json.loads(await response.read())["stream_id"])
+                        await self.cancel(json.loads(await _whole(response))["stream_id"])
 
     async def reach(self, seconds: float = 2) -> None:
         """Raises ``Unreachable`` where nobody answers within so long. A stream tries for longer: its server
         may be starting again. Any answer will do.
         """
         try:
-            async with asyncio.timeout(seconds), self._session.get(f"{self._url}/healthz"):
+            async with asyncio.timeout(seconds), self._ask("GET", "/healthz"):
                 pass
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (OSError, InvalidURL) as error:
             raise Unreachable(f"{self._url} cannot be reached") from error
 
     async def cancel(self, stream_id: str) -> dict[str, Any]:
@@ -193,33 +189,65 @@ class AsyncClient:
 
     def _open(
         self, body: Mapping[str, Any], key: str, stream_id: str | None, last: Position | None
-    ) -> "aiohttp.client._RequestContextManager":
+    ) -> AbstractAsyncContextManager[Connection]:
         if stream_id is None:
-            headers = {"Idempotency-Key": key}  # a start whose answer was lost is not a second one
-            return self._session.post(f"{self._url}/v1/chat/stream", data=_payload(body), headers=headers)
+            # A start whose answer was lost is not a second one.
+            return self._ask("POST", "/v1/chat/stream", {"Idempotency-Key": key}, body)
         headers = {} if last is None else {"Last-Event-ID": str(last)}
-        return self._session.get(f"{self._url}/v1/streams/{stream_id}/events", headers=headers)
+        return self._ask("GET", f"/v1/streams/{stream_id}/events", headers)
 
     async def _json(self, method: str, path: str) -> dict[str, Any]:
         try:
-            async with self._session.request(method, self._url + path) as response:
+            async with self._ask(method, path) as response:
                 if response.status != 200:
                     raise await _refusal(response)
-                found: dict[str, Any] = json.loads(await response.read())
+                found: dict[str, Any] = json.loads(await _whole(response))
                 return found
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (OSError, InvalidURL) as error:
             raise Unreachable(f"{self._url} cannot be reached") from error
 
+    @asynccontextmanager
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> AsyncGenerator[Connection]:
+        """The answer, once its head is there."""
+        url, more, data = self._url + path, dict(headers or {}), b""
+        if body is not None:
+            more["Content-Type"] = "application/json"
+            data = json.dumps(body).encode()
+        length = len(data) if method == "POST" else None
+        connection = await self._client.connect(url)
+        try:
+            async with asyncio.timeout(_SILENCE_SECONDS):
+                await connection.ask(self._client.head(method, url, headers_of(more), length=length), data)
+            yield connection
+        finally:
+            connection.release()
 
-async def _frames(response: aiohttp.ClientResponse) -> AsyncGenerator[Frame]:
+
+async def _frames(response: Connection) -> AsyncGenerator[Frame]:
     decoder = Decoder(max_event_bytes=_MAX_EVENT_BYTES)
-    while chunk := await response.content.readany():
+    while chunk := await _read(response):
         try:
             for message in decoder.feed(chunk):
                 if message.data != b"[DONE]":
                     yield msgspec.structs.replace(_decode(message.data), position=message.id)
         except (SSELimitExceeded, ValueError, msgspec.MsgspecError) as error:
             raise _not_ours(response.status, retryable=False) from error
+
+
+async def _read(response: Connection) -> bytes:
+    async with asyncio.timeout(_SILENCE_SECONDS):
+        return await response.read()
+
+
+async def _whole(response: Connection) -> bytes:
+    async with asyncio.timeout(_SILENCE_SECONDS):
+        return await response.read_all(_MAX_ANSWER_BYTES)
 
 
 _decode = msgspec.json.Decoder(Frame).decode
@@ -235,15 +263,10 @@ def _place(last: Position | None, position: Position) -> int:
     return 1 if position == (epoch + 1, 1) else 2
 
 
-def _payload(body: Mapping[str, Any]) -> aiohttp.BytesIOPayload:
-    """The body of a request, in pieces: aiohttp warns of a long one that is bytes."""
-    return aiohttp.BytesIOPayload(io.BytesIO(json.dumps(body).encode()), content_type="application/json")
-
-
-async def _refusal(response: aiohttp.ClientResponse) -> MillstreamError:
+async def _refusal(response: Connection) -> MillstreamError:
     try:
-        error = json.loads(await response.read())["error"]
-        seconds = response.headers.get("Retry-After", "")
+        error = json.loads(await _whole(response))["error"]
+        seconds = response.headers.get("retry-after", "")
         return ReportedError(
             error["code"],
             error["message"],

@@ -60,6 +60,7 @@ class _Section(BaseModel):
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Proxy = Annotated[str, Field(pattern="^(environment|https?://.+)$")]
+_CA_FILE = "a PEM file with certificates that are trusted besides the system's"
 _PROXY = "`environment` for `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, or a proxy's URL"
 
 
@@ -110,6 +111,7 @@ class ProviderSettings(_Section):
     preferred: tuple[str, ...] = Field((), description="models to take as the default, best first")
     hidden: tuple[str, ...] = Field((), description="parts of model names not to list")
     proxy: Proxy | None = Field(None, description=f"{_PROXY}; else what `MILLSTREAM_PROXY` says")
+    ca_file: Path | None = Field(None, description=f"{_CA_FILE}; else `MILLSTREAM_CA_FILE`")
     connect_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_CONNECT_SECONDS`")
     first_byte_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_FIRST_BYTE_SECONDS`")
     first_content_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_FIRST_CONTENT_SECONDS`")
@@ -252,6 +254,7 @@ class Settings(BaseSettings):
     proxy: Proxy | None = Field(
         None, description=f"for requests to providers: {_PROXY}; without, they are asked directly"
     )
+    ca_file: Path | None = Field(None, description=f"{_CA_FILE}, for providers and their proxies")
     drain_seconds: float = Field(10, ge=0, le=3600, description="what running streams get at shutdown")
     resume_window_seconds: Seconds = Field(300, description="how long a finished stream is kept")
     journal_max_bytes: int = Field(

@@ -7,14 +7,15 @@ import asyncio
 import json
 import math
 import re
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, TypeAlias
 
-import aiohttp
 import msgspec
 
 from millstream.errors import (
@@ -23,6 +24,16 @@ from millstream.errors import (
     UpstreamError,
     UpstreamTimeout,
     out_of_descriptors,
+)
+from millstream.http import (
+    CannotConnect,
+    Client,
+    Connection,
+    ConnectTimeout,
+    InvalidURL,
+    NotHTTP,
+    Proxies,
+    headers_of,
 )
 from millstream.providers.clocks import Clocks, Silence
 from millstream.providers.endings import MAX_RETRY_AFTER_SECONDS, failure, reported_error
@@ -38,16 +49,15 @@ _MAX_EVENT_BYTES = 8 << 20  # an image in one event has megabytes
 _MAX_STREAM_BYTES = 64 << 20
 _MAX_ANSWER_BYTES = 4 << 20
 _MAX_ERROR_BYTES = 64 << 10
+_REFUSAL_SECONDS = 2.0  # for the words of a refusal
 _DRAIN_SECONDS = 0.2  # for the end of a connection that has said everything
-
-# Servers on uvicorn close an idle connection after 5 s. We let go earlier, so that a request never goes
-# out on a connection that is being closed: it could not be retried without the risk of a second bill.
-_KEEPALIVE_SECONDS = 4
 
 # In front of what is no stream: its first character tells, since servers label streams as anything.
 _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
-_HEADER_BYTES = 64 << 10
+
+_POST = headers_of({"Content-Type": "application/json", "Accept": "text/event-stream"})
+_GET = headers_of({"Accept": "application/json"})
 
 # How many contents the caller has read from what it was given, and for how many seconds at most the next is
 # waited for, where that is less than usual.
@@ -65,40 +75,26 @@ class Upstream:
         *,
         pings: bool = False,
         proxy: str | None = None,
+        ca_file: Path | None = None,
     ) -> None:
         self._name = name
-        self._headers = {
-            "User-Agent": f"millstream/{__version__}",
-            # We do not unpack answers, so a small answer cannot become a large one.
-            "Accept-Encoding": "identity",
-            **headers,
-        }
         self._clocks = clocks or Clocks()
         self._pings = pings
-        self._proxy = proxy
-        self._session: aiohttp.ClientSession | None = None
-
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            from_environment = self._proxy == PROXY_OF_ENVIRONMENT
-            self._session = aiohttp.ClientSession(
-                # The number of streams is bounded where they start, not by waiting here.
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
-                timeout=aiohttp.ClientTimeout(sock_connect=self._clocks.connect),
-                headers=self._headers,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=from_environment,
-                proxy=None if from_environment else self._proxy,
-                max_line_size=_HEADER_BYTES,
-                max_field_size=_HEADER_BYTES,
-            )
-        return self._session
+        from_environment = proxy == PROXY_OF_ENVIRONMENT
+        self._client = Client(
+            {
+                "User-Agent": f"millstream/{__version__}",
+                # We do not unpack answers, so a small answer cannot become a large one.
+                "Accept-Encoding": "identity",
+                **headers,
+            },
+            connect_seconds=min(self._clocks.connect, self._clocks.first_byte),
+            proxies=Proxies(None if from_environment else proxy, from_environment=from_environment),
+            ca_file=ca_file,
+        )
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        self._client.close()
 
     async def events(self, url: str, body: bytes, patience: Patience) -> AsyncGenerator[list[Message]]:
         """POSTs ``body`` as JSON and yields the events of the answer, one list for each read. An answer that
@@ -108,16 +104,15 @@ class Upstream:
         complete before a fault is yielded before the fault is raised.
         """
         with self._translated():
-            loop = asyncio.get_running_loop()
-            due = loop.time() + self._clocks.first_byte
-            response = await self._send("POST", url, body, accept="text/event-stream")
-            clock: Silence | None = None
+            due = asyncio.get_running_loop().time() + self._clocks.first_byte
+            connection = await self._client.connect(url)
+            clock = Silence(self._clocks, due, connection.abort)
             try:
-                await self._check(response)
-                clock = Silence(self._clocks, due, response.close)
+                await connection.ask(self._client.head("POST", url, _POST, length=len(body)), body)
+                await self._check(connection)
                 answer = _Body(self._name)
                 contents = 0
-                while chunk := await _readany(response.content):
+                while chunk := await connection.read():
                     if not answer.received:
                         clock.first_byte()
                     elif self._pings:
@@ -134,64 +129,45 @@ class Upstream:
                     answer.check()
                 if rest := answer.rest():
                     yield rest
-            except (aiohttp.ClientError, OSError) as error:
-                if clock is not None and clock.broken is not None:
+            except OSError as error:
+                if clock.broken is not None:
                     raise UpstreamTimeout(f"provider '{self._name}' {clock.broken}") from error
                 raise
             finally:
-                if clock is not None:
-                    clock.stop()
-                response.close()
+                clock.stop()
+                connection.release()
 
     async def get_json(self, url: str, *, timeout_seconds: float) -> Any:
         """The JSON that a GET answers."""
         with self._translated():
             async with asyncio.timeout(timeout_seconds):
-                response = await self._send("GET", url, None, accept="application/json")
+                connection = await self._client.connect(url)
                 try:
-                    await self._check(response)
-                    answer = await _read(response, _MAX_ANSWER_BYTES)
+                    await connection.ask(self._client.head("GET", url, _GET))
+                    await self._check(connection)
+                    answer = await connection.read_all(_MAX_ANSWER_BYTES)
                     return await asyncio.to_thread(msgspec.json.decode, answer)
                 finally:
-                    response.close()
+                    connection.release()
 
-    async def _send(
-        self, method: str, url: str, body: bytes | None, *, accept: str
-    ) -> aiohttp.ClientResponse:
-        headers = {"Accept": accept}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        async with asyncio.timeout(self._clocks.first_byte):
-            # No redirects: they could carry the key to another host.
-            return await self._client().request(
-                method, url, data=body, headers=headers, allow_redirects=False
-            )
-
-    async def _check(self, response: aiohttp.ClientResponse) -> None:
-        if not 200 <= response.status < 300:
-            raise await self._refusal(response)
-        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    async def _check(self, connection: Connection) -> None:
+        if not 200 <= connection.status < 300:
+            raise await self._refusal(connection)
+        encoding = connection.headers.get("content-encoding", "").lower()
         if encoding not in ("", "identity", "none"):
             raise UpstreamError(f"provider '{self._name}' compressed its answer unasked")
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> ProviderError:
+    async def _refusal(self, connection: Connection) -> ProviderError:
         try:
-            async with asyncio.timeout(2):
-                body: object = msgspec.json.decode(await _read(response, _MAX_ERROR_BYTES))
-        except (
-            aiohttp.ClientError,
-            OSError,
-            TimeoutError,
-            msgspec.DecodeError,
-            RecursionError,
-            UnicodeDecodeError,
-        ):
+            async with asyncio.timeout(_REFUSAL_SECONDS):
+                body: object = msgspec.json.decode(await connection.read_all(_MAX_ERROR_BYTES))
+        except (OSError, TimeoutError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             body = None
         return failure(
             self._name,
             reported_error(body) or (body if isinstance(body, dict) else None),
-            status=response.status,
-            retry_after_seconds=_retry_after(response.headers),
+            status=connection.status,
+            retry_after_seconds=_retry_after(connection.headers),
         )
 
     @contextmanager
@@ -202,26 +178,30 @@ class Upstream:
             yield
         except ProviderError:
             raise
-        except aiohttp.ClientConnectorDNSError as error:
+        except socket.gaierror as error:
             if out_of_descriptors():  # which the C library needs to look a name up
                 raise OutOfDescriptors from error
             raise _unreachable(name, "its host name does not resolve") from error
-        except (aiohttp.ClientSSLError, ssl.SSLError, aiohttp.ServerFingerprintMismatch) as error:
+        except ssl.SSLCertVerificationError as error:
             raise _unreachable(name, "its TLS certificate was not accepted") from error
-        except aiohttp.ConnectionTimeoutError as error:
+        except ssl.SSLError as error:
+            raise _unreachable(name, "there is no TLS that both sides know") from error
+        except ConnectTimeout as error:
             message = f"provider '{name}' did not accept a connection in time"
             raise UpstreamTimeout(message, accepted=False) from error
-        except aiohttp.ClientConnectorError as error:
+        except CannotConnect as error:
             if out_of_descriptors(error):
                 raise OutOfDescriptors from error
-            raise _unreachable(name, "the connection was refused") from error
-        except aiohttp.InvalidURL as error:
+            raise _unreachable(name, str(error.strerror)) from error
+        except InvalidURL as error:
             raise _unreachable(name, "its base URL is not valid") from error
         except TimeoutError as error:
             raise UpstreamTimeout(f"provider '{name}' did not answer in time") from error
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise UpstreamError(f"provider '{name}' sent broken JSON") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except NotHTTP as error:
+            raise UpstreamError(f"provider '{name}' sent what is no HTTP answer") from error
+        except OSError as error:
             raise UpstreamError(f"provider '{name}' broke the connection") from error
 
 
@@ -261,10 +241,10 @@ def _retry_after(headers: Mapping[str, str]) -> int | None:
     """The seconds that the provider asks for: given as seconds, as a date or, by OpenAI, as milliseconds."""
     if (exact := headers.get("retry-after-ms", "")) and re.fullmatch(r"\d{1,12}(\.\d+)?", exact):
         seconds = float(exact) / 1000
-    elif (value := headers.get("Retry-After", "")) and re.fullmatch(r"\d{1,9}(\.\d+)?", value):
+    elif (value := headers.get("retry-after", "")) and re.fullmatch(r"\d{1,9}(\.\d+)?", value):
         seconds = float(value)
     else:
-        until, now = _date(value), _date(headers.get("Date", ""))
+        until, now = _date(value), _date(headers.get("date", ""))
         if until is None:
             return None
         # By the provider's own clock, which may not be ours.
@@ -339,22 +319,3 @@ class _Body:
             self._json = bytearray()
         elif first:
             self._decoder = Decoder(max_event_bytes=_MAX_EVENT_BYTES)
-
-
-async def _readany(content: aiohttp.StreamReader) -> bytes:
-    """What the next read gave, also of the last one before a fault, which the next call raises."""
-    try:
-        return await content.readany()
-    except (aiohttp.ClientError, OSError):
-        # The stream raises its fault before it gives what it still has.
-        if rest := content._read_nowait(-1):  # noqa: SLF001
-            return rest
-        raise
-
-
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body, up to ``limit`` bytes: JSON that is cut there fails to decode."""
-    body = bytearray()
-    while len(body) < limit and (chunk := await response.content.readany()):
-        body += chunk
-    return bytes(body[:limit])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from millstream.catalog import LLMService, Routing
 from millstream.errors import ConfigurationError, safe_traceback
+from millstream.http import trusted
 from millstream.listings import ProviderEntry
 from millstream.prices import FlatPrice, Prices
 from millstream.providers import Provider, chaos, replay
@@ -163,8 +164,20 @@ def _upstream(
     pings: bool = False,
 ) -> Upstream:
     proxy = config.proxy or settings.proxy
+    ca_file = config.ca_file or settings.ca_file
+    if ca_file is not None:
+        try:
+            trusted(ca_file)
+        except OSError as error:  # ssl.SSLError is one
+            why = error.strerror if error.errno else "it has no certificate that can be read"
+            raise ConfigurationError(f"provider {name}: the ca_file {ca_file}: {why}") from error
     clocks = _clocks(settings, config)
-    return Upstream(name, {**config.headers, **headers}, clocks, pings=pings, proxy=proxy)
+    try:
+        return Upstream(
+            name, {**config.headers, **headers}, clocks, pings=pings, proxy=proxy, ca_file=ca_file
+        )
+    except ValueError as error:  # of a header, or of the proxy
+        raise ConfigurationError(f"provider {name}: {error}") from error
 
 
 def _clocks(settings: Settings, config: ProviderSettings | None = None) -> Clocks:
