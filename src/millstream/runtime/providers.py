@@ -1,6 +1,7 @@
 """Who answers: the settings -> the providers, with their prices."""
 
 import logging
+import ssl
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -168,8 +169,9 @@ def _upstream(
     if ca_file is not None:
         try:
             trusted(ca_file)
-        except OSError as error:  # ssl.SSLError is one
-            why = error.strerror if error.errno else "it has no certificate that can be read"
+        except OSError as error:
+            broken = isinstance(error, ssl.SSLError)
+            why = "it has no certificate that can be read" if broken else error.strerror
             raise ConfigurationError(f"provider {name}: the ca_file {ca_file}: {why}") from error
     clocks = _clocks(settings, config)
     try:
