@@ -1,3 +1,5 @@
+from typing import cast
+
 import pytest
 import tiktoken_ext.openai_public as reference
 from hypothesis import given, settings
@@ -90,6 +92,12 @@ WORDS = st.sampled_from(
         "é",
         "١٢٣",
         "foo_bar",
+        "天气",
+        "々。",
+        "，好",
+        "\n",
+        "\n\nx",
+        ");\n/",
     ]
 )
 
@@ -127,6 +135,30 @@ async def test_what_was_counted_is_let_go() -> None:
         growing.add("and so the wheel turns on " * 20)
         await growing.total(tokenizer)
         assert growing.open_characters < 100
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["tok0 17, (x) ", "天气很好。我们去公园，好吗？", "a = b[0];\nreturn 1\n", "x" * 3000, "「はい」！"],
+)
+@pytest.mark.parametrize("encoding", ["o200k_base", "cl100k_base"])
+async def test_whatever_is_written_little_is_counted_twice(encoding: str, piece: str) -> None:
+    tokenizer = await tokens.load(encoding)
+    growing, counted = GrowingCount(), 0
+    count = tokenizer.count
+
+    class Counting:
+        def count(self, text: str) -> int:
+            nonlocal counted
+            counted += len(text)
+            return count(text)
+
+    for turn in range(100):
+        growing.add(piece)
+        total = await growing.total(cast("Tokenizer", Counting()))
+        if turn % 20 == 0 and len(piece) < 100:
+            assert total == count(piece * (turn + 1))
+    assert counted < 100 * max(2 * len(piece) + 100, 20_000)
 
 
 async def test_a_text_without_spaces_is_counted_in_bounded_time() -> None:

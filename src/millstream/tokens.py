@@ -7,6 +7,7 @@ is counted with ``o200k_base``, which is an estimate; the ledger says ``counted`
 import asyncio
 import gzip
 import hashlib
+import re
 import threading
 from base64 import b64decode
 from collections.abc import Iterable, Sequence
@@ -125,12 +126,21 @@ async def count_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> int
     return await asyncio.to_thread(tokenizer.count_prompt, messages)
 
 
+# Where the patterns of both vocabularies always split: before a space, behind a line's end, and before the
+# punctuation of scripts that are written without spaces.
+_SEAM = re.compile(
+    r"(?<=\S) |(?<=\n)(?=[^\W_])|(?<=[^\W\d_])(?=[\u3001-\u3003\u3008-\u3011\uff01-\uff0f\uff1a-\uff20])"
+)
+_NEAR = 400  # characters, in which there mostly is one
+
+
 class GrowingCount:
     """Tokens of a text that grows, without counting it again from the start each time.
 
     Text up to a place where the vocabulary's pattern always splits is counted once and let go: the
     tokens of the parts on both sides of such a place add up to those of the whole. Kept small by that,
-    the open rest is counted anew at every ``total``.
+    the open rest is counted anew at every ``total``. A long text without such a place is cut all the
+    same, and can be off by a token there.
     """
 
     _KEEP = 32  # characters that stay open, so that a boundary never lies at the very edge
@@ -162,18 +172,16 @@ class GrowingCount:
             return self._counted + open_tokens
 
     def _count(self, tokenizer: Tokenizer, text: str) -> tuple[int, str, int]:
-        cut = _boundary(text, len(text) - self._KEEP)
+        before = len(text) - self._KEEP
+        cut = _seam(text, before) or (before if before > _INLINE else 0)
         done = tokenizer.count(text[:cut])
         return done, text[cut:], tokenizer.count(text[cut:])
 
 
-def _boundary(text: str, before: int) -> int:
-    """The last place up to ``before`` where a letter is followed by one space and a letter, or 0."""
-    while before > 0:
-        space = text.rfind(" ", 1, before)
-        if space < 1:
-            return 0
-        if text[space - 1].isalpha() and text[space + 1 : space + 2].isalpha():
-            return space
-        before = space
+def _seam(text: str, before: int) -> int:
+    """The last place up to ``before`` where every vocabulary begins a new piece, or 0."""
+    for start in (max(0, before - _NEAR), 0):
+        found = [match.start() for match in _SEAM.finditer(text, start, max(before + 1, 0))]
+        if found:
+            return found[-1]
     return 0
