@@ -24,6 +24,7 @@ from millstream.errors import (
     StreamGone,
 )
 from millstream.events import (
+    Batch,
     Event,
     PartEnd,
     PartStart,
@@ -143,6 +144,74 @@ async def test_a_reader_follows_live_and_ends_with_the_terminal_event(make_journ
         await asyncio.sleep(0)
     expected = list(enumerate(said, 1))
     assert await asyncio.gather(*readers) == [expected] * 20
+
+
+@pytest.mark.parametrize("takes", ["all", "none", "every other", "until it breaks"])
+async def test_what_is_pushed_is_not_yielded_and_nothing_is_lost(
+    make_journal: MakeJournal, takes: str
+) -> None:
+    """Whatever a reader takes in the turn of an append, it has everything once and in order."""
+    journal = await started(make_journal())
+    found: list[tuple[Position, Event]] = []
+    calls = pushed = 0
+
+    def push(batch: Batch) -> bool:
+        nonlocal calls, pushed
+        calls += 1
+        if takes == "until it breaks" and calls > 5:
+            raise RuntimeError
+        if takes == "none" or (takes == "every other" and calls % 2):
+            return False
+        keep(batch)
+        pushed += 1
+        return True
+
+    def keep(batch: Batch) -> None:
+        found.extend(
+            (Position(batch.first.epoch, batch.first.seq + i), event) for i, event in enumerate(batch.events)
+        )
+
+    async def follow() -> None:
+        async with aclosing(journal.read("s", push=push)) as batches:
+            async for batch in batches:
+                keep(batch)
+
+    following = [asyncio.create_task(follow())]
+    said: list[Event] = [START, *words(20), END]
+    for number, event in enumerate(said):
+        if number % 3:
+            await asyncio.sleep(0)
+        await journal.append("s", [event])
+    await asyncio.wait_for(following[0], 5)
+    assert found == [(Position(1, i), event) for i, event in enumerate(said, 1)]
+    assert (pushed > 0) == (takes != "none")
+
+
+async def test_a_crowd_of_readers_has_turns_of_its_own(make_journal: MakeJournal) -> None:
+    """An append serves a few itself, and wakes the others."""
+    journal = await started(make_journal())
+    in_append = 0
+    appending = False
+
+    def push(_: Batch) -> bool:
+        nonlocal in_append
+        in_append += appending
+        return True
+
+    async def follow() -> None:
+        async with aclosing(journal.read("s", push=push)) as batches:
+            async for _ in batches:
+                pass
+
+    readers = [asyncio.create_task(follow()) for _ in range(100)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    appending = True
+    await journal.append("s", words(1))
+    appending = False
+    assert in_append == 8
+    await journal.append("s", [END])
+    await asyncio.wait_for(asyncio.gather(*readers), 5)
 
 
 async def test_a_long_stream_comes_in_slices_that_let_others_go_on(make_journal: MakeJournal) -> None:

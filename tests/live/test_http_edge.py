@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 import psutil
 import pytest
@@ -30,6 +30,7 @@ from live.conftest import Serve, Server, running
 from millstream.server.process.acceptor import Acceptor
 from millstream.server.process.connections import Bounds, Connections
 from millstream.server.process.http import Connection
+from millstream.server.streaming.event_stream import BODY_WRITER, BodyWriter
 from oracle import Request, oracle
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -64,7 +65,12 @@ def on_uvloop(
 
 
 @asynccontextmanager
-async def edge(app: App, bounds: Bounds | None = None, descriptors: int = 10_000) -> AsyncGenerator[int]:
+async def edge(
+    app: App,
+    bounds: Bounds | None = None,
+    descriptors: int = 10_000,
+    protocol: type[Connection] = Connection,
+) -> AsyncGenerator[int]:
     """The connections of a server before ``app``, inside this process: its port."""
     config = uvicorn.Config(app, lifespan="off", ws="none", log_level="critical", access_log=False)
     config.load()
@@ -72,7 +78,7 @@ async def edge(app: App, bounds: Bounds | None = None, descriptors: int = 10_000
     connections = Connections(descriptors, bounds)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         acceptor = Acceptor(
-            listener, lambda: Connection(connections, config, state, {}), connections.most_a_turn
+            listener, lambda: protocol(connections, config, state, {}), connections.most_a_turn
         )
         try:
             yield listener.getsockname()[1]
@@ -515,6 +521,73 @@ async def test_requests_at_once_are_answered_in_their_order() -> None:
             for path in (*(b"/%d" % i for i in range(9)), b"/"):
                 received = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n" + path), 5)
                 assert received.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@on_uvloop
+async def test_the_head_of_an_answer_goes_with_what_follows_it(method: str) -> None:
+    """As one call of the system, and alone where nothing follows."""
+    writes: list[bytes] = []
+
+    class Remembering(Connection):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            wire = transport
+
+            class Wire:
+                def write(self, data: bytes) -> None:
+                    writes.append(data)
+                    wire.write(data)
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(wire, name)
+
+            super().connection_made(cast("asyncio.Transport", Wire()))
+
+    async with edge(Greeter(), protocol=Remembering) as port, client(port) as (reader, writer):
+        for _ in range(2):
+            writer.write(f"{method} /x HTTP/1.1\r\n\r\n".encode())
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n" + b"/x" * (method == "GET")), 5)
+    assert [one.startswith(b"HTTP/1.1 200") for one in writes] == [True, True]
+
+
+@pytest.mark.parametrize("way", ["dies", "closes"])
+@on_uvloop
+async def test_a_head_with_nothing_behind_it_is_not_lost(way: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if way == "dies":
+            raise RuntimeError
+
+    async with edge(app) as port, client(port) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        assert (await everything(reader)).startswith(b"HTTP/1.1 200")
+
+
+@on_uvloop
+async def test_a_body_can_be_written_in_any_turn_while_its_client_takes_it() -> None:
+    writers: list[BodyWriter] = []
+    ended = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body: BodyWriter = scope["extensions"][BODY_WRITER]
+        writers.append(body)
+        assert not body.is_ready
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        assert body.is_ready
+        body.write(b"bc")
+        while body.is_ready:
+            body.write(b"x" * 65536)  # more than it takes
+        ended.set()
+        await send({"type": "http.response.body", "body": b"d", "more_body": False})
+
+    async with edge(app) as port, client(port) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        await asyncio.wait_for(ended.wait(), 5)
+        received = await everything(reader)
+        assert received.endswith(b"1\r\nd\r\n0\r\n\r\n")
+        assert b"1\r\na\r\n2\r\nbc\r\n10000\r\n" in received
+        assert not writers[0].is_ready
 
 
 @on_uvloop

@@ -130,7 +130,9 @@ async def test_a_response_that_breaks_is_logged_under_the_ids_of_both(
 ) -> None:
     async with run({"p": ScriptedProvider({"m": [asyncio.Event().wait]})}) as app:
 
-        async def read(stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
+        async def read(
+            stream_id: str, after: Position | None = None, push: object = None
+        ) -> AsyncGenerator[Batch]:
             raise KeyError("a secret")
             yield
 
@@ -147,7 +149,9 @@ async def test_a_response_that_breaks_after_its_status_is_logged_under_the_strea
 ) -> None:
     async with run({"p": ScriptedProvider({"m": [asyncio.Event().wait]})}) as app:
 
-        async def read(stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
+        async def read(
+            stream_id: str, after: Position | None = None, push: object = None
+        ) -> AsyncGenerator[Batch]:
             yield Batch(Position(1, 1), [StreamStart(stream_id, "m"), TextDelta("word")])
             raise KeyError("a secret")
 

@@ -8,6 +8,8 @@ from typing import cast
 
 import httptools
 
+from millstream.http.wakeup import Wakeup
+
 # What an answer may have besides its body: its head, and a share for the frames of chunks of a byte each.
 # More is a head without an end, or one in front of another.
 _FRAMING_BYTES = 64 << 10
@@ -57,7 +59,7 @@ class Connection(asyncio.Protocol):
         self._poll: Callable[[int], list[tuple[int, int]]] | None = None
         self._phase = Phase.IDLE
         self._fault: Broken | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._wakeup = Wakeup()
         self._paused = False
         self.idle_since = 0.0  # in the loop's time
         self._begin()
@@ -88,7 +90,7 @@ class Connection(asyncio.Protocol):
             else:
                 transport.writelines((head, body))
         while self._phase is Phase.HEAD:
-            await self._wait()
+            await self._wakeup
         if not self.status:
             raise self._broken()
 
@@ -101,7 +103,7 @@ class Connection(asyncio.Protocol):
                 return b""
             if self._phase is Phase.LOST:
                 raise self._broken()
-            await self._wait()
+            await self._wakeup
         data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
         self._waiting_bytes = 0
@@ -176,14 +178,13 @@ class Connection(asyncio.Protocol):
         elif self._waiting_bytes > _BUFFER_BYTES and not self._paused:
             self._paused = True
             self._open().pause_reading()
-        if self._waiter is not None:
-            self._wake()
+        self._wakeup.wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._until_close and self._phase is Phase.BODY and error is None:
             self._phase = Phase.COMPLETE
             self._may_stay = False
-            self._wake()
+            self._wakeup.wake()
         elif self._phase is Phase.COMPLETE:
             self._may_stay = False
         else:
@@ -239,17 +240,6 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         return self._transport
 
-    async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def _unreadable(self, error: Exception) -> None:
         if self._phase is Phase.COMPLETE:
             self._not_again()
@@ -259,7 +249,7 @@ class Connection(asyncio.Protocol):
     def _not_again(self) -> None:
         """More has come than the answer: it stands, and nothing else is asked here."""
         self._may_stay = False
-        self._wake()
+        self._wakeup.wake()
 
     def _end(self, fault: Broken) -> None:
         if self._phase is not Phase.LOST:
@@ -267,7 +257,7 @@ class Connection(asyncio.Protocol):
             self._fault = fault
         if self._transport is not None:
             self._transport.abort()
-        self._wake()
+        self._wakeup.wake()
 
     def _broken(self) -> Broken:
         fault = self._fault or Broken("the connection ended")

@@ -1,6 +1,6 @@
 """Journals: where streams live. The only link between its producer and its readers."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -28,6 +28,10 @@ class Signal(Struct, frozen=True):
     kind: SignalKind
     sender: str
     stream_ids: tuple[str, ...]
+
+
+# Takes a batch, or returns False where it cannot now.
+Push: TypeAlias = Callable[[Batch], bool]
 
 
 class Journal(Protocol):
@@ -66,8 +70,13 @@ class Journal(Protocol):
         """Returns when every worker can see what was appended to a stream of ours, or when that cannot be
         had for the moment."""
 
-    def read(self, stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
+    def read(
+        self, stream_id: str, after: Position | None = None, push: Push | None = None
+    ) -> AsyncGenerator[Batch]:
         """What follows ``after`` (or everything), then live, up to and with the terminal event.
+
+        What is appended while the reader waits is given to ``push`` at once, in the turn of whoever appends;
+        what it takes is not yielded. It must not wait, and may be left out by a journal that cannot.
 
         Raises ``StreamGone``, ``BadPosition`` where ``after`` lies in the future, or ``Overloaded``.
         """

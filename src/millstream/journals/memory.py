@@ -21,8 +21,9 @@ from millstream.events import (
     TextDelta,
     ToolCallDelta,
 )
-from millstream.journals import Signal, StreamState
+from millstream.journals import Push, Signal, StreamState
 
+_PUSHED = 8  # readers that an append serves itself; more of them get turns of their own
 _EVENTS_PER_READ = 512  # so that a reader with much to catch up on lets others go on
 _EVENT_BYTES = 110  # an event, its text's header and its place in the list (sys.getsizeof)
 
@@ -40,7 +41,7 @@ class _Stream:
         self.closed_at: float | None = None
         self.gone = False
         self.readers = 0
-        self.waiting: list[asyncio.Future[None]] = []
+        self.waiting: list[_Reader] = []
 
     def position(self, count: int) -> Position:
         """Of the last of the first ``count`` events."""
@@ -50,9 +51,35 @@ class _Stream:
 
     def wake(self) -> None:
         waiting, self.waiting = self.waiting, []
-        for reader in waiting:
-            if not reader.done():
-                reader.set_result(None)
+        for number, reader in enumerate(waiting):
+            if number < _PUSHED and reader.push is not None and self._is_pushed(reader, reader.push):
+                self.waiting.append(reader)
+            elif not reader.woken.done():
+                reader.woken.set_result(None)
+
+    def _is_pushed(self, reader: "_Reader", push: Push) -> bool:
+        """Whether the reader has taken what is new, and waits for more."""
+        events = self.events[reader.count :]
+        if not 0 < len(events) <= _EVENTS_PER_READ or self.first_epoch_count is not None or self.gone:
+            return False
+        try:
+            taken = push(Batch(self.position(reader.count + 1), events))
+        except Exception:  # it comes again where the reader can deal with it
+            return False
+        if taken:
+            reader.count += len(events)
+        return taken and self.closed_at is None
+
+
+class _Reader:
+    """Who waits for what follows the first ``count`` events."""
+
+    __slots__ = ("count", "push", "woken")
+
+    def __init__(self, count: int, push: Push | None) -> None:
+        self.count = count
+        self.push = push
+        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class MemoryJournal:
@@ -142,7 +169,9 @@ class MemoryJournal:
         stream.first_epoch_count = len(stream.events)
         await self.append(stream_id, events)
 
-    async def read(self, stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
+    async def read(
+        self, stream_id: str, after: Position | None = None, push: Push | None = None
+    ) -> AsyncGenerator[Batch]:
         stream = self._stream(stream_id)
         epoch, seq = after or Position(1, 0)
         end = stream.position(len(stream.events))
@@ -167,22 +196,22 @@ class MemoryJournal:
                 elif stream.closed_at is not None:
                     return
                 else:
-                    await self._appended(stream)
+                    count = await self._appended(stream, _Reader(count, push))
         finally:
             stream.readers -= 1
             if not stream.readers and stream in self._held:
                 self._release(stream)
         raise StreamGone(f"the stream '{stream_id}' is not kept any more")
 
-    async def _appended(self, stream: _Stream) -> None:
-        """Returns when something has happened to the stream."""
-        appended = asyncio.get_running_loop().create_future()
-        stream.waiting.append(appended)
+    async def _appended(self, stream: _Stream, reader: _Reader) -> int:
+        """How much ``reader`` has when something has happened to the stream that it has not taken."""
+        stream.waiting.append(reader)
         try:
-            await appended
+            await reader.woken
         finally:
-            if not appended.done() or appended.cancelled():
-                stream.waiting = [other for other in stream.waiting if other is not appended]
+            if not reader.woken.done() or reader.woken.cancelled():
+                stream.waiting = [other for other in stream.waiting if other is not reader]
+        return reader.count
 
     async def forget(self, stream_id: str) -> None:
         """Readers that wait for more of it get ``StreamGone``."""

@@ -1,12 +1,13 @@
-"""The chat endpoints as bare ASGI, for the application that ``create_app`` makes.
+"""The chat endpoints as bare ASGI, for the application that ``create_app`` makes, and in front of it.
 
 What FastAPI keeps around a response for as long as it streams is a quarter of an open stream's memory
 (docs/decisions/0005-direct-routes.md).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import cast
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from millstream.dialects import Dialect
@@ -50,6 +51,33 @@ _FOREIGN: Mapping[str, Dialect] = {
     "/api/chat": AI_SDK,
     "/ag-ui": AG_UI,
 }
+
+_PATHS = frozenset(("/v1/chat/stream", "/v1/chat", *_FOREIGN))
+
+
+class Door:
+    """The application as ``millstream serve`` runs it: its chat endpoints are reached past what FastAPI puts
+    around every request, through the middlewares that ``app`` was given and nothing else.
+    """
+
+    def __init__(self, app: FastAPI, root_path: str | None = None) -> None:
+        self._app = app
+        self._root_path = root_path or ""
+        self._chat: ASGIApp = DirectRoutes(app)
+        for middleware in reversed(app.user_middleware):
+            if cast("object", middleware.cls) is not DirectRoutes:
+                self._chat = middleware.cls(self._chat, *middleware.args, **middleware.kwargs)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            scope["type"] == "http"
+            and scope["method"] == "POST"
+            and scope["path"].removeprefix(self._root_path) in _PATHS
+        ):
+            scope["app"] = self._app
+            await self._chat(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def _speaking(dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:

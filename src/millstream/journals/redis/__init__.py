@@ -26,7 +26,7 @@ from millstream.events import (
     from_json,
     to_json,
 )
-from millstream.journals import Signal, StreamState
+from millstream.journals import Push, Signal, StreamState
 from millstream.journals.memory import MemoryJournal
 from millstream.journals.redis import connection
 from millstream.journals.redis.connection import STREAM_PREFIX, UNREACHABLE, Connection, Timeouts, unreachable
@@ -153,8 +153,10 @@ class RedisJournal:
             return await self._own.state(stream_id)
         return await self.replicas.state(stream_id)
 
-    async def read(self, stream_id: str, after: Position | None = None) -> AsyncGenerator[Batch]:
-        async with self._following(stream_id) as here, aclosing(here.read(stream_id, after)) as batches:
+    async def read(
+        self, stream_id: str, after: Position | None = None, push: Push | None = None
+    ) -> AsyncGenerator[Batch]:
+        async with self._following(stream_id) as here, aclosing(here.read(stream_id, after, push)) as batches:
             async for batch in batches:
                 yield batch
 

@@ -40,10 +40,12 @@ from millstream.errors import InvalidRequest, MillstreamError, Overloaded, Repor
 from millstream.log_ids import REQUEST_ID
 from millstream.server.errors import error_headers, id_of_scope, new_request_id
 from millstream.server.process.connections import Connections, Waits
+from millstream.server.streaming.event_stream import BODY_WRITER
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
+_BEFORE_AN_ANSWER = b"HTTP/1.1 100 "
 _PAUSING: tuple[Waits, ...] = ("body", "rest")  # whose clock is set anew by every byte
 _SPARE: tuple[Waits, ...] = ("request", "rest")  # in which a connection can be closed to make room
 
@@ -175,6 +177,7 @@ class Connection(HttpToolsProtocol):
     def hang_up(self) -> None:
         """Closes without waiting for anything but for what was written."""
         self._wait(None)
+        self._polite.let_head_go()
         self._socket.close()
 
     def is_closing(self) -> bool:
@@ -243,6 +246,9 @@ class Connection(HttpToolsProtocol):
         self._running = cycle
         if cycle.scope["http_version"] == "1.0":
             app = _without_chunks(app, cycle)
+        else:
+            cycle.scope["extensions"] = {BODY_WRITER: cast("dict[object, object]", _BodyWriter(cycle))}
+        self._polite.hold_head()
         token = REQUEST_ID.set(id_of_scope(cast("dict[str, Any]", cycle.scope)))  # the task takes it over
         try:
             super()._start_asgi_task(cycle, app)
@@ -251,6 +257,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         # Not calling super(): it would set a timer for each request.
+        self._polite.let_head_go()
         self.server_state.total_requests += 1
         if self.is_closing():
             return
@@ -371,22 +378,49 @@ class Connection(HttpToolsProtocol):
 
 
 class _PoliteTransport(asyncio.Transport):
-    """A connection's transport as uvicorn gets it, which lingers when it is closed."""
+    """A connection's transport as uvicorn gets it, which lingers when it is closed. The head of an answer
+    waits for what follows it: both are one packet then, and one call of the system.
+    """
 
-    __slots__ = ("_connection", "_transport", "write")
+    __slots__ = ("_connection", "_head", "_transport", "write")
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         # Not calling super().__init__(): nobody asks for extras that are not the transport's own.
         self._transport = transport
         self._connection: Connection | None = connection
+        self._head = b""
         self.write = transport.write  # type: ignore[method-assign]  # nothing in between, it is the hot one
+
+    def hold_head(self) -> None:
+        """What is written next is the head of an answer."""
+        self.write = self._write_head  # type: ignore[method-assign]
+
+    def _write_head(self, data: Any) -> None:
+        if data.startswith(_BEFORE_AN_ANSWER):
+            self._transport.write(data)
+        elif self._head:
+            head = self._head
+            self._head = b""
+            self.write = self._transport.write  # type: ignore[method-assign]
+            self._transport.write(head + data)
+        else:
+            self._head = data
+
+    def let_head_go(self) -> None:
+        """Nothing follows it."""
+        self.write = self._transport.write  # type: ignore[method-assign]
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
 
     def let_go(self) -> None:
         """Lets go of the connection, so that both are freed without the collector."""
         self._connection = None
+        self.write = self._transport.write  # type: ignore[method-assign]
 
     def close(self) -> None:
         if self._connection is not None:
+            self.let_head_go()
             self._connection.close()
 
     def is_closing(self) -> bool:
@@ -400,6 +434,28 @@ class _PoliteTransport(asyncio.Transport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._transport.get_extra_info(name, default)
+
+
+class _BodyWriter:
+    """As ``cycle.send`` of more of a body, without waiting."""
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def is_ready(self) -> bool:
+        cycle = self._cycle
+        return (
+            cycle.chunked_encoding is True
+            and not cycle.response_complete
+            and not cycle.disconnected
+            and not cycle.flow.write_paused
+        )
+
+    def write(self, data: bytes) -> None:
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 def _without_chunks(app: "ASGI3Application", cycle: RequestResponseCycle) -> "ASGI3Application":

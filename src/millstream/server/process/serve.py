@@ -26,6 +26,7 @@ from millstream.database import DatabaseAway
 from millstream.errors import ConfigurationError
 from millstream.providers.known import KNOWN
 from millstream.server.app import Millstream, create_app
+from millstream.server.direct import Door
 from millstream.server.process import collector, logs
 from millstream.server.process.acceptor import Acceptor
 from millstream.server.process.connections import Bounds, Connections
@@ -105,7 +106,7 @@ def _run(
     millstream = Millstream(settings)
     app = create_app(millstream)
     config = uvicorn.Config(
-        app,
+        Door(app, settings.root_path),
         loop="uvloop",
         http="httptools",
         ws="none",

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from millstream.answer import Answer
 from millstream.dialects import Dialect
 from millstream.errors import Draining, MillstreamError
-from millstream.events import StreamEnd, StreamFailed, StreamInfo
+from millstream.events import Batch, StreamEnd, StreamFailed, StreamInfo
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
 from millstream.server.errors import error_response, fault_of, request_id
@@ -60,8 +60,13 @@ class AnswerResponse(Response):
 
     async def _whole(self) -> Response:
         info, answer = self._source.info, Answer()
+
+        def take(batch: Batch) -> bool:
+            answer.add(batch.events)
+            return True
+
         with self._source.reading(self._client.send_away):
-            async with aclosing(self._journal.read(info.stream_id)) as batches:
+            async with aclosing(self._journal.read(info.stream_id, push=take)) as batches:
                 async for batch in batches:
                     answer.add(batch.events)
         if isinstance(answer.terminal, StreamFailed):

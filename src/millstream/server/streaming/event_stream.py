@@ -27,6 +27,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from enum import Enum
+from typing import Protocol
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
@@ -34,7 +35,7 @@ from starlette.types import Receive, Scope, Send
 from millstream.answer import Answer, Fold
 from millstream.dialects import Dialect
 from millstream.errors import BadPosition, Draining, MillstreamError, Overloaded
-from millstream.events import AnswerStart, Batch, Position, StreamFailed, StreamStart
+from millstream.events import TERMINAL_TYPES, AnswerStart, Batch, Position, StreamFailed, StreamStart
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
 from millstream.server.errors import error_response, fault_of, request_id
@@ -57,6 +58,20 @@ _HEADERS = {
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
 }
+
+
+# Our server's own extension of ASGI: what a response writes its body with, without a turn of the loop.
+BODY_WRITER = "millstream.body_writer"
+
+
+class BodyWriter(Protocol):
+    """Writes more of the body of a response that has begun."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the client is there and takes more now."""
+
+    def write(self, data: bytes) -> None: ...
 
 
 class State(Enum):
@@ -111,6 +126,7 @@ class EventStreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         STREAM_ID.set(self._source.info.stream_id)
         self._send = send
+        self._writer: BodyWriter | None = scope.get("extensions", {}).get(BODY_WRITER)
         self._timer = self._loop.call_later(self._hold, self._check_silence)
         try:
             async with self._client:
@@ -141,21 +157,22 @@ class EventStreamResponse(Response):
             return
         async with self._sending:
             if self._state is State.HELD:
-                await self._commit(b"")
-            await self._finish()
+                await self._commit(b"", last=True)
+            elif self._state is State.COMMITTED:
+                await self._body(b"", last=True)
 
     async def _batches(self) -> AsyncGenerator[Batch]:
         """What follows the position. For a dialect that looks back everything is read."""
         stream_id, after, before = self._source.info.stream_id, self._after, self._before
         if before is None or after is None:
-            async with aclosing(self._journal.read(stream_id, after)) as batches:
+            async with aclosing(self._journal.read(stream_id, after, self._push)) as batches:
                 async for batch in batches:
                     yield batch
             return
         last = (await self._journal.state(stream_id)).last
         if after > last:
             raise BadPosition(f"the stream is at {last}")
-        async with aclosing(self._journal.read(stream_id)) as batches:
+        async with aclosing(self._journal.read(stream_id, push=self._push)) as batches:
             async for batch in batches:
                 epoch, seq = batch.first
                 known = 0 if epoch > after.epoch else min(max(0, after.seq - seq + 1), len(batch.events))
@@ -164,8 +181,9 @@ class EventStreamResponse(Response):
                     yield Batch(Position(epoch, seq + known), batch.events[known:])
 
     async def _send_batch(self, batch: Batch) -> None:
+        last = isinstance(batch.events[-1], TERMINAL_TYPES)
         if self._state is State.COMMITTED:
-            await self._body(self._encode(batch))
+            await self._body(self._encode(batch), last=last)
             return
         first = next((event for event in batch.events if not isinstance(event, _BEFORE_A_WORD)), None)
         if isinstance(first, StreamFailed) and not self._followed:
@@ -175,7 +193,21 @@ class EventStreamResponse(Response):
         if first is None and not self._followed:
             self._held_frames += frames
         else:
-            await self._commit(frames)
+            await self._commit(frames, last=last)
+
+    def _push(self, batch: Batch) -> bool:
+        """Sends a batch in the turn that appends it, where the server and the response allow that."""
+        if (
+            self._writer is None
+            or self._state is not State.COMMITTED
+            or self._sending.locked()
+            or isinstance(batch.events[-1], TERMINAL_TYPES)
+            or not self._writer.is_ready
+        ):
+            return False
+        self._writer.write(self._encode(batch))
+        self._sent_at = self._loop.time()
+        return True
 
     def _encode(self, batch: Batch) -> bytes:
         before = self._before
@@ -194,10 +226,9 @@ class EventStreamResponse(Response):
             if self._state is State.COMMITTED:
                 # Too late for a status. Without a terminal frame the client sees an interrupted stream.
                 frames = reconnect_frame(self._dialect) if reconnect else self._dialect.goodbye(None)
-                await self._finish(frames)
+                await self._body(frames, last=True)
             elif self._state is State.HELD and self._followed and isinstance(error, Overloaded):
-                await self._commit(reconnect_frame(self._dialect))
-                await self._finish()
+                await self._commit(reconnect_frame(self._dialect), last=True)
             elif self._state is State.HELD:
                 await self._send_error_status(error)
 
@@ -221,7 +252,7 @@ class EventStreamResponse(Response):
 
     # -- what is sent -----------------------------------------------------------------------
 
-    async def _commit(self, frames: bytes) -> None:
+    async def _commit(self, frames: bytes, *, last: bool = False) -> None:
         """The status line, the headers, what was kept, and ``frames``."""
         self._state = State.COMMITTED
         stream_id = self._source.info.stream_id
@@ -238,15 +269,13 @@ class EventStreamResponse(Response):
         frames = self._held_frames + frames
         if self._followed and not frames.startswith(self._dialect.preamble):
             frames = self._dialect.preamble + frames
-        await self._body(frames)
+        await self._body(frames, last=last)
 
-    async def _body(self, frames: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": frames, "more_body": True})
+    async def _body(self, frames: bytes, *, last: bool = False) -> None:
+        if last:
+            self._mark_complete()
+        await self._send({"type": "http.response.body", "body": frames, "more_body": not last})
         self._sent_at = self._loop.time()
-
-    async def _finish(self, frames: bytes = b"") -> None:
-        self._mark_complete()
-        await self._send({"type": "http.response.body", "body": frames, "more_body": False})
 
     async def _send_error_status(self, error: MillstreamError) -> None:
         """An error before the response has begun is an HTTP status."""
