@@ -178,11 +178,6 @@ def test_the_guides_own_lifespan_and_login_work() -> None:
         assert row.group == "ann"
 
 
-def test_the_guides_worker_gives_uvicorn_a_time_to_stop() -> None:
-    (block,) = [block for block in blocks("library", "python") if block.name == "workers.py"]
-    assert run([block])["Worker"].CONFIG_KWARGS["timeout_graceful_shutdown"] == 10
-
-
 def test_the_guides_test_passes(tmp_path: Path) -> None:
     (block,) = [block for block in blocks("library", "python") if block.name.startswith("test_")]
     (tmp_path / block.name).write_text(block.text, encoding="utf-8")

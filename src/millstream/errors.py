@@ -184,6 +184,9 @@ class Overloaded(MillstreamError):
 class Draining(Overloaded):
     code = "draining"
 
+    def __init__(self, message: str = "the server is shutting down; try again") -> None:
+        super().__init__(message)
+
 
 class Internal(MillstreamError):
     """A fault of ours. Its cause is in the server's log under ``identity``, the id of a request or a stream,

@@ -19,6 +19,7 @@ from millstream.events import (
     TextDelta,
 )
 from millstream.journals.memory import MemoryJournal
+from millstream.server.streaming import client_watch
 from millstream.server.streaming.answer import AnswerResponse
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
@@ -125,6 +126,70 @@ async def test_a_response_begins_once_even_if_it_cannot_be_written(broken: int) 
     await journal.interrupt("str_x", _interrupted())
     await asyncio.gather(answering, return_exceptions=True)
     assert len(client.statuses) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "last"),
+    [(EventStreamResponse, 200, b"retry: "), (AnswerResponse, 503, b'"code":"draining"')],
+)
+async def test_a_server_that_cancels_a_request_gets_the_end_of_its_response(
+    kind: type[EventStreamResponse] | type[AnswerResponse], status: int, last: bytes
+) -> None:
+    journal = await stream(PartStart(0, Text()), TextDelta("Hello"))
+    readers: dict[SendAway, str] = {}
+    client = Client()
+    response = kind(client.request, ClientWatch(client.receive), RemoteStream(INFO, readers), journal, NATIVE)
+    answering = asyncio.create_task(client.answer(response))
+    while not (readers and (client.sent or kind is AnswerResponse)):
+        await asyncio.sleep(0)
+    answering.cancel()
+    await answering
+    assert answering.cancelling() == 0
+    assert client.statuses == [status]
+    assert last in client.body
+    assert not client.sent[-1].get("more_body", False)
+
+
+async def test_a_cancelled_request_does_not_wait_for_a_client_that_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_watch, "_GOODBYE_SECONDS", 0.01)
+    journal = await stream(PartStart(0, Text()), TextDelta("Hello"))
+    client = Client()
+    stalled = asyncio.Event()
+
+    async def send(message: Message) -> None:
+        client.sent.append(message)
+        if len(client.sent) == 2:
+            stalled.set()
+        if stalled.is_set():
+            await asyncio.Event().wait()
+
+    response = EventStreamResponse(
+        client.request, ClientWatch(client.receive), RemoteStream(INFO, {}), journal, NATIVE
+    )
+    answering = asyncio.create_task(response(client.request.scope, client.receive, send))
+    async with asyncio.timeout(5):
+        await stalled.wait()
+        answering.cancel()
+        await answering
+
+
+async def test_a_request_that_is_cancelled_because_its_client_left_is_cancelled() -> None:
+    """Middlewares that run the application in a task of theirs cancel it then."""
+    watch = ClientWatch((client := Client()).receive)
+    client.left.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    async def work() -> None:
+        async with watch:
+            asyncio.current_task().cancel()  # type: ignore[union-attr]
+            await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(work())
+    watch.stop()
 
 
 @pytest.mark.parametrize("kind", [EventStreamResponse, AnswerResponse])

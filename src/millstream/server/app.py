@@ -1,5 +1,6 @@
 """The web application: a Millstream to mount in an application of yours, and the one that ``serve`` runs."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from millstream.errors import Misuse
 from millstream.runtime import Runtime
-from millstream.server import access_log, openapi
+from millstream.server import access_log, openapi, stop_signals
 from millstream.server.dependencies import STATE
 from millstream.server.direct import DirectRoutes
 from millstream.server.errors import http_error
@@ -74,10 +75,31 @@ class Millstream(Runtime):
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
-        """Serves while it is entered. The log says what is ready, and what is missing."""
+        """Serves while it is entered. The log says what is ready, and what is missing. From the signal that
+        stops the server on, running streams have the drain time.
+        """
         async with self.running_in(app):
             await self._say_what_is_ready()
-            yield
+            async with self._drained_by_signal():
+                yield
+
+    @asynccontextmanager
+    async def _drained_by_signal(self) -> AsyncGenerator[None]:
+        drains: list[asyncio.Task[None]] = []
+
+        def drain() -> None:
+            if not drains:
+                drains.append(
+                    asyncio.create_task(self.streams.drain(self.settings.drain_seconds), name="drain")
+                )
+
+        try:
+            with stop_signals.heard(drain):
+                yield
+        finally:
+            for task in drains:
+                task.cancel()  # what it has not ended, the end of the lifespan ends
+            await asyncio.gather(*drains, return_exceptions=True)
 
     async def _say_what_is_ready(self) -> None:
         service = self.llm_service

@@ -307,7 +307,7 @@ class Streams:
         ``Overloaded``.
         """
         if self.draining:
-            raise Draining("the server is shutting down; try again")
+            raise Draining
         self.pressure.check()
 
     async def drain(self, seconds: float) -> None:

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 from millstream.auth import Principal
 from millstream.dialects import Ask, Dialect
 from millstream.dialects.native import NATIVE
+from millstream.errors import Draining
 from millstream.messages import ChatRequest
 from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
@@ -97,7 +98,7 @@ async def start(
             if resumes:
                 return client, await runtime.streams.started(caller, ask, key), ask
             return client, await runtime.streams.start(caller, ask, key, unread=ask.background), ask
-        raise ClientDisconnect
+        raise Draining() if client.sent_away else ClientDisconnect()
     except BaseException:
         client.stop()
         raise

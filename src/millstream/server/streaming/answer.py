@@ -53,8 +53,8 @@ class AnswerResponse(Response):
                 client.served()
                 await response(scope, receive, send)
             if client.sent_away:
-                response = self._error_response(Draining("the server is shutting down; try again"))
-                await response(scope, receive, send)
+                async with client.goodbye():
+                    await self._error_response(Draining())(scope, receive, send)
         finally:
             self._client.stop()
 
@@ -76,7 +76,7 @@ class AnswerResponse(Response):
             and answer.terminal.because
             and not self._dialect.tells_cuts
         ):
-            raise Draining("the server is shutting down; try again")
+            raise Draining
         return _response(self._request, info, answer, self._dialect, self._more_headers)
 
     def _error_response(self, error: MillstreamError) -> Response:

@@ -1,11 +1,15 @@
 """Watching a client: its disconnect cancels what is being done for it."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 
 from starlette.types import Receive
 
 from millstream.streams.cancel_scope import CancelScope
+
+_GOODBYE_SECONDS = 1.0  # what a client that is sent away has to take the last bytes
 
 
 class ClientWatch:
@@ -14,6 +18,10 @@ class ClientWatch:
     A disconnect or ``send_away`` cancels the body of its ``async with`` at the next await, and the end of the
     ``async with`` swallows that cancellation. It may be entered again: for the start of a stream first, then
     for the response.
+
+    A server that stops waiting cancels the request itself, as uvicorn does after its
+    ``timeout_graceful_shutdown``. That is swallowed too, as if the client was sent away: the response ends
+    all the same, but with its last frame.
     """
 
     def __init__(self, receive: Receive) -> None:
@@ -26,6 +34,14 @@ class ClientWatch:
     def send_away(self) -> None:
         """Ends the response early, so that its client comes back to another worker."""
         self._end()
+
+    @asynccontextmanager
+    async def goodbye(self) -> AsyncGenerator[None]:
+        """To be held while a client that is sent away gets its last bytes. One that does not take them
+        sees its connection end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                yield
 
     def served(self) -> None:
         """The response is complete. From now on neither a disconnect nor ``send_away`` has an effect."""
@@ -45,6 +61,11 @@ class ClientWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         swallowed = self._scope.__exit__(kind, error, trace)
+        if kind is asyncio.CancelledError and not (swallowed or self._left or self._served):
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            swallowed = True
         if swallowed:
             self.sent_away = not self._left
         return swallowed

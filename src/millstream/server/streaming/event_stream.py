@@ -13,7 +13,8 @@ How a response ends:
     the stream ends                     200, its frames: complete             its frames: complete
     silence                             after 10 s: 200, what was kept        every 15 s: a ping
     the journal fails                       its HTTP status: complete             no terminal frame: complete
-    the client is sent away             503: complete                         a retry frame: complete
+    the client is sent away,
+      or its request is cancelled       503: complete                         a retry frame: complete
     the client leaves                   nothing more is sent; a reader has left
 
 A response to a reader that joins (``followed``) is held for 0.2 s. A failure of the stream is a frame there,
@@ -138,7 +139,8 @@ class EventStreamResponse(Response):
                     stream_id = self._source.info.stream_id
                     await self._fail(fault_of(self._request, error, stream_id=stream_id))
             if self._client.sent_away:
-                await self._fail(Draining("the server is shutting down; try again"), reconnect=True)
+                async with self._client.goodbye():
+                    await self._fail(Draining(), reconnect=True)
         finally:
             self._client.stop()
             self._timer.cancel()
