@@ -294,7 +294,10 @@ def usage(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Print what was used, and what it cost."""
+    """Print what was used, and what it cost.
+
+    Streams whose price is unknown are counted in a column of their own; their cost is in no sum.
+    """
     from millstream.ledger import Ledger
     from millstream.meter import Meter
 
@@ -306,7 +309,7 @@ def usage(
         _print_json(msgspec.to_builtins(totals))
         return
     table = Table(by, box=None)
-    for column in ("streams", "prompt tokens", "completion tokens", "cost USD", "unpriced"):
+    for column in ("streams", "prompt tokens", "completion tokens", "cost USD", "price unknown"):
         table.add_column(column, justify="right")
     for total in totals:
         table.add_row(
@@ -314,7 +317,7 @@ def usage(
             f"{total.streams:,}",
             f"{total.prompt_tokens:,}",
             f"{total.completion_tokens:,}",
-            total.cost_usd,
+            "-" if total.cost_usd is None else total.cost_usd,
             f"{total.unpriced:,}" if total.unpriced else "",
         )
     _print_table(table)

@@ -430,6 +430,16 @@ async def test_totals_add_up_by_what_is_asked(db: Database, by: Group) -> None:
             "day": {"2026-01-01": (2, 0), "2026-01-02": (1, 1)},
             "user": {"": (1, 0), "u": (2, 1)},
         }[by]
+        costs = {total.group: total.cost_usd for total in totals}
+        assert (
+            costs
+            == {
+                "key": {"a": "0.200000", "b": None},
+                "model": {"m": "0.100000", "n": "0.100000"},
+                "day": {"2026-01-01": "0.200000", "2026-01-02": None},
+                "user": {"": "0.100000", "u": "0.100000"},
+            }[by]
+        )
         assert len(await ledger.totals(by, since=day + 86_400)) == 1
         assert await ledger.totals(by, until=day) == []
         assert sum(total.streams for total in await ledger.totals(by, key_id="a")) == 2

@@ -10,12 +10,16 @@ import sqlite3
 import subprocess
 import sys
 import urllib.request
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from live.conftest import Ask, Serve
+from millstream.database import Database
+from millstream.ledger import Ledger
+from millstream.meter import Meter
 from oracle import Request, oracle
 from services import wait_for
 
@@ -190,6 +194,23 @@ async def test_after_a_kill_the_row_is_settled_from_its_checkpoint(
     (row,) = rows(tmp_path)
     assert row["usage_source"] == "checkpoint"
     assert row["completion_tokens"] > 0
+
+
+async def test_a_price_that_is_unknown_is_not_zero(tmp_path: Path) -> None:
+    key = json.loads(command("keys", "create", "--name", "n", "--json", cwd=tmp_path).stdout)["id"]
+    db = Database(f"sqlite:///{tmp_path}/millstream-data/millstream.db")
+    async with Ledger(db) as ledger:
+        await Meter(ledger).record(key, 7, model="known", cost_usd=Decimal("0.25"))
+        await Meter(ledger).record(key, 7, model="known")
+        await Meter(ledger).record(key, 7, model="unknown")
+    db.close()
+    printed = command("usage", "--by", "model", cwd=tmp_path).stdout.splitlines()
+    assert [line.split() for line in printed[1:]] == [
+        ["known", "2", "0", "14", "0.250000", "1"],
+        ["unknown", "1", "0", "7", "-", "1"],
+    ]
+    by_model = json.loads(command("usage", "--by", "model", "--json", cwd=tmp_path).stdout)
+    assert [(total["cost_usd"], total["unpriced"]) for total in by_model] == [("0.250000", 1), (None, 1)]
 
 
 def test_keys_and_usage_work_from_the_command_line(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from millstream.usage import Group, to_dollars
 
 class Total(Struct, frozen=True):
     """Sums over the streams of one group. ``unpriced`` of them have no known price and are not in
-    ``cost_usd``.
+    ``cost_usd``, which is None where that holds for all of them.
     """
 
     group: str
     streams: int
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: str
+    cost_usd: str | None
     unpriced: int
 
 
@@ -45,7 +45,7 @@ def totals(
         sa.func.count().label("streams"),
         sa.func.sum(streams.c.prompt_tokens).label("prompt_tokens"),
         sa.func.sum(streams.c.completion_tokens).label("completion_tokens"),
-        sa.func.coalesce(sa.func.sum(streams.c.cost_picodollars), 0).label("picodollars"),
+        sa.func.sum(streams.c.cost_picodollars).label("picodollars"),
         (sa.func.count() - sa.func.count(streams.c.cost_picodollars)).label("unpriced"),
     )
     conditions: Sequence[sa.ColumnElement[bool]] = [
@@ -61,7 +61,7 @@ def totals(
             row["streams"],
             int(row["prompt_tokens"]),
             int(row["completion_tokens"]),
-            to_dollars(int(row["picodollars"])),
+            None if row["picodollars"] is None else to_dollars(int(row["picodollars"])),
             row["unpriced"],
         )
         for row in connection.execute(query).mappings()
