@@ -22,6 +22,11 @@ def listed(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def made(name: str, folder: Path) -> None:
+    command = [sys.executable, "-m", "millstream", "keys", "create", "--name", name]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+
+
 def test_where_no_terminal_is_no_key_is_made_and_the_banner_says_how(tmp_path: Path) -> None:
     with started(tmp_path, **DEMO) as server:
         assert "ms_" not in server.printed
@@ -51,6 +56,41 @@ def test_a_temporary_key_is_asked_for_and_shown_anywhere_and_may_not_do_everythi
         assert server.terminate() == 0
     (key,) = listed(tmp_path)
     assert key["revoked_at"]
+
+
+def test_where_keys_exist_the_banner_names_those_that_work(tmp_path: Path) -> None:
+    with running(tmp_path, **DEMO):
+        pass
+    made("web", tmp_path)
+    with running(tmp_path, **DEMO) as server:
+        assert re.search(
+            r"^  key     yours: admin \(ms_live_\w{4}…\w{4}\), web \(ms_live_\w{4}…\w{4}\); their secrets were shown when they "
+            r"were made; another: millstream keys create --name me$",
+            server.printed,
+            re.MULTILINE,
+        )
+    with running(tmp_path, "--temporary-key", **DEMO) as server:
+        assert re.search(
+            rf"^  key     {server.key}  \(until the server stops; yours work too: admin .*, web .*\)$",
+            server.printed,
+            re.MULTILINE,
+        )
+
+
+def test_where_all_keys_are_revoked_the_banner_says_so(tmp_path: Path) -> None:
+    with started(tmp_path, "--temporary-key", **DEMO):
+        pass
+    with running(tmp_path, **DEMO) as server:
+        assert (
+            "  key     all are revoked; make one with: millstream keys create --name me\n" in server.printed
+        )
+
+
+def test_of_many_keys_the_banner_names_some(tmp_path: Path) -> None:
+    for number in range(5):
+        made(f"k{number}", tmp_path)
+    with started(tmp_path, **DEMO) as server:
+        assert re.search(r"yours: k0 \S+, k1 \S+, k2 \S+ and 2 more; ", server.printed)
 
 
 def test_on_a_terminal_the_first_start_shows_the_first_key(tmp_path: Path) -> None:

@@ -108,8 +108,8 @@ class Millstream(Runtime):
         if not service.models:
             for name, why in service.unready.items():
                 log.warning("provider %s has no models yet: %s", name, why)
-        if not await self.keys.all():
-            log.warning("there is no API key yet; make one with: millstream keys create --name me")
+        if all(key.revoked_at is not None for key in await self.keys.all()):
+            log.warning("there is no API key; make one with: millstream keys create --name me")
 
     @asynccontextmanager
     async def running_in(self, app: FastAPI) -> AsyncGenerator[None]:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -48,6 +49,7 @@ _LEAVE_SECONDS = 10.0  # from the end of the drain to the end of the process
 _BACKLOG = 4096
 _DESCRIPTORS = 1 << 20  # a worker asks for no more
 _MODELS_SHOWN = 6
+_KEYS_SHOWN = 3
 _HURRIED_SECONDS = 1  # what connections get to take their last frames, where somebody hurries
 _DEMOS = {"local": "a demo model on this machine: fluent, often wrong", "scripted": "a script, no model"}
 
@@ -318,31 +320,38 @@ class _Server(uvicorn.Server):
         """The banner: where, with which key, which models, and why not others."""
         host, port = self._listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        keys = self._millstream.keys
-        # What is printed into a file or a pipe may be kept, by a journal say, and read by many.
-        secret = await keys.ensure_first() if banner.show_key else None
-        note = "shown this once; it may do everything"
-        if secret is None and banner.temporary_key:
-            key, secret = await keys.create("temporary", ["chat", "usage"])
-            self._temporary_key_id, note = key.id, "until the server stops"
+        key = await self._known_key(banner, url)  # before the first line: whoever reads it finds them all
         console = Console(highlight=False, soft_wrap=True)
-        console.print(f"[bold]Millstream[/bold] {__version__}  [bold cyan]{url}[/bold cyan]")
-        if secret is not None:
-            console.print(f"  key     [bold]{secret}[/bold]  ({note})")
-            if pages.is_built():
-                console.print(f"  chat    {url}/#key={secret}")
-        elif await keys.all():
-            console.print("  key     make one with: millstream keys create --name me")
-        else:
-            console.print(
-                "  key     there is none; make one with: millstream keys create --name me, or start with "
-                "--show-key"
-            )
+        console.print(f"[bold]Millstream[/bold] {__version__}  [bold cyan]{url}[/bold cyan]\n{key}")
         if not pages.is_built():
             console.print("  chat    the chat page is not built: make web")
         self._announce_models(console)
         console.print("  stop    Ctrl-C")
         console.file.flush()
+
+    async def _known_key(self, banner: _Banner, url: str) -> str:
+        """The lines about a key: one that works, or what is known of those that were made before."""
+        keys = self._millstream.keys
+        known = await keys.all()
+        yours = _some([f"{key.name} ({key.hint})" for key in known if key.revoked_at is None], _KEYS_SHOWN)
+        # What is printed into a file or a pipe may be kept, by a journal say, and read by many.
+        secret = await keys.ensure_first() if banner.show_key else None
+        note = "shown this once; it may do everything"
+        if secret is None and banner.temporary_key:
+            key, secret = await keys.create("temporary", ["chat", "usage"])
+            self._temporary_key_id = key.id
+            note = "until the server stops" + (f"; yours work too: {yours}" if yours else "")
+        if secret is not None:
+            chat = f"\n  chat    {url}/#key={secret}" if pages.is_built() else ""
+            return f"  key     [bold]{secret}[/bold]  ({escape(note)}){chat}"
+        make = "millstream keys create --name me"
+        if yours:
+            said = f"yours: {yours}; their secrets were shown when they were made; another: {make}"
+        elif known:
+            said = f"all are revoked; make one with: {make}"
+        else:
+            said = f"there is none; make one with: {make}, or start with --show-key"
+        return f"  key     {escape(said)}"
 
     def _announce_models(self, console: Console) -> None:
         """One line a provider, with the default in its own, and one for those that are not ready."""
@@ -354,8 +363,7 @@ class _Server(uvicorn.Server):
         others = f"set {KNOWN[0].variable} or another provider's variable for others"
         only_demos = bool(unset) and by_provider.keys() <= _DEMOS.keys()
         for provider, models in by_provider.items():
-            more = len(models) - _MODELS_SHOWN
-            names = ", ".join(models[:_MODELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+            names = _some(models, _MODELS_SHOWN)
             notes = [_DEMOS[provider]] if provider in _DEMOS else []
             if service.default_model in models and len(service.models) > 1:
                 notes.append(f"the default is {service.default_model}")
@@ -368,3 +376,8 @@ class _Server(uvicorn.Server):
         unready = ", ".join(f"{name} ({why})" for name, why in service.unready.items() if name not in unset)
         if unready:
             console.print(f"  [yellow]unready {escape(unready)}[/yellow]")
+
+
+def _some(names: Sequence[str], most: int) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
