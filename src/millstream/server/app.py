@@ -3,16 +3,17 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cached_property
 
 from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from millstream.errors import Misuse
+from millstream.database import DatabaseAway
+from millstream.errors import ConfigurationError, Misuse
 from millstream.runtime import Runtime
-from millstream.server import access_log, openapi, stop_signals
+from millstream.server import access_log, openapi, startup_errors, stop_signals
 from millstream.server.dependencies import STATE
 from millstream.server.direct import DirectRoutes
 from millstream.server.errors import http_error
@@ -78,8 +79,13 @@ class Millstream(Runtime):
         """Serves while it is entered. The log says what is ready, and what is missing. From the signal that
         stops the server on, running streams have the drain time.
         """
-        async with self.running_in(app):
-            await self._say_what_is_ready()
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.running_in(app))
+                await self._say_what_is_ready()
+            except (ConfigurationError, DatabaseAway) as error:
+                startup_errors.say_in_one_line(error)
+                raise
             async with self._drained_by_signal():
                 yield
 

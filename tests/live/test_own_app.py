@@ -1,4 +1,4 @@
-"""How an application of one's own stops, under the servers that one runs it with."""
+"""How an application of one's own starts and stops, under the servers that one runs it with."""
 
 import asyncio
 import json
@@ -28,7 +28,8 @@ app.include_router(millstream.router)
 app.dependency_overrides[get_api_key] = lambda: Principal("ann", frozenset({"chat"}))
 """
 UVICORN = ("uvicorn", "main:app", "--port", "0")
-GUNICORN = ("gunicorn", "main:app", "--bind", "127.0.0.1:0", "-k", "uvicorn_worker.UvicornWorker")
+GUNICORN_WORKER = ("-k", "uvicorn_worker.UvicornWorker", "--no-control-socket")
+GUNICORN = ("gunicorn", "main:app", "--bind", "127.0.0.1:0", *GUNICORN_WORKER)
 
 
 class Application(NamedTuple):
@@ -135,3 +136,37 @@ async def test_whoever_waits_for_a_whole_answer_is_told(tmp_path: Path, ask: Ask
         assert rest.startswith(b"HTTP/1.1 503 ")
         assert b'"code":"draining"' in rest
         assert "Traceback" not in running.printed
+
+
+@pytest.mark.parametrize("command", [UVICORN, GUNICORN], ids=["uvicorn", "gunicorn"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"MILLSTREAM_REQUIRE_PROVIDER": "true"},
+            r"Millstream cannot start: no provider is set: set one of OPENAI_API_KEY, .*",
+        ),
+        (
+            {"MILLSTREAM_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/x"},
+            r"Millstream cannot start: cannot open the database.* refuse.*",
+        ),
+    ],
+    ids=["provider", "database"],
+)
+def test_what_the_operator_can_mend_is_one_line(
+    tmp_path: Path, command: Sequence[str], given: dict[str, str], said: str
+) -> None:
+    environment = {**os.environ, **given}
+    (tmp_path / "main.py").write_text(MAIN, encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    printed = ran.stdout + ran.stderr
+    assert ran.returncode == 3
+    assert re.search(rf"\b{said}$", printed, re.MULTILINE)
+    assert "Traceback" not in printed
