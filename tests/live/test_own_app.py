@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,29 +46,37 @@ class Application(NamedTuple):
 
 
 @contextmanager
-def application(folder: Path, command: Sequence[str], **environment: str) -> Generator[Application]:
-    """The application, run by the server of ``command`` until it is stopped, and ready."""
+def launched(folder: Path, command: Sequence[str], **environment: str) -> Generator[Application]:
+    """The application, run by the server of ``command``. What is left of it in the end is killed."""
     folder.mkdir()
     (folder / "main.py").write_text(MAIN, encoding="utf-8")
     output = folder / "output"
-    given = {"MILLSTREAM_PROVIDERS": '{"demo": {"type": "scripted"}}', "MILLSTREAM_MAX_LAG_SECONDS": "3600"}
     with output.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=folder,
-            env={**os.environ, **given, **environment},
+            env={**os.environ, **environment},
             stdout=out,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    running = Application(process, output)
     try:
+        yield Application(process, output)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # gunicorn's workers outlive it else
+        process.wait()
+
+
+@contextmanager
+def application(folder: Path, command: Sequence[str], **environment: str) -> Generator[Application]:
+    """The application, as soon as it answers."""
+    given = {"MILLSTREAM_PROVIDERS": '{"demo": {"type": "scripted"}}', "MILLSTREAM_MAX_LAG_SECONDS": "3600"}
+    with launched(folder, command, **given, **environment) as running:
+        process = running.process
         wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", running.printed), process)
         wait_for(lambda: answers(f"http://127.0.0.1:{running.port}/v1/models"), process)
         yield running
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
 
 
 async def stopped(
@@ -156,17 +164,7 @@ async def test_whoever_waits_for_a_whole_answer_is_told(tmp_path: Path, ask: Ask
 def test_what_the_operator_can_mend_is_one_line(
     tmp_path: Path, command: Sequence[str], given: dict[str, str], said: str
 ) -> None:
-    environment = {**os.environ, **given}
-    (tmp_path / "main.py").write_text(MAIN, encoding="utf-8")
-    ran = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    printed = ran.stdout + ran.stderr
-    assert ran.returncode == 3
-    assert re.search(rf"\b{said}$", printed, re.MULTILINE)
-    assert "Traceback" not in printed
+    with launched(tmp_path / "server", command, **given) as running:
+        assert running.process.wait(60) == 3
+        assert re.search(rf"\b{said}$", running.printed, re.MULTILINE)
+        assert "Traceback" not in running.printed
