@@ -5,6 +5,7 @@
 
 import type { Code, List, ListItem, Paragraph, RootContent, Table, TableRow } from "mdast";
 
+import { FlatText } from "./flat";
 import { cutOf, MID_LINE, partOf } from "./paragraph";
 import type { Links } from "./parse";
 import { definitionsOf, linksOf, NO_LINKS, nameOf, Piece, withoutPlaces } from "./parse";
@@ -42,6 +43,8 @@ const FENCE = /^(?:(`{3,})[^`\n]*|(~{3,})[^\n]*)\n/;
 
 export class GrowingDocument {
   blocks: readonly Block[] = [];
+  #source = "";
+  #flat = new FlatText();
   #text = "";
   /** Where the end begins. */
   #at = 0;
@@ -53,10 +56,11 @@ export class GrowingDocument {
   #names = new Set<string>();
   #linked = "";
 
-  update(text: string): void {
-    if (text === this.#text) return;
-    if (!text.startsWith(this.#text)) this.#startOver();
-    this.#text = text;
+  update(source: string): void {
+    if (source === this.#source) return;
+    if (!source.startsWith(this.#source)) this.#startOver();
+    this.#source = source;
+    this.#text = this.#flat.update(source);
     let end = this.#end();
     if (this.#link(end)) end = this.#end();
     this.blocks = [...this.#settled, ...end];
@@ -70,6 +74,7 @@ export class GrowingDocument {
   }
 
   #startOver(): void {
+    this.#flat = new FlatText();
     this.#at = 0;
     this.#settled = [];
     this.#open = undefined;
