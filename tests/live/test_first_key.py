@@ -64,14 +64,14 @@ def test_where_keys_exist_the_banner_names_those_that_work(tmp_path: Path) -> No
     made("web", tmp_path)
     with running(tmp_path, **DEMO) as server:
         assert re.search(
-            r"^  key     yours: admin \(ms_live_\w{4}…\w{4}\), web \(ms_live_\w{4}…\w{4}\); their secrets were shown when they "
+            r"^  key     yours: admin, web; their secrets were shown when they "
             r"were made; another: millstream keys create --name me$",
             server.printed,
             re.MULTILINE,
         )
     with running(tmp_path, "--temporary-key", **DEMO) as server:
         assert re.search(
-            rf"^  key     {server.key}  \(until the server stops; yours work too: admin .*, web .*\)$",
+            rf"^  key     {server.key}  \(until the server stops; yours work too: admin, web\)$",
             server.printed,
             re.MULTILINE,
         )
@@ -90,7 +90,7 @@ def test_of_many_keys_the_banner_names_some(tmp_path: Path) -> None:
     for number in range(5):
         made(f"k{number}", tmp_path)
     with started(tmp_path, **DEMO) as server:
-        assert re.search(r"yours: k0 \S+, k1 \S+, k2 \S+ and 2 more; ", server.printed)
+        assert re.search(r"yours: k0, k1, k2 and 2 more; ", server.printed)
 
 
 def test_on_a_terminal_the_first_start_shows_the_first_key(tmp_path: Path) -> None:

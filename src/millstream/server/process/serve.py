@@ -333,7 +333,7 @@ class _Server(uvicorn.Server):
         """The lines about a key: one that works, or what is known of those that were made before."""
         keys = self._millstream.keys
         known = await keys.all()
-        yours = _some([f"{key.name} ({key.hint})" for key in known if key.revoked_at is None], _KEYS_SHOWN)
+        yours = _some([key.name for key in known if key.revoked_at is None], _KEYS_SHOWN)
         # What is printed into a file or a pipe may be kept, by a journal say, and read by many.
         secret = await keys.ensure_first() if banner.show_key else None
         note = "shown this once; it may do everything"
