@@ -20,6 +20,8 @@ from millstream.prompt import (
     ToolCall,
     ToolResult,
 )
+from millstream.providers.known import Quirks
+from millstream.providers.openai import request
 from millstream.settings import Settings
 
 HELLO: Any = {"max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}]}
@@ -196,3 +198,34 @@ def test_thinking_says_of_what_type_it_is(thinking: dict[str, Any]) -> None:
     body = {"max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}], "thinking": thinking}
     with pytest.raises(InvalidRequest, match=r"thinking\.type"):
         ANTHROPIC.parse(json.dumps(body).encode())
+
+
+def test_a_conversation_with_tools_reaches_a_model_of_openai() -> None:
+    schema = {"type": "object", "properties": {"at": {"type": "string"}}}
+    look = {"type": "tool_use", "id": "call_look", "name": "look", "input": {"at": "sky"}}
+    result = {"type": "tool_result", "tool_use_id": "call_look", "content": "blue"}
+    prompt = parsed(
+        system="Be brief.",
+        messages=[
+            *user({"type": "text", "text": "Hello"}),
+            {"role": "assistant", "content": [look]},
+            *user(result, {"type": "text", "text": "And now?"}),
+        ],
+        tools=[{"name": "look", "input_schema": schema, "cache_control": MARK}],
+        tool_choice={"type": "any"},
+    )
+    asked = request.body(prompt, Quirks())
+    function = {"name": "look", "arguments": '{"at":"sky"}'}
+    assert asked["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "call_look", "type": "function", "function": function}],
+        },
+        {"role": "tool", "content": "blue", "tool_call_id": "call_look"},
+        {"role": "user", "content": "And now?"},
+    ]
+    assert asked["tools"] == [{"type": "function", "function": {"name": "look", "parameters": schema}}]
+    assert asked["tool_choice"] == "required"

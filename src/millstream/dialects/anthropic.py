@@ -321,12 +321,15 @@ def _whole_usage(start: AnswerStart | None, end: StreamEnd) -> dict[str, Any]:
 
 def _usage(usage: Usage | None) -> dict[str, Any]:
     usage = usage or Usage(0, 0, "counted")
-    return {
+    shown: dict[str, Any] = {
         "input_tokens": max(usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens, 0),
         "cache_creation_input_tokens": usage.cache_write_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
     }
+    if usage.reasoning_tokens:
+        shown["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
+    return shown
 
 
 def _failure(error: MillstreamError) -> bytes:
