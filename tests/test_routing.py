@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from application import Run
+from asgi import get, post
 from millstream import Millstream
 from millstream.dialects import Ask
 from millstream.errors import (
@@ -24,10 +26,13 @@ from millstream.errors import (
 from millstream.events import AnswerStart, TextDelta
 from millstream.prompt import Message, Prompt, Text
 from millstream.providers import Finish, Produced, UsageReport
+from millstream.providers.openai import OpenAIProvider
 from millstream.providers.scripted import ScriptedProvider
+from millstream.providers.upstream import Upstream
 from millstream.routing import Circuit, Deployment, Model, Routed
-from millstream.settings import Settings
+from millstream.settings import ModelSettings, Settings
 from millstream.usage import Usage
+from oracle import Oracle, Request, oracle
 
 PROMPT = Prompt((Message("user", (Text("Hello"),)),))
 DOWN = UpstreamError("it is down", accepted=False)
@@ -60,6 +65,26 @@ class Flaky:
 
 def deployment(name: str, provider: Flaky, *, weight: int = 1, circuit: Circuit | None = None) -> Deployment:
     return Deployment(name, provider, "m", "o200k_base", circuit or Circuit(), weight=weight)
+
+
+class Slow(Flaky):
+    """Says ``before``, and the rest when it is let; or fails then, if it is told to."""
+
+    def __init__(self, *errors: ProviderError | None, before: Sequence[Produced] = ()) -> None:
+        super().__init__(*errors)
+        self._said_before = before
+        self.asked, self.go_on, self.closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        try:
+            if self._said_before:
+                yield self._said_before
+            self.asked.set()
+            await self.go_on.wait()
+            async for batch in super().stream(prompt, model):
+                yield batch
+        finally:
+            self.closed.set()
 
 
 async def said(routed: Routed) -> str:
@@ -260,6 +285,147 @@ async def test_no_caller_sees_an_error_while_one_deployment_is_healthy_and_none_
     answers = await asyncio.gather(*(said(Routed(model, PROMPT)) for _ in range(1000)))
     assert answers == ["Hello"] * 1000
     assert sum(provider.answered for provider in providers) == 1000
+
+
+# -- hedging ---------------------------------------------------------------------------------------
+
+AT_ONCE = 0.001
+
+
+def hedged(
+    first: Flaky, second: Flaky, *, seconds: float | None = AT_ONCE, attempts: int = 2, **more: Any
+) -> Routed:
+    deployments = (deployment("a", first),), (deployment("b", second, **more),)
+    return Routed(Model("m", *deployments, attempts=attempts, hedge_seconds=seconds), PROMPT)
+
+
+async def test_whoever_is_first_answers_and_the_other_is_let_go_at_once() -> None:
+    used = UsageReport(Usage(1200, 2, "provider_partial"), {"input_tokens": 1200})
+    first, second = Slow(before=[AnswerStart("anthropic"), used]), Flaky()
+    routed = hedged(first, second)
+    async with routed.answering() as (begun, _):
+        assert begun == [ANSWER]
+        assert first.closed.is_set()
+    assert [(one.provider, one.error) for one in routed.attempts()] == [("a", None), ("b", None)]
+    lost, won = routed.attempts()
+    assert (lost.bill and lost.bill.usage, won.bill) == (used.usage, None)
+    assert routed.deployment.provider_name == "b"
+
+
+async def test_the_first_may_still_be_faster_than_the_one_that_was_asked_later() -> None:
+    first, second = Slow(), Slow()
+    routed = hedged(first, second)
+    answer = asyncio.create_task(said(routed))
+    await second.asked.wait()
+    first.go_on.set()
+    assert await answer == "Hello"
+    assert second.closed.is_set()
+    assert [(one.provider, one.first_content_at is None) for one in routed.attempts()] == [
+        ("b", True),
+        ("a", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "attempts", "rests"),
+    [(None, 2, False), (60, 2, False), (AT_ONCE, 1, False), (AT_ONCE, 2, True)],
+)
+async def test_no_second_one_is_asked_without_need(seconds: float | None, attempts: int, rests: bool) -> None:
+    circuit = Circuit()
+    for _ in range(5 if rests else 0):
+        circuit.failed(DOWN)
+    first, second = Slow(), Flaky()
+    routed = hedged(first, second, seconds=seconds, attempts=attempts, circuit=circuit)
+    answer = asyncio.create_task(said(routed))
+    await first.asked.wait()
+    done, _ = await asyncio.wait({answer}, timeout=20 * AT_ONCE)
+    assert not done
+    first.go_on.set()
+    assert await answer == "Hello"
+    assert second.calls == 0
+
+
+async def test_one_that_fails_beside_another_is_no_error() -> None:
+    first, second = Slow(UpstreamError("it broke")), Slow()
+    routed = hedged(first, second)
+    answer = asyncio.create_task(said(routed))
+    await second.asked.wait()
+    first.go_on.set()
+    await first.closed.wait()
+    second.go_on.set()
+    assert await answer == "Hello"
+    assert [(one.provider, one.error) for one in routed.attempts()] == [("a", "upstream_error"), ("b", None)]
+
+
+async def test_when_both_fail_nothing_is_tried_again_that_may_be_billed() -> None:
+    first, second = Slow(UpstreamError("it had taken the request on")), Slow(DOWN)
+    routed = hedged(first, second, attempts=5)
+    answer = asyncio.create_task(said(routed))
+    await second.asked.wait()
+    first.go_on.set()
+    await first.closed.wait()
+    second.go_on.set()
+    with pytest.raises(UpstreamError, match="it is down"):
+        await answer
+    assert (first.calls, second.calls) == (1, 1)
+    first, second = Slow(DOWN), Slow(DOWN)
+    first.go_on.set()
+    second.go_on.set()
+    assert await said(hedged(first, second, attempts=3)) == "Hello"
+
+
+async def test_a_stop_closes_both_and_keeps_what_both_have_counted() -> None:
+    used = UsageReport(Usage(1200, 0, "provider_partial"), {"input_tokens": 1200})
+    first, second = Slow(before=[used]), Slow(before=[used])
+    routed = hedged(first, second)
+    answer = asyncio.create_task(said(routed))
+    await second.asked.wait()
+    answer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answer
+    assert first.closed.is_set()
+    assert second.closed.is_set()
+    other, expected = routed.attempts()
+    assert (other.provider, other.bill and other.bill.usage) == ("b", used.usage)
+    assert (expected.provider, routed.pending) == ("a", [[used]])
+
+
+async def test_the_connection_of_the_slower_one_is_closed_and_its_receipt_has_both(run: Run) -> None:
+    async def handler(request: Request) -> None:
+        await request.head()
+        if request.json["model"] == "slow":
+            await asyncio.Event().wait()
+        await request.say("Hello")
+        await request.finish(usage={"prompt_tokens": 3, "completion_tokens": 1})
+
+    def provider(name: str, server: Oracle) -> OpenAIProvider:
+        return OpenAIProvider(name, server.base_url, Upstream(name, {}))
+
+    async with oracle(handler) as server:
+        models = {"fast": ModelSettings(deployments=("a/slow",), fallbacks=("b/quick",), hedge_seconds=0.01)}
+        providers = {name: provider(name, server) for name in ("a", "b")}
+        async with run(providers, models=models) as running:
+            body = {"model": "fast", "messages": [{"role": "user", "content": "Hello"}]}
+            async with post(running.app, "/v1/chat/stream", body, running.key) as exchange:
+                await exchange.finished()
+                assert exchange.text == "Hello"
+                async with asyncio.timeout(5):
+                    await server.requests[0].gone.wait()
+            await running.idle()
+            path = f"/v1/streams/{exchange.frames[0]['stream_id']}"
+            async with get(running.app, path, running.key) as receipt:
+                await receipt.finished()
+            assert [(one["provider"], one["model"]) for one in receipt.json["attempts"]] == [
+                ("a", "slow"),
+                ("b", "quick"),
+            ]
+            assert receipt.json["provider"] == "b"
+
+
+@pytest.mark.parametrize("more", [{}, {"fallbacks": ("b/m",), "attempts": 1}])
+def test_a_hedge_without_another_to_ask_is_a_mistake(more: Any) -> None:
+    with pytest.raises(ValueError, match="hedge_seconds"):
+        ModelSettings(deployments=("a/m",), hedge_seconds=1, **more)
 
 
 @pytest.fixture

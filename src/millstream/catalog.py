@@ -31,13 +31,15 @@ OWNER = "millstream"  # of names that are the operator's own, in listings
 
 class Routing(Struct, frozen=True):
     """What a name of the operator's own stands for: names of models with their weights, and those to fall
-    back on. ``attempts`` and ``attempt_seconds`` bound how often and for how long it is tried.
+    back on. ``attempts`` and ``attempt_seconds`` bound how often and for how long it is tried;
+    ``hedge_seconds`` is when another is asked as well.
     """
 
     deployments: Mapping[str, int]
     fallbacks: Sequence[str] = ()
     attempts: int = 3
     attempt_seconds: float = 10.0
+    hedge_seconds: float | None = None
 
 
 class ChunkResponse(Struct, frozen=True):
@@ -119,9 +121,8 @@ class LLMService:
         else:
             deployments = [await self._deployment(one, name, n) for one, n in routing.deployments.items()]
             fallbacks = [await self._deployment(one, name) for one in routing.fallbacks]
-            model = Model(
-                name, tuple(deployments), tuple(fallbacks), routing.attempts, routing.attempt_seconds
-            )
+            bounds = (routing.attempts, routing.attempt_seconds, routing.hedge_seconds)
+            model = Model(name, tuple(deployments), tuple(fallbacks), *bounds)
         # Names come from callers where a provider takes any; what they can make us remember is bounded.
         if len(self._resolved) < _MAX_RESOLVED:
             self._resolved[name] = model

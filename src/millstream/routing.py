@@ -3,13 +3,16 @@
 A model may have several deployments, and others to fall back on. Before the first content of an answer the
 next one is tried, after a failure that cannot have been billed; after it, or where a provider may bill for
 what it did, never. A deployment that keeps failing is left alone for a while.
+
+Where the operator wants it (``hedge_seconds``), a second deployment is asked as well when the first takes
+long to say something. Both may bill, so nobody does it unasked.
 """
 
 import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -20,7 +23,7 @@ from millstream.ledger.rows import Attempt
 from millstream.prices import Price
 from millstream.prompt import Prompt
 from millstream.providers import Produced, Provider, UsageReport
-from millstream.usage import Usage
+from millstream.usage import Bill, Usage
 
 _FAILURES = 5  # one after the other, until a deployment is left alone
 _REST_SECONDS = (10.0, 120.0)  # for how long at first, and at most
@@ -88,7 +91,7 @@ class Deployment(Struct, frozen=True, eq=False):
 class Model(Struct, frozen=True, eq=False):
     """A model that can be asked: its ``deployments``, and those to fall back on one after the other.
     ``attempts`` is how often it is tried at most, ``attempt_seconds`` how long after the start a last attempt
-    may begin.
+    may begin, ``hedge_seconds`` after how long without content another deployment is asked as well, if ever.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Model(Struct, frozen=True, eq=False):
     fallbacks: tuple[Deployment, ...] = ()
     attempts: int = 1
     attempt_seconds: float = 10.0
+    hedge_seconds: float | None = None
 
     def order(self) -> list[Deployment]:
         """In which they are tried: by chance, as their weights say; those that rest come last."""
@@ -109,6 +113,56 @@ class Model(Struct, frozen=True, eq=False):
         return sorted(ordered, key=lambda one: one.circuit.is_open)
 
 
+class _Asked:
+    """A deployment that is asked, and what it has said before its first content."""
+
+    def __init__(self, deployment: Deployment, prompt: Prompt) -> None:
+        self.deployment = deployment
+        self.stream = deployment.provider.stream(prompt, deployment.upstream_name)
+        self.said: list[Batch] = []
+        self.has_ended = False
+        self._started_at = time.time()
+        self._first_content_at: float | None = None
+        deployment.circuit.begin()
+
+    async def begin(self) -> None:
+        """Reads up to the first content. Raises ``ProviderError``."""
+        async for batch in self.stream:
+            self.said.append(batch)
+            if not all(isinstance(item, _NO_CONTENT) for item in batch):
+                self._first_content_at = time.time()
+                self.deployment.circuit.succeeded()
+                return
+
+    def end(self, error: ProviderError | None = None) -> None:
+        """It answers no more, because it has failed or because nobody wants it to."""
+        self.has_ended = True
+        if error is None:
+            self.deployment.circuit.left()
+        else:
+            self.deployment.circuit.failed(error)
+
+    def attempt(self, error: str | None, bill: Bill | None = None) -> Attempt:
+        """The attempt as if it ended now."""
+        one = self.deployment
+        times = (self._started_at, time.time(), self._first_content_at)
+        return Attempt(one.provider_name, one.upstream_name, *times, error, bill)
+
+    @property
+    def bill(self) -> Bill | None:
+        """What it has counted before its first content, with its price."""
+        counted = [item for batch in self.said for item in batch if isinstance(item, (Usage, UsageReport))]
+        if not counted:
+            return None
+        usage = counted[-1].usage if isinstance(counted[-1], UsageReport) else counted[-1]
+        price = self.deployment.price
+        return Bill.of(usage, None if price is None else price.cost(usage))
+
+    def may_be_billed(self, error: ProviderError) -> bool:
+        """Whether there may be a bill although it has failed."""
+        return error.accepted or self.bill is not None
+
+
 class Routed:
     """One prompt on its way through the deployments of a model."""
 
@@ -116,11 +170,20 @@ class Routed:
         self.model = model
         self._prompt = prompt
         self._order = model.order()
-        self.deployment = self._order[0]  # that is asked, or was last
+        self._made = 0  # attempts
         self._attempts: list[Attempt] = []  # that have ended
-        self.pending: list[Batch] = []  # what came before the first content, until that has come
-        self._started_at: float | None = None  # of the one that runs
-        self._first_content_at: float | None = None
+        self._asked: _Asked | None = None  # that the answer is of, or else is expected of
+        self._may_be_billed = False  # for one that has failed beside another
+
+    @property
+    def deployment(self) -> Deployment:
+        """That is asked, or was last."""
+        return self._order[0] if self._asked is None else self._asked.deployment
+
+    @property
+    def pending(self) -> list[Batch]:
+        """What came before the first content, until that has come."""
+        return [] if self._asked is None else self._asked.said
 
     @asynccontextmanager
     async def answering(self) -> AsyncGenerator[tuple[list[Batch], AsyncGenerator[Batch]]]:
@@ -129,61 +192,87 @@ class Routed:
         """
         until = time.monotonic() + self.model.attempt_seconds
         while True:
-            stream = self._ask_next()
-            async with aclosing(stream):
-                try:
-                    await self._begin(stream)
-                except ProviderError as error:
-                    pause = self._pause(error)
-                    if pause is None or time.monotonic() + pause > until:
-                        stream = _raising(error)  # behind what was said, such as the usage
-                    else:
-                        self._failed(error)
-                        await stream.aclose()
-                        await asyncio.sleep(pause)
-                        continue
-                except BaseException:
-                    self._left()
-                    raise
-                begun, self.pending = self.pending, []
-                try:
-                    yield begun, stream
-                except ProviderError as error:
-                    self._failed(error)
-                    raise
-                except BaseException:
-                    self._left()
-                    raise
-                self._left()
-                return
+            asked = self._asked = self._ask_next()
+            try:
+                asked, error = await self._first_content(asked)
+                pause = None if error is None else self._pause(asked, error)
+                if error is None or pause is None or time.monotonic() + pause > until:
+                    begun, asked.said = asked.said, []
+                    # A fault comes behind what was said, such as the usage.
+                    yield begun, asked.stream if error is None else _raising(error)
+                    return
+                self._end(asked, error)
+            except ProviderError as error:
+                self._end(asked, error)
+                raise
+            finally:
+                asked = self._asked
+                self._end(asked)
+                await asked.stream.aclose()
+            await asyncio.sleep(pause)
 
-    def _ask_next(self) -> AsyncGenerator[Batch]:
-        self.deployment = self._order[len(self._attempts) % len(self._order)]
-        self.deployment.circuit.begin()
-        self._started_at, self._first_content_at = time.time(), None
-        self.pending = []
-        return self.deployment.provider.stream(self._prompt, self.deployment.upstream_name)
+    def _ask_next(self) -> _Asked:
+        asked = _Asked(self._order[self._made % len(self._order)], self._prompt)
+        self._made += 1
+        return asked
 
-    async def _begin(self, stream: AsyncGenerator[Batch]) -> None:
-        """Adds to ``pending`` what is said up to the first content."""
-        async for batch in stream:
-            self.pending.append(batch)
-            if not all(isinstance(item, _NO_CONTENT) for item in batch):
-                self._first_content_at = time.time()
-                self.deployment.circuit.succeeded()
-                return
+    async def _first_content(self, asked: _Asked) -> tuple[_Asked, ProviderError | None]:
+        """Who has content first; or who has failed last, and how."""
+        if self.model.hedge_seconds is not None:
+            return await self._race(asked, self.model.hedge_seconds)
+        try:
+            await asked.begin()
+        except ProviderError as error:
+            return asked, error
+        return asked, None
 
-    def _pause(self, error: ProviderError) -> float | None:
+    async def _race(self, asked: _Asked, hedge_seconds: float) -> tuple[_Asked, ProviderError | None]:
+        """As ``_first_content``, with another deployment asked as well after a while. Who is not needed any
+        more is let go at once.
+        """
+        running = {asyncio.create_task(asked.begin()): asked}
+        try:
+            done, _ = await asyncio.wait(running, timeout=hedge_seconds)
+            if not done and self._has_another:
+                another = self._ask_next()
+                running[asyncio.create_task(another.begin())] = another
+            while True:
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                ready = [task for task in running if task.done()]
+                first = min(ready, key=lambda task: task.exception() is not None)
+                asked = self._asked = running.pop(first)
+                error = first.exception()
+                if error is not None and not isinstance(error, ProviderError):
+                    raise error
+                if error is None or not running:
+                    return asked, error
+                self._may_be_billed = self._may_be_billed or asked.may_be_billed(error)
+                self._end(asked, error)
+                await asked.stream.aclose()
+                (self._asked,) = running.values()
+        finally:
+            for task in running:
+                task.cancel()
+            results = await asyncio.gather(*running, return_exceptions=True)
+            for other, result in zip(running.values(), results, strict=True):
+                if other is not self._asked:
+                    self._end(other, result if isinstance(result, ProviderError) else None)
+                    await other.stream.aclose()
+
+    @property
+    def _has_another(self) -> bool:
+        """Whether a deployment may be asked beside the one that is."""
+        following = self._order[self._made % len(self._order)]
+        return len(self._order) > 1 and self._made < self.model.attempts and not following.circuit.is_open
+
+    def _pause(self, asked: _Asked, error: ProviderError) -> float | None:
         """How many seconds until the next attempt; None where there is none: this one may be billed, or
         another cannot help.
         """
-        made = len(self._attempts) + 1
-        billed = error.accepted or any(
-            isinstance(i, (Usage, UsageReport)) for batch in self.pending for i in batch
-        )
-        if billed or isinstance(error, RequestRefused) or made >= self.model.attempts:
+        billed = self._may_be_billed or asked.may_be_billed(error)
+        if billed or isinstance(error, RequestRefused) or self._made >= self.model.attempts:
             return None
-        rounds = made // len(self._order)
+        rounds = self._made // len(self._order)
         if rounds == 0:
             return 0.0
         if not error.retryable:
@@ -192,25 +281,17 @@ class Routed:
 
     def attempts(self, error: str | None = None) -> tuple[Attempt, ...]:
         """Those that were made; the one that runs as if it ended now."""
-        if self._started_at is None:
+        if self._asked is None or self._asked.has_ended:
             return tuple(self._attempts)
-        one, now = self.deployment, time.time()
-        running = Attempt(
-            one.provider_name, one.upstream_name, self._started_at, now, self._first_content_at, error
-        )
-        return (*self._attempts, running)
+        return (*self._attempts, self._asked.attempt(error))
 
-    def _failed(self, error: ProviderError) -> None:
-        self._note(error.code)
-        self.deployment.circuit.failed(error)
-
-    def _left(self) -> None:
-        self._note(None)
-        self.deployment.circuit.left()
-
-    def _note(self, error: str | None) -> None:
-        self._attempts = list(self.attempts(error))
-        self._started_at = None
+    def _end(self, asked: _Asked, error: ProviderError | None = None) -> None:
+        if asked.has_ended:
+            return
+        # The ledger's row has the bill of the one that the answer is of.
+        bill = None if asked is self._asked and error is None else asked.bill
+        self._attempts.append(asked.attempt(None if error is None else error.code, bill))
+        asked.end(error)
 
 
 async def _raising(error: ProviderError) -> AsyncGenerator[Batch]:

@@ -165,6 +165,16 @@ class ModelSettings(_Section):
     fallbacks: tuple[str, ...] = Field((), description="models to ask where none of those answers, in order")
     attempts: int = Field(3, ge=1, le=10, description="how often it is tried, before the first content only")
     attempt_seconds: Seconds = Field(10, description="how long after the start a last attempt may begin")
+    hedge_seconds: Seconds | None = Field(
+        None, description="after how long without content another is asked as well, which may cost twice"
+    )
+
+    @model_validator(mode="after")
+    def _has_another(self) -> "ModelSettings":
+        others = len(self.deployments) + len(self.fallbacks) - 1
+        if self.hedge_seconds is not None and not (others and self.attempts > 1):
+            raise ValueError("hedge_seconds needs a second model to ask, and at least two attempts")
+        return self
 
 
 _PREFIX = "MILLSTREAM_"

@@ -47,15 +47,15 @@ def record(opening: Opening, settlement: Settlement) -> None:
         attributes=attributes,
     )
     for attempt in settlement.attempts if len(settlement.attempts) > 1 else ():
-        span.add_event(
-            "attempt",
-            {
-                "gen_ai.provider.name": attempt.provider,
-                "gen_ai.request.model": attempt.model,
-                "error.type": attempt.error or "",
-            },
-            timestamp=int(attempt.ended_at * _NANOSECONDS),
-        )
+        about: dict[str, Any] = {
+            "gen_ai.provider.name": attempt.provider,
+            "gen_ai.request.model": attempt.model,
+            "error.type": attempt.error or "",
+        }
+        if attempt.bill is not None:
+            about["gen_ai.usage.input_tokens"] = attempt.bill.usage.prompt_tokens
+            about["gen_ai.usage.output_tokens"] = attempt.bill.usage.completion_tokens
+        span.add_event("attempt", about, timestamp=int(attempt.ended_at * _NANOSECONDS))
     if settlement.error_code is not None:
         span.set_status(trace.StatusCode.ERROR, settlement.error_code)
     span.end(int(settlement.ended_at * _NANOSECONDS))

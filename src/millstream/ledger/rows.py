@@ -58,7 +58,9 @@ class Opening(Struct, frozen=True):
 
 
 class Attempt(Struct, frozen=True, omit_defaults=True):
-    """A deployment that was asked. Times are in Unix seconds; ``error`` is a code of the closed list."""
+    """A deployment that was asked. Times are in Unix seconds; ``error`` is a code of the closed list.
+    ``bill`` is what it has counted although the answer is another's.
+    """
 
     provider: str
     model: str
@@ -66,6 +68,7 @@ class Attempt(Struct, frozen=True, omit_defaults=True):
     ended_at: float
     first_content_at: float | None = None
     error: str | None = None
+    bill: Bill | None = None
 
 
 class Reported(Struct, frozen=True):

@@ -73,7 +73,8 @@ def _routing(model: ModelSettings) -> Routing:
         one if isinstance(one, str) else one.model: 1 if isinstance(one, str) else one.weight
         for one in model.deployments
     }
-    return Routing(weights, model.fallbacks, model.attempts, model.attempt_seconds)
+    bounds = (model.attempts, model.attempt_seconds, model.hedge_seconds)
+    return Routing(weights, model.fallbacks, *bounds)
 
 
 def _demo_is_wanted(settings: Settings) -> bool:
