@@ -334,6 +334,13 @@ def test_whatever_comes_is_read_or_is_a_failure(chunks: list[object]) -> None:
             assert 0 <= report.usage.cached_tokens <= report.usage.prompt_tokens
 
 
+def test_half_a_character_and_a_number_that_is_none_end_no_answer() -> None:
+    reading = Reading("p")
+    half = json.dumps(said(text("a\ud83d"), avgLogprobs=float("nan"))).encode()
+    assert reading.read([Event(half)])[1:] == [TextDelta("a\ufffd")]
+    assert reading.fault is None
+
+
 # -- what is asked ---------------------------------------------------------------------------------
 
 LOOK = asked.Tool("look", "Looks.", {"type": "object", "properties": {"at": {"type": "string"}}})

@@ -19,14 +19,14 @@ import mimetypes
 import re
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
 from millstream import prompt as asked
-from millstream.errors import ProviderError, UpstreamError
+from millstream.errors import UpstreamError
 from millstream.events import (
     AnswerStart,
     File,
@@ -48,6 +48,7 @@ from millstream.providers import (
     Produced,
     ToolCallPiece,
     UsageReport,
+    reading,
 )
 from millstream.providers.endings import failure, finish_reason, reported_error
 from millstream.providers.upstream import Upstream
@@ -56,7 +57,6 @@ from millstream.usage import Usage
 
 API = "gemini"
 
-_AFTERTHOUGHT_SECONDS = 5  # for the end of the connection, once nothing is missing
 _LIST_SECONDS = 3
 _VERSION = re.compile(r"/v1(alpha|beta)?$")
 _PAGE = 1000  # models, which is the most
@@ -78,26 +78,11 @@ class GeminiProvider:
         self._upstream = upstream
         self._extra = dict(extra or {})
 
-    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+    def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
         # Names come from callers; tuned models have a folder of their own.
         folder, name = ("tunedModels", model[12:]) if model.startswith("tunedModels/") else ("models", model)
         url = f"{self._url}/{folder}/{quote(name, safe='')}:streamGenerateContent?alt=sse"
-        sent = msgspec.json.encode(_merged(body(prompt, model), self._extra))
-        reading = Reading(self._name)
-        async with aclosing(self._upstream.events(url, sent, reading.patience)) as batches:
-            try:
-                async for messages in batches:
-                    if produced := reading.read(messages):
-                        yield produced
-                    if reading.fault is not None:
-                        raise reading.fault
-            except ProviderError:
-                if not reading.is_complete or reading.fault is not None:
-                    raise
-        if produced := reading.end():
-            yield produced
-        if reading.fault is not None:
-            raise reading.fault
+        return reading.answer(Reading(self._name), self._upstream, url, partial(self._body, prompt, model))
 
     async def models(self) -> list[str]:
         names: list[str] = []
@@ -116,6 +101,9 @@ class GeminiProvider:
 
     async def close(self) -> None:
         await self._upstream.close()
+
+    def _body(self, prompt: Prompt, model: str) -> bytes:
+        return msgspec.json.encode(_merged(body(prompt, model), self._extra))
 
 
 def _names(models: Iterable[object]) -> Iterator[str]:
@@ -152,13 +140,9 @@ class _Choice:
         return "tool_calls" if self.calls and self.reason in (None, "stop") else self.reason or "stop"
 
 
-class Reading:
-    """What has come of one answer so far. Knows no network, so every stream can be tried on it."""
-
+class Reading(reading.Reading):
     def __init__(self, name: str) -> None:
-        self.fault: ProviderError | None = None  # what the answer failed with
-        self.contents = 0  # pieces of it so far
-        self._name = name
+        super().__init__(name)
         self._choices: dict[int, _Choice] = {0: _Choice()}
         self._report: UsageReport | None = None
         self._report_is_stale = False  # something came after it
@@ -166,31 +150,18 @@ class Reading:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer has its finish reason and its final usage, so that nothing has to follow."""
+        """Whether the answer has its finish reason and its final usage."""
         first = self._choices[0]
         return first.reason is not None and self._report is not None and not self._report_is_stale
 
-    def patience(self) -> tuple[int, float | None]:
-        """How many contents have come, and for how many seconds at most the next is waited for."""
-        return self.contents, _AFTERTHOUGHT_SECONDS if self.is_complete else None
-
-    def read(self, messages: Sequence[Event]) -> list[Produced]:
-        """What the messages say, up to the ``fault`` among them."""
-        produced: list[Produced] = []
-        try:
-            for message in messages:
-                for chunk in self._chunks(message.data):
-                    self._read(chunk, produced)
-        except ProviderError as error:
-            self.fault = error
-        return produced
+    def _message(self, message: Event, produced: list[Produced]) -> None:
+        for chunk in self._chunks(message.data):
+            self._read(chunk, produced)
 
     def end(self) -> list[Produced]:
-        """What follows from the end of the connection, which is the end of the answer or a ``fault``."""
         first = self._choices[0]
         if first.reason is None:
-            self.fault = UpstreamError(f"provider '{self._name}' cut its answer off")
-            return []
+            return super().end()
         others = [(index, choice) for index, choice in sorted(self._choices.items()) if index]
         produced: list[Produced] = [
             InChoice(index, Finish(choice.finish_reason, None)) for index, choice in others
@@ -205,8 +176,8 @@ class Reading:
         if not data.strip():
             return []
         try:
-            value = msgspec.json.decode(data)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            value = reading.decoded(data)
+        except ValueError as error:
             raise UpstreamError(f"provider '{self._name}' sent a chunk that cannot be read") from error
         chunks = value if isinstance(value, list) else [value]
         if not all(isinstance(chunk, dict) for chunk in chunks):

@@ -11,17 +11,15 @@ names another one.
 4. Nothing is kept at the provider (``store`` is false).
 """
 
-import asyncio
-import json
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from millstream import prompt as asked
-from millstream.errors import ProviderError, RequestRefused, UpstreamError
+from millstream.errors import RequestRefused, UpstreamError
 from millstream.events import (
     AnswerStart,
     File,
@@ -33,14 +31,13 @@ from millstream.events import (
     TextDelta,
 )
 from millstream.prompt import Message, Prompt
-from millstream.providers import Finish, PartBreak, PartOpen, Produced, ToolCallPiece, UsageReport
+from millstream.providers import Finish, PartBreak, PartOpen, Produced, ToolCallPiece, UsageReport, reading
 from millstream.providers.endings import failure, finish_reason, reported_error
-from millstream.providers.upstream import Upstream
+from millstream.providers.upstream import Upstream, tolerant_json
 from millstream.sse import Message as Sent
 from millstream.usage import Usage
 
 _API = "responses"
-_DRAIN_SECONDS = 0.2
 _MAX_TOKENS = 10_000_000  # no answer is longer; a larger count is nonsense
 
 _OF_ANSWER = ("service_tier",)  # what an answer says of itself that no other format has
@@ -58,24 +55,9 @@ class ResponsesProvider:
         self._upstream = upstream
         self._extra = dict(extra or {})
 
-    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
-        if prompt.choices > 1:
-            raise RequestRefused(f"provider '{self._name}' gives one answer to a prompt: leave out n")
-        sent = body(prompt) | self._extra | {"model": model, "stream": True}
-        reading = Reading(self._name)
-        events = self._upstream.events(
-            f"{self._base_url}/responses", msgspec.json.encode(sent), lambda: (reading.contents, None)
-        )
-        async with aclosing(events) as batches:
-            async for messages in batches:
-                if produced := reading.read(messages):
-                    yield produced
-                if reading.fault is not None:
-                    raise reading.fault
-                if reading.is_done:
-                    await _read_to_end(batches)
-                    return
-        raise UpstreamError(f"provider '{self._name}' cut its answer off")
+    def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        url = f"{self._base_url}/responses"
+        return reading.answer(Reading(self._name), self._upstream, url, partial(self._body, prompt, model))
 
     async def models(self) -> list[str]:
         listing = await self._upstream.get_json(f"{self._base_url}/models", timeout_seconds=3)
@@ -87,6 +69,11 @@ class ResponsesProvider:
 
     async def close(self) -> None:
         await self._upstream.close()
+
+    def _body(self, prompt: Prompt, model: str) -> bytes:
+        if prompt.choices > 1:
+            raise RequestRefused(f"provider '{self._name}' gives one answer to a prompt: leave out n")
+        return msgspec.json.encode(body(prompt) | self._extra | {"model": model, "stream": True})
 
 
 # -- requests --------------------------------------------------------------------------------------
@@ -246,12 +233,11 @@ _decode_anything = msgspec.json.Decoder().decode
 
 
 def _event(data: bytes) -> _Event:
-    """What an event says. Halves of characters become U+FFFD. Raises ``ValueError``, ``RecursionError``."""
+    """What an event says. Raises ``ValueError``."""
     try:
         return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        said = json.dumps(json.loads(data), ensure_ascii=False)
-        return _decode(said.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return msgspec.convert(tolerant_json(data), _Event)
 
 
 class _Call:
@@ -264,14 +250,9 @@ class _Call:
         self.has_arguments = False
 
 
-class Reading:
-    """What has come of one answer so far. Knows no network, so every stream can be tried on it."""
-
+class Reading(reading.Reading):
     def __init__(self, name: str) -> None:
-        self.is_done = False
-        self.fault: ProviderError | None = None  # what the answer failed with
-        self.contents = 0  # pieces of it so far
-        self._name = name
+        super().__init__(name)
         self._has_begun = False
         self._item: dict[str, Any] = {}  # the last one that was added
         self._before_item = 0  # the contents until then
@@ -280,24 +261,12 @@ class Reading:
         self._calls_by: dict[object, _Call] = {}  # whatever names them
         self._sources: list[Source] = []  # of the message that is not whole yet
 
-    def read(self, messages: Sequence[Sent]) -> list[Produced]:
-        """What the messages say, up to the end or to the ``fault`` among them."""
-        produced: list[Produced] = []
-        try:
-            for message in messages:
-                self._message(message, produced)
-                if self.is_done:
-                    break
-        except ProviderError as error:
-            self.fault = error
-        return produced
-
     def _message(self, message: Sent, produced: list[Produced]) -> None:
         if message.data[:1] != b"{":  # [DONE], and whatever keeps a connection open
             return
         try:
             event = _event(message.data)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UpstreamError(f"provider '{self._name}' sent an event that cannot be read") from error
         match event.type or message.event:
             case "response.output_text.delta":
@@ -321,11 +290,11 @@ class Reading:
             case "response.completed" | "response.incomplete" | "response.failed":
                 self._end(event.response, produced)
             case "error":
-                self._fail(message.data)
+                self._raise_error(message.data)
             case "message" if event.object == "response":  # the whole answer, though a stream was asked for
                 self._end(_decode_anything(message.data), produced)
             case "message":
-                self._fail(message.data)
+                self._raise_error(message.data)
             case _:
                 pass  # what nobody here knows or needs
 
@@ -482,7 +451,7 @@ class Reading:
         produced.append(Finish(reason, usage, word))
         self.is_done = True
 
-    def _fail(self, data: bytes) -> None:
+    def _raise_error(self, data: bytes) -> None:
         try:
             said = _decode_anything(data)
         except (msgspec.DecodeError, RecursionError):  # what was not read before
@@ -549,12 +518,4 @@ def _sources(annotations: object) -> Iterator[Source]:
             case {"type": "url_citation", "url": str(url)} if url:
                 yield Source(url, _text(annotation, "title"))
             case _:
-                pass
-
-
-async def _read_to_end(batches: AsyncGenerator[object]) -> None:
-    """Reads on to the end, which gives the connection back to the pool, unless that takes long."""
-    with suppress(TimeoutError, ProviderError):
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            async for _ in batches:
                 pass

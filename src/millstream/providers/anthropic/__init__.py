@@ -12,13 +12,13 @@ What holds for all of them:
 
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
-from millstream.errors import ProviderError, UpstreamError
+from millstream.errors import UpstreamError
 from millstream.events import AnswerStart, FinishReason, Reasoning, ReasoningDelta, Source, Text, TextDelta
 from millstream.prompt import Prompt
 from millstream.providers import (
@@ -29,10 +29,11 @@ from millstream.providers import (
     Produced,
     ToolCallPiece,
     UsageReport,
+    reading,
 )
 from millstream.providers.anthropic import models, request
 from millstream.providers.endings import failure, finish_reason, reported_error
-from millstream.providers.upstream import Upstream, read_to_end, tolerant_json
+from millstream.providers.upstream import Upstream
 from millstream.sse import Message
 from millstream.usage import Usage
 
@@ -40,7 +41,6 @@ VERSION = "2023-06-01"  # the newer one refuses temperature, top_p and top_k of 
 
 _MAX_TOKENS = 10_000_000
 _MAX_PAGES = 10
-_AFTERTHOUGHT_SECONDS = 5  # for the end of the answer, once its reason has come
 
 # Ends that only this API has -> those that all know.
 _ENDS = {"pause_turn": "end_turn"}
@@ -48,8 +48,6 @@ _ENDS = {"pause_turn": "end_turn"}
 # Of the message that an answer begins with: what is said elsewhere, or is the same in all.
 _KNOWN_OF_ANSWER = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence")
 _KNOWN_OF_CALL = ("type", "id", "name", "input")
-
-_decode = msgspec.json.Decoder().decode
 
 
 class AnthropicProvider:
@@ -64,23 +62,9 @@ class AnthropicProvider:
         self._extra = dict(extra or {})
         self._listed: dict[str, models.Traits] = {}
 
-    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
-        traits = self._listed.get(model) or models.of_name(model)
-        body = request.body(self._name, prompt, traits) | self._extra | {"model": model, "stream": True}
-        reading = Reading(self._name)
-        events = self._upstream.events(
-            f"{self._base_url}/messages", msgspec.json.encode(body), reading.patience
-        )
-        async with aclosing(events) as batches:
-            async for messages in batches:
-                if produced := reading.read(messages):
-                    yield produced
-                if reading.fault is not None:
-                    raise reading.fault
-                if reading.is_done:
-                    await read_to_end(batches)
-                    return
-        raise UpstreamError(f"provider '{self._name}' cut its answer off")
+    def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+        url = f"{self._base_url}/messages"
+        return reading.answer(Reading(self._name), self._upstream, url, partial(self._body, prompt, model))
 
     async def models(self) -> list[str]:
         listed: dict[str, models.Traits] = {}
@@ -104,6 +88,11 @@ class AnthropicProvider:
     async def close(self) -> None:
         await self._upstream.close()
 
+    def _body(self, prompt: Prompt, model: str) -> bytes:
+        traits = self._listed.get(model) or models.of_name(model)
+        sent = request.body(self._name, prompt, traits) | self._extra
+        return msgspec.json.encode(sent | {"model": model, "stream": True})
+
 
 class _Block:
     """A block of content that is open. ``call`` is the index of its tool call."""
@@ -119,14 +108,9 @@ class _Block:
         self.sources: dict[str, Source] = {}
 
 
-class Reading:
-    """What has come of one answer so far. Knows no network, so every stream can be tried on it."""
-
+class Reading(reading.Reading):
     def __init__(self, name: str) -> None:
-        self.is_done = False
-        self.fault: ProviderError | None = None  # what the answer failed with
-        self._name = name
-        self._contents = 0
+        super().__init__(name)
         self._blocks: dict[int, _Block] = {}
         self._current: int | None = None  # the block of prose that is being written
         self._calls = 0
@@ -138,26 +122,16 @@ class Reading:
         self._extra: dict[str, Any] = {}
 
     def patience(self) -> tuple[int, float | None]:
-        """How many contents have come, and for how many seconds at most the next is waited for."""
-        return self._contents, _AFTERTHOUGHT_SECONDS if self._reason is not None else None
-
-    def read(self, messages: Sequence[Message]) -> list[Produced]:
-        """What the messages say, up to the end or to the ``fault`` among them."""
-        produced: list[Produced] = []
-        try:
-            for message in messages:
-                self._message(message, produced)
-                if self.is_done:
-                    break
-        except ProviderError as error:
-            self.fault = error
-        return produced
+        return self.contents, reading.AFTERTHOUGHT_SECONDS if self._reason is not None else None
 
     def _message(self, message: Message, produced: list[Produced]) -> None:
         if message.event == "ping" or not message.data.strip():
             return
-        said = self._decoded(message.data)
-        if said is None:
+        try:
+            said = reading.decoded(message.data)
+        except ValueError:
+            said = None
+        if not isinstance(said, dict):
             if message.event not in _EVENTS:
                 return  # an event that nobody here knows
             raise UpstreamError(f"provider '{self._name}' sent an event that cannot be read")
@@ -182,16 +156,6 @@ class Reading:
                 if message.event == "message" and (error := reported_error(said)) is not None:
                     raise failure(self._name, error)
 
-    def _decoded(self, data: bytes) -> dict[str, Any] | None:
-        try:
-            said = _decode(data)
-        except (msgspec.DecodeError, RecursionError):
-            try:
-                said = tolerant_json(data)
-            except ValueError:
-                return None
-        return said if isinstance(said, dict) else None
-
     def _begin(self, message: dict[str, Any], produced: list[Produced]) -> None:
         report = self._count(message.get("usage"))
         extra = {name: value for name, value in message.items() if name not in _KNOWN_OF_ANSWER}
@@ -214,7 +178,7 @@ class Reading:
                 self._say(ReasoningDelta(_text(block, "thinking")), produced)
                 opened.signature = _text(block, "signature")
             case "redacted_thinking":
-                self._contents += 1
+                self.contents += 1
                 produced.append(Reasoning(redacted=_text(block, "data")))
             case "tool_use":
                 opened.call = self._call(block, produced)
@@ -225,7 +189,7 @@ class Reading:
 
     def _open(self, index: int, content: Text | Reasoning, produced: list[Produced]) -> None:
         self._current = index
-        self._contents += 1
+        self.contents += 1
         produced.append(PartOpen(content))
 
     def _call(self, block: dict[str, Any], produced: list[Produced]) -> int:
@@ -235,7 +199,7 @@ class Reading:
         if index == MAX_TOOL_CALLS:
             raise UpstreamError(f"provider '{self._name}' sent over {MAX_TOOL_CALLS} tool calls")
         self._calls += 1
-        self._contents += 1
+        self.contents += 1
         extra = {key: value for key, value in block.items() if key not in _KNOWN_OF_CALL}
         kept = {request.API: extra} if extra else None
         produced.append(
@@ -260,7 +224,7 @@ class Reading:
             case "input_json_delta" if block.call >= 0:
                 if arguments := _text(delta, "partial_json"):
                     block.said = True
-                    self._contents += 1
+                    self.contents += 1
                     produced.append(ToolCallPiece(block.call, arguments))
             case "citations_delta" if block.kind == "text":
                 if isinstance(cited := delta.get("citation"), dict):
@@ -280,7 +244,7 @@ class Reading:
 
     def _say(self, delta: TextDelta | ReasoningDelta, produced: list[Produced]) -> None:
         if delta.text:
-            self._contents += 1
+            self.contents += 1
             produced.append(delta)
 
     def _stop(self, index: int, produced: list[Produced]) -> None:

@@ -16,7 +16,8 @@ data (``known.Quirks``). What holds for all of them:
 
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -24,16 +25,14 @@ import msgspec
 from millstream.errors import ProviderError, UpstreamError
 from millstream.events import AnswerStart, FinishReason, ReasoningDelta, RefusalDelta, TextDelta
 from millstream.prompt import Prompt
-from millstream.providers import MAX_CHOICES, SAID, Finish, InChoice, Produced, UsageReport
+from millstream.providers import MAX_CHOICES, SAID, Finish, InChoice, Produced, UsageReport, reading
 from millstream.providers.endings import failure, finish_reason, reported_error
 from millstream.providers.known import Quirks
 from millstream.providers.openai import chunks, request
 from millstream.providers.openai.counts import timings_report, usage_report
 from millstream.providers.openai.tool_calls import ToolCalls
-from millstream.providers.upstream import Upstream, read_to_end
+from millstream.providers.upstream import Upstream
 from millstream.sse import Message
-
-_AFTERTHOUGHT_SECONDS = 5  # for [DONE] and the end of the connection, once nothing is missing
 
 _OF_ANSWER = (
     "created",
@@ -65,27 +64,10 @@ class OpenAIProvider:
         self._quirks = quirks or Quirks()
         self._extra = dict(extra or {})
 
-    async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+    def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
         url = f"{self._base_url}/chat/completions"
-        reading = Reading(self._name, self._quirks, prompt.choices)
-        events = self._upstream.events(url, self._body(prompt, model), reading.patience)
-        async with aclosing(events) as batches:
-            try:
-                async for messages in batches:
-                    if produced := reading.read(messages):
-                        yield produced
-                    if reading.fault is not None:
-                        raise reading.fault
-                    if reading.is_done:
-                        await read_to_end(batches)
-                        return
-            except ProviderError:
-                if not reading.is_complete or reading.fault is not None:
-                    raise
-        if produced := reading.end():
-            yield produced
-        if reading.fault is not None:
-            raise reading.fault
+        of_answer = Reading(self._name, self._quirks, prompt.choices)
+        return reading.answer(of_answer, self._upstream, url, partial(self._body, prompt, model))
 
     async def models(self) -> list[str]:
         url = f"{self._base_url}/{self._quirks.models_path}"
@@ -106,16 +88,13 @@ class OpenAIProvider:
         return msgspec.json.encode(body)
 
 
-class Reading:
-    """What has come of one answer so far. Knows no network, so every stream can be tried on it."""
+class Reading(reading.Reading):
+    """``choices`` is how many answers were asked for."""
 
     def __init__(self, name: str, quirks: Quirks, choices: int = 1) -> None:
-        self.is_done = False  # it was said that nothing follows
-        self.fault: ProviderError | None = None  # what the answer failed with
-        self.contents = 0  # pieces of it so far
-        self._name = name
+        super().__init__(name)
         self._quirks = quirks
-        self._choices = choices  # that were asked for
+        self._choices = choices
         self._reason: FinishReason | None = None
         self._word = ""
         self._report: UsageReport | None = None
@@ -128,26 +107,8 @@ class Reading:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer has its finish reason and its final usage, so that nothing has to follow."""
+        """Whether the answer has its finish reason and its final usage."""
         return self._reason is not None and self._report is not None and not self._report_is_stale
-
-    def patience(self) -> tuple[int, float | None]:
-        """How many contents have come, and for how many seconds at most the next is waited for."""
-        return self.contents, _AFTERTHOUGHT_SECONDS if self.is_complete else None
-
-    def read(self, messages: Sequence[Message]) -> list[Produced]:
-        """What the messages say, up to the end or to the ``fault`` among them."""
-        produced: list[Produced] = []
-        try:
-            for message in messages:
-                if message.data[:1] != b"{" and _DONE.fullmatch(message.data):
-                    self.is_done = True
-                    self._finish(produced)
-                    break
-                self._message(message, produced)
-        except ProviderError as error:
-            self._fail(error, produced)
-        return produced
 
     def end(self) -> list[Produced]:
         """What follows from the end of the connection, which is the end of the answer or a ``fault``."""
@@ -174,12 +135,15 @@ class Reading:
         produced.append(Finish(reason, usage, self._word))
 
     def _fail(self, error: ProviderError, produced: list[Produced]) -> None:
-        """Nothing that was understood is held back by what comes to nothing."""
-        self.fault = error
+        super()._fail(error, produced)
         with suppress(UpstreamError):
             produced.extend(self._calls.end())
 
     def _message(self, message: Message, produced: list[Produced]) -> None:
+        if message.data[:1] != b"{" and _DONE.fullmatch(message.data):
+            self.is_done = True
+            self._finish(produced)
+            return
         if (message.event != "message" or message.data[:1] != b"{") and _is_ping(message):
             return
         try:
