@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from application import Run
+from asgi import post
 from millstream.dialects.anthropic import ANTHROPIC
 from millstream.errors import InvalidRequest, MillstreamError
 from millstream.prompt import (
@@ -20,8 +22,10 @@ from millstream.prompt import (
     ToolCall,
     ToolResult,
 )
+from millstream.providers import Finish
 from millstream.providers.known import Quirks
 from millstream.providers.openai import request
+from millstream.providers.scripted import ScriptedProvider
 from millstream.settings import Settings
 
 HELLO: Any = {"max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}]}
@@ -229,3 +233,15 @@ def test_a_conversation_with_tools_reaches_a_model_of_openai() -> None:
     ]
     assert asked["tools"] == [{"type": "function", "function": {"name": "look", "parameters": schema}}]
     assert asked["tool_choice"] == "required"
+
+
+async def test_what_a_client_wants_to_try_is_named_as_ignored(run: Run) -> None:
+    body = HELLO | {"model": "m", "some_knob": 1}
+    async with run({"p": ScriptedProvider({"m": [Finish("stop", None)]})}) as running:
+        for headers, ignored in (
+            ({}, "some_knob"),
+            ({"anthropic_beta": "a-1,b-2"}, "anthropic-beta, some_knob"),
+        ):
+            async with post(running.app, "/v1/messages", body, running.key, **headers) as exchange:
+                await exchange.finished()
+            assert (exchange.status, exchange.response_headers["millstream-ignored"]) == (200, ignored)

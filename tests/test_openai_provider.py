@@ -14,8 +14,19 @@ import pytest
 import trustme
 
 from descriptors import no_descriptors
+from millstream.answer import Answer
+from millstream.dialects.openai import OPENAI
 from millstream.errors import ProviderError
-from millstream.events import AnswerStart, File, ReasoningDelta, RefusalDelta, Source, TextDelta
+from millstream.events import (
+    AnswerStart,
+    File,
+    ReasoningDelta,
+    RefusalDelta,
+    Source,
+    StreamEnd,
+    StreamInfo,
+    TextDelta,
+)
 from millstream.messages import ChatRequest
 from millstream.prompt import Message, Prompt, Text
 from millstream.providers import Finish, InChoice, Produced, ToolCallPiece, UsageReport
@@ -23,7 +34,8 @@ from millstream.providers.clocks import Clocks
 from millstream.providers.known import KNOWN, Quirks
 from millstream.providers.openai import OpenAIProvider
 from millstream.providers.upstream import Upstream
-from millstream.usage import Usage
+from millstream.streams.parts import Assembler
+from millstream.usage import Bill, Usage
 from oracle import Handler, Request, oracle
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -364,6 +376,34 @@ async def test_what_text_is_worth_and_what_it_rests_on_is_kept() -> None:
         Source("https://b.example/"),
         Finish("stop", None, "stop"),
     ]
+
+
+async def test_what_tokens_are_worth_is_kept_where_they_are_no_text_and_in_a_refusal() -> None:
+    half = {"content": [{"token": "\\xf0", "logprob": -0.1}], "refusal": None}
+    no = {"content": None, "refusal": [{"token": "No", "logprob": -0.2}]}
+
+    async def handler(request: Request) -> None:
+        await request.head()
+        for delta, logprobs in (
+            ({"content": ""}, half),
+            ({"content": ""}, {"content": []}),
+            ({"refusal": "No"}, no),
+        ):
+            await request.event({"choices": [{"index": 0, "delta": delta, "logprobs": logprobs}]})
+        await request.finish()
+
+    produced = await produce(handler)
+    assert produced == [
+        START,
+        TextDelta("", extra={"logprobs": half}),
+        RefusalDelta("No", extra={"logprobs": no}),
+        Finish("stop", None, "stop"),
+    ]
+    assembler, answer = Assembler(), Answer()
+    answer.add(assembler.feed([item for item in produced if not isinstance(item, ProviderError)]))
+    answer.add([*assembler.close(), StreamEnd("stop", Bill(Usage(1, 1, "counted"), None))])
+    shown = json.loads(OPENAI.answer(StreamInfo("str_1", "k", "m", 5.0), answer))
+    assert shown["choices"][0]["logprobs"] == {"content": half["content"], "refusal": no["refusal"]}
 
 
 async def test_a_finish_reason_and_a_clean_end_are_an_end_without_done() -> None:

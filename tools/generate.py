@@ -241,7 +241,10 @@ PUBLIC = {
     "millstream.runtime": ("Runtime",),
     "millstream.auth": ("Keys",),
     "millstream.client": ("AsyncClient", "Frame", "Failure", "ToolCallPiece", "Unreachable"),
-    "millstream.providers": ("Provider", "Finish", "ToolCallPiece", "UsageReport"),
+    "millstream.prompt": ("Prompt", "Message", "Tool", "OutputFormat"),
+    "millstream.providers": (
+        "Provider", "Finish", "ToolCallPiece", "PartOpen", "PartBreak", "InChoice", "UsageReport",
+    ),
     "millstream.testing": ("answering", "create_key"),
     "millstream.journals": ("Journal",),
     "millstream.dialects": ("Dialect",),

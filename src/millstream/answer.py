@@ -83,12 +83,12 @@ class Answer:
         parts = self.parts
         for event in events:
             match event:
-                case TextDelta():
+                case TextDelta() | RefusalDelta():
                     part = parts[event.part]
                     part.pieces.append(event.text)
                     if event.extra is not None:
                         part.extras.append(event.extra)
-                case ReasoningDelta() | RefusalDelta():
+                case ReasoningDelta():
                     parts[event.part].pieces.append(event.text)
                 case PartStart():
                     parts.append(Part(event.part, event.content, event.choice))

@@ -115,6 +115,7 @@ class ReasoningDelta(Struct, frozen=True, gc=False, tag="reasoning-delta", omit_
 class RefusalDelta(Struct, frozen=True, gc=False, tag="refusal-delta", omit_defaults=True):
     text: str
     part: int = 0
+    extra: dict[str, Any] | None = None
 
 
 class ToolCallDelta(Struct, frozen=True, gc=False, tag="tool-call-delta", omit_defaults=True):

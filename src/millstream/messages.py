@@ -173,13 +173,19 @@ class ToolChoice(_Strict):
 class JsonSchema(_Strict):
     name: Annotated[str, Field(max_length=128)]
     description: str | None = None
-    schema_: Annotated[JsonObject | None, Field(alias="schema")] = None
+    schema_: Annotated[JsonObject, Field(alias="schema")]
     strict: bool | None = None
 
 
 class ResponseFormat(_Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> "ResponseFormat":
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema is missing")
+        return self
 
 
 class Grace(_Strict):

@@ -327,6 +327,22 @@ def test_what_nobody_knows_is_ignored_and_named_but_in_our_own_format(dialect: D
         assert asked(dialect, some_knob=1).ignored == ("some_knob",)
 
 
+# Each asks for JSON of a schema and has none.
+NO_SCHEMA: dict[str, tuple[dict[str, Any], str]] = {
+    "millstream": ({"response_format": {"type": "json_schema"}}, "json_schema"),
+    "openai": ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, "schema"),
+    "anthropic": ({"output_config": {"format": {"type": "json_schema"}}}, "schema"),
+    "responses": ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "schema"),
+}
+
+
+@pytest.mark.parametrize("name", NO_SCHEMA)
+def test_json_of_a_schema_that_is_not_there_is_refused_and_not_any_json(name: Any) -> None:
+    body, named = NO_SCHEMA[name]
+    with pytest.raises(InvalidRequest, match=named):
+        asked(DIALECTS[name], **body)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | words,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),

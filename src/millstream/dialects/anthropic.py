@@ -535,9 +535,7 @@ def _tool(fields: Fields) -> asked.Tool:
         because = "only tools of type custom are passed on; those that a provider runs or defines are not"
         raise fields.fault("type", because)
     name, description = fields.needed("name", most=128), fields.text("description")
-    schema, strict = fields.mapping("input_schema"), fields.flag("strict")
-    if schema is None:
-        raise fields.fault("input_schema", "is missing")
+    schema, strict = fields.needed_mapping("input_schema"), fields.flag("strict")
     extra = {**kind, **_more(fields)}
     return asked.Tool(name, description, schema, strict, {_API: extra} if extra else {})
 
@@ -564,5 +562,5 @@ def _output(fields: Fields) -> tuple[str | None, OutputFormat | None]:
     given = config.inner("format") or fields.inner("output_format")
     if given is not None and given.one_of("type", "json_schema") is None:
         raise given.fault("type", "is missing")
-    output = None if given is None else OutputFormat(given.mapping("schema") or {})
+    output = None if given is None else OutputFormat(given.needed_mapping("schema"))
     return "xhigh" if effort == "max" else effort, output

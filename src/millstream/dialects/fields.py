@@ -101,6 +101,13 @@ class Fields:
             return value
         raise self.fault(name, "has to be an object")
 
+    def needed_mapping(self, name: str) -> dict[str, Any]:
+        """One that has to be there."""
+        value = self.mapping(name)
+        if value is None:
+            raise self.fault(name, "is missing")
+        return value
+
     def inner(self, name: str) -> "Fields | None":
         """An object that is read in turn."""
         value = self.mapping(name)

@@ -155,7 +155,7 @@ class OpenAIDialect:
                     shown = _delta(event)
                     if shown is not None:
                         choice = choices.get(getattr(event, "part", 0), 0)
-                        logprobs = event.extra if isinstance(event, TextDelta) else None
+                        logprobs = event.extra if isinstance(event, (TextDelta, RefusalDelta)) else None
                         frames.append(_chunk(head, choice, _json(shown), foot, logprobs))
         return sse.one_line(b"".join(frames))
 
@@ -302,7 +302,7 @@ def _logprobs(parts: list[Part]) -> dict[str, Any] | None:
     if not tokens:
         return None
     return {
-        name: [token for piece in tokens for token in piece.get(name) or ()] if name == "content" else None
+        name: [token for piece in tokens for token in piece.get(name) or ()] or None
         for name in ("content", "refusal")
     }
 
@@ -461,7 +461,7 @@ def _output(fields: Fields) -> OutputFormat | None:
     if schema is None:
         raise given.fault("json_schema", "is missing")
     return OutputFormat(
-        schema.mapping("schema") or {},
+        schema.needed_mapping("schema"),
         schema.text("name", most=128) or "answer",
         schema.text("description"),
         schema.flag("strict"),

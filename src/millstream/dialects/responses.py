@@ -818,7 +818,7 @@ def _output(text: Fields) -> OutputFormat | None:
     if kind != "json_schema":
         return OutputFormat() if kind == "json_object" else None
     return OutputFormat(
-        given.mapping("schema") or {},
+        given.needed_mapping("schema"),
         given.text("name", most=128) or "answer",
         given.text("description"),
         given.flag("strict"),

@@ -207,12 +207,11 @@ class Reading(reading.Reading):
             produced.append(ReasoningDelta(reasoning))
         if content := delta.content:
             if isinstance(content, str):
-                extra = None if choice.logprobs is None else {"logprobs": choice.logprobs}
-                produced.append(TextDelta(content, extra=extra))
+                produced.append(TextDelta(content, extra=_logprobs(choice)))
             else:
                 produced += chunks.prose(content)
         if delta.refusal:
-            produced.append(RefusalDelta(delta.refusal))
+            produced.append(RefusalDelta(delta.refusal, extra=_logprobs(choice)))
         if delta.images:
             produced += chunks.images(delta.images)
         if delta.tool_calls:
@@ -221,6 +220,8 @@ class Reading(reading.Reading):
             produced += calls.add([chunks.CallPiece(0, function=delta.function_call)])
         if delta.annotations:
             produced += chunks.sources(delta.annotations)
+        if len(produced) == before and isinstance(choice.logprobs, dict) and any(choice.logprobs.values()):
+            produced.append(TextDelta("", extra=_logprobs(choice)))  # of half a character, or of the end
         if said := len(produced) - before:
             self.contents += said
             self._begun.add(choice.index)
@@ -234,6 +235,10 @@ class Reading(reading.Reading):
         self._report = report
         self._report_is_stale = False
         produced.append(report)
+
+
+def _logprobs(choice: chunks.Choice) -> dict[str, Any] | None:
+    return None if choice.logprobs is None else {"logprobs": choice.logprobs}
 
 
 class _Other:

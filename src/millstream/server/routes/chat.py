@@ -29,6 +29,7 @@ BODY = openapi.body(ChatRequest)
 
 _PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _MAX_IGNORED = 32
+_NOT_PASSED_ON = ("anthropic-beta",)  # of headers: who pays says what is tried (docs/guides/anthropic.md)
 
 
 @router.post(
@@ -68,7 +69,8 @@ async def speak(request: Request, caller: Principal, dialect: Dialect) -> Respon
     seen = position(last_event_id(request))
     client, source, ask = await start(request, caller, dialect, resumes=seen is not None)
     journal, reply = get_runtime(request).journal, ask.reply or dialect
-    ignored = [name for name in ask.ignored if _PLAIN.fullmatch(name)]
+    ignored = [name for name in _NOT_PASSED_ON if name in request.headers]
+    ignored += filter(_PLAIN.fullmatch, ask.ignored)
     headers = {"Millstream-Ignored": ", ".join(ignored[:_MAX_IGNORED])} if ignored else {}
     if ask.whole and ask.background:
         client.stop()
