@@ -24,7 +24,15 @@ class Gateway(NamedTuple):
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Generator[Gateway]:
     folder = tmp_path_factory.mktemp("gateway")
     with upstream() as behind:
-        environment = {"OPENAI_BASE_URL": behind.base_url, "OPENAI_API_KEY": "sk-test"}
+        root = behind.base_url.removesuffix("/v1")
+        environment = {
+            "OPENAI_BASE_URL": behind.base_url,
+            "OPENAI_API_KEY": "sk-test",
+            "ANTHROPIC_BASE_URL": root,
+            "ANTHROPIC_API_KEY": "sk-test",
+            "GEMINI_BASE_URL": root,
+            "GEMINI_API_KEY": "sk-test",
+        }
         program = Path(__file__).parent / "server.py"
         with running(folder, program=[str(program)], **environment) as server:
             yield Gateway(server, behind)

@@ -10,6 +10,17 @@ from openai import APIStatusError, OpenAI
 from conformance.conftest import Asker, Gateway
 from conformance.upstream import KEPT
 from live.conftest import Server
+from matrix.meaning import meant
+from matrix.scenarios import SCENARIOS
+from matrix.wires import OWN_WORDS, WIRES
+
+# How the clients call our finish reasons.
+FINISHES = {
+    "stop": {"stop", "end_turn"},
+    "length": {"length", "max_tokens", "max_output_tokens"},
+    "tool_calls": {"tool_calls", "tool-calls", "tool_use", "tool_call"},
+    "content_filter": {"content_filter", "content-filter", "refusal"},
+}
 
 
 def whole(said: dict[str, Any]) -> dict[str, Any]:
@@ -24,7 +35,7 @@ def test_a_text_comes_in_pieces_with_its_end_and_its_usage(asker: Asker) -> None
     assert said["pieces"] >= 2
     assert said["usage"] == [9, 12]
     if "finish" not in asker.client.cannot:
-        assert said["finish"] == "stop"
+        assert said["finish"] in FINISHES["stop"]
 
 
 @pytest.mark.needs("reasoning")
@@ -116,6 +127,29 @@ def test_an_answer_that_breaks_off_is_an_error_and_keeps_its_text(asker: Asker, 
     assert said["text"] == "Hel"
     assert said["error"] is not None
     assert "own words" not in json.dumps(said)
+
+
+@pytest.mark.parametrize("scenario", sorted(SCENARIOS.keys() - {"thought-and-calls"}))
+@pytest.mark.parametrize("provider", ["anthropic", "gemini"])
+def test_models_of_others_are_understood_as_well(asker: Asker, provider: str, scenario: str) -> None:
+    """Those of OpenAI's format are in the tests above."""
+    said = asker(f"{provider}/{scenario}", tools="call" in scenario)
+    meaning, cannot = meant(SCENARIOS[scenario], WIRES[provider], whole=False), asker.client.cannot
+    assert said["text"] == meaning.text
+    if "reasoning" not in cannot:
+        assert said["reasoning"] == meaning.reasoning
+    if meaning.failed is not None:
+        assert said["error"] is not None
+        assert OWN_WORDS not in json.dumps(said)
+        if meaning.failed.status is not None and "status" not in cannot:
+            assert said["error"]["status"] == meaning.failed.status
+        return
+    assert said["error"] is None
+    assert said["calls"] == [{"name": name, "arguments": arguments} for _, name, arguments in meaning.calls]
+    assert meaning.counts is not None
+    assert said["usage"][1] == meaning.counts.completion
+    if "finish" not in cannot:
+        assert said["finish"] in FINISHES[meaning.finish]
 
 
 @pytest.mark.parametrize(("model", "requests"), [("busy", 3), ("refused", 1)])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, TypeAlias, TypeVar
 
+from matrix import wires
 from oracle import Oracle, Request, oracle
 
 Found = TypeVar("Found")
@@ -155,14 +156,21 @@ BEHAVIOURS: dict[str, Behaviour] = {
 
 
 class _Model:
-    """``held`` says its first words, and the others when the test lets it."""
+    """``held`` says its first words, and the others when the test lets it. Asked as Anthropic or Gemini, it says
+    the scenarios of ``matrix``.
+    """
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
 
     async def __call__(self, request: Request) -> None:
-        if request.path.endswith("/models"):
+        path = request.path.partition("?")[0]
+        if path.endswith("/v1beta/models") or ("x-api-key" in request.headers and path.endswith("/models")):
+            await request.answer(200, {"models": [], "data": []})
+        elif path.endswith("/models"):
             await request.answer(200, {"data": [{"id": name} for name in (*BEHAVIOURS, "held")]})
+        elif not path.endswith("/chat/completions"):
+            await wires.model(request)
         elif request.json["model"] == "held":
             await self._held(request)
         else:
@@ -201,7 +209,7 @@ class Upstream:
         return self._found.base_url
 
     def asked(self, model: str) -> list[Request]:
-        """The requests for that model so far."""
+        """The requests for that model so far, in OpenAI's format."""
         return [request for request in list(self._found.requests) if request.body and _of(request) == model]
 
     def let_go(self, request: Request, seconds: float = 10) -> None:
@@ -218,7 +226,7 @@ class Upstream:
 
 
 def _of(request: Request) -> str:
-    return str(json.loads(request.body)["model"])
+    return str(json.loads(request.body).get("model"))  # which Gemini has in its path
 
 
 @contextmanager

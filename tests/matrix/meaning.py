@@ -47,7 +47,7 @@ def meant(scenario: Scenario, wire: Wire, *, whole: bool) -> Understood:
     declined = "".join(piece.words for piece in scenario.said if isinstance(piece, Declined))
     calls = tuple(
         (
-            f"call_{piece.name}" if wire.names_calls else "",
+            piece.call_id if wire.names_calls else "",
             piece.name,
             json.loads("".join(piece.arguments) or "{}"),
         )

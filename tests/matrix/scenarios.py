@@ -14,6 +14,7 @@ class Thought(NamedTuple):
 class Call(NamedTuple):
     """``arguments`` are JSON, in the pieces in which a provider sends them that sends pieces."""
 
+    call_id: str
     name: str
     arguments: tuple[str, ...]
 
@@ -36,15 +37,16 @@ class Scenario(NamedTuple):
     end: End
 
 
-LOOK = Call("look", ('{"at"', ':"sky"}'))
-NOW = Call("now", ())
+LOOK = Call("call_1", "look", ('{"q"', ":1}"))
+AGAIN = Call("call_2", "look", ('{"q":2}',))
+NOW = Call("call_3", "now", ())
 
 SCENARIOS: dict[str, Scenario] = {
     "text": Scenario((Words("Hel"), Words("lo — Grüße\u2028😀")), "stop"),
     "reasoning": Scenario((Thought("h"), Thought("m"), Words("Yes.")), "stop"),
     "one-call": Scenario((Words("So"), LOOK), "tool_calls"),
-    "two-calls": Scenario((LOOK, NOW), "tool_calls"),
-    "thought-and-calls": Scenario((Thought("hm"), Words("So"), LOOK, NOW), "tool_calls"),
+    "two-calls": Scenario((Words("So"), LOOK, AGAIN), "tool_calls"),
+    "thought-and-calls": Scenario((Thought("hm"), NOW, LOOK), "tool_calls"),
     "refusal": Scenario((Declined("I can"), Declined("not.")), "stop"),
     "filtered": Scenario((Words("Once"),), "content_filter"),
     "length": Scenario((Words("Once"), Words(" upon")), "length"),

@@ -68,7 +68,7 @@ def _openai(scenario: Scenario) -> Iterator[bytes]:
                 yield _chunk({"refusal": text})
     for index, call in enumerate(calls):
         function = {"name": call.name, "arguments": ""}
-        first = {"index": index, "id": f"call_{call.name}", "type": "function", "function": function}
+        first = {"index": index, "id": call.call_id, "type": "function", "function": function}
         yield _chunk({"tool_calls": [first]})
     for index, call in enumerate(calls):  # behind each other's starts, as parallel calls may come
         for arguments in call.arguments or ("{}",):
@@ -158,7 +158,7 @@ def _runs(pieces: tuple[Piece, ...]) -> list[list[Piece]]:
 def _block(pieces: list[Piece]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     first = pieces[0]
     if isinstance(first, Call):
-        begun = {"type": "tool_use", "id": f"call_{first.name}", "name": first.name, "input": {}}
+        begun = {"type": "tool_use", "id": first.call_id, "name": first.name, "input": {}}
         return begun, [{"type": "input_json_delta", "partial_json": one} for one in ("", *first.arguments)]
     if isinstance(first, Thought):
         deltas = [{"type": "thinking_delta", "thinking": piece[0]} for piece in pieces]
@@ -261,7 +261,7 @@ def _item(index: int, pieces: list[Piece], *, cut: bool) -> Iterator[bytes]:
     first = pieces[0]
     if isinstance(first, Call):
         item: dict[str, Any] = {
-            "type": "function_call", "id": f"fc_{index}", "call_id": f"call_{first.name}", "name": first.name
+            "type": "function_call", "id": f"fc_{index}", "call_id": first.call_id, "name": first.name
         }  # fmt: skip
         kind, place, texts = "function_call_arguments", {}, [*(first.arguments or ("{}",))]
         item |= {"arguments": ""}

@@ -1,46 +1,10 @@
-// The AI SDK's streamText with its provider for servers that speak as OpenAI's does.
+// The AI SDK with its provider for servers that speak as OpenAI's does.
 
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { jsonSchema, stepCountIs, streamText, tool } from "ai";
-import { look, PICTURE, QUESTION, SCHEMA, serve, URL } from "./driver.mjs";
+import { URL } from "./driver.mjs";
+import { serveModels } from "./stream_text.mjs";
 
-async function run(request, said, execute) {
-  const provider = createOpenAICompatible({
-    name: "millstream",
-    baseURL: `${URL}/v1`,
-    apiKey: request.key,
-    includeUsage: true,
-  });
-  const stop = new AbortController();
-  const text = { type: "text", text: QUESTION };
-  const content = request.image ? [text, { type: "image", image: PICTURE }] : [text];
-  const looks = tool({ description: "Looks.", inputSchema: jsonSchema(SCHEMA), execute });
-  const result = streamText({
-    model: provider.chatModel(request.model),
-    messages: [{ role: "user", content }],
-    ...(request.tools ? { tools: { look: looks } } : {}),
-    stopWhen: stepCountIs(3),
-    maxRetries: 0,
-    abortSignal: stop.signal,
-    onError() {},
-  });
-  for await (const part of result.fullStream) {
-    if (part.type === "text-delta") said.piece(part.text);
-    else if (part.type === "reasoning-delta") said.reasoning += part.text;
-    else if (part.type === "tool-call") said.call(part.toolName, part.input);
-    else if (part.type === "error") throw part.error;
-    else if (part.type === "finish") {
-      said.finish = part.finishReason;
-      said.usage = [part.totalUsage.inputTokens, part.totalUsage.outputTokens];
-    }
-    if (said.enough(request)) {
-      stop.abort();
-      return;
-    }
-  }
-}
-
-await serve({
-  ask: (request, said) => run(request, said),
-  turns: (request, said) => run(request, said, look),
+await serveModels((request) => {
+  const settings = { name: "millstream", baseURL: `${URL}/v1`, apiKey: request.key, includeUsage: true };
+  return createOpenAICompatible(settings).chatModel(request.model);
 });
