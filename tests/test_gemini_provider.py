@@ -3,10 +3,8 @@
 import asyncio
 import json
 import re
-import tomllib
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -720,11 +718,3 @@ async def test_a_tool_loop_over_chat_completions_gives_gemini_its_signature_back
             "provider_final",
         )
         assert (first["finish_reason"], last["finish_reason"]) == ("tool_calls", "stop")
-
-
-def test_the_guides_section_is_one() -> None:
-    guide = (Path(__file__).parent.parent / "docs" / "guides" / "providers.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```toml\n(\[providers\.gemini\].*?)```", guide, re.DOTALL)
-    config = ProviderSettings(**tomllib.loads(block)["providers"]["gemini"])
-    assert config.type == "gemini"
-    assert config.extra["tools"] == [{"googleSearch": {}}]

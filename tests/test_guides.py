@@ -16,9 +16,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
+from application import Run
+from asgi import post
 from guides import PAGES, ROOT, Block, all_blocks, blocks
+from matrix.wires import model
 from millstream.cli import app as command_line
 from millstream.settings import Settings
+from oracle import oracle
 
 SHELL = all_blocks("sh")
 README = ROOT / "README.md"
@@ -87,6 +91,33 @@ def test_every_file_of_settings_loads(block: Block, tmp_path: Path, monkeypatch:
     written = tomllib.loads(block.text)
     assert set(settings.providers) == set(written.get("providers", {}))
     assert set(settings.models) == set(written.get("models", {}))
+
+
+OF_PROVIDERS = ["openai", "anthropic", "gemini", "responses"]
+
+
+@pytest.mark.parametrize("page", OF_PROVIDERS)
+async def test_a_model_of_the_section_of_a_providers_page_answers(
+    page: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = blocks(page, "toml")
+    monkeypatch.chdir(tmp_path)
+    async with oracle(model) as server:
+        text = re.sub(
+            r'base_url = "https?://[^/"]+', f'base_url = "http://127.0.0.1:{server.port}', block.text
+        )
+        Path("millstream.toml").write_text(
+            re.sub("^models = .*$", "", text, flags=re.MULTILINE), encoding="utf-8"
+        )
+        providers = Settings.load().providers
+        async with run() as running:  # which reads the file
+            for name in providers:
+                asked = {"model": f"{name}/text", "messages": [{"role": "user", "content": "Hello"}]}
+                async with post(running.app, "/v1/chat", asked, running.key) as exchange:
+                    await exchange.finished()
+                assert exchange.json["content"].startswith("Hello")
+        sent = [request for request in server.requests if request.body]
+        assert len(sent) == len(providers)
 
 
 NEXTJS = [block for block in blocks("nextjs") if block.language in ("ts", "tsx")]

@@ -105,7 +105,9 @@ class ProviderSettings(_Section):
     azure: bool = Field(False, description="send the key as Azure wants it, in `api-key`")
     headers: dict[str, str] = Field({}, description="more headers for every request")
     models: tuple[str, ...] = Field((), description="its models; without, it is asked for them")
-    extra: dict[str, Any] = Field({}, description="merged into every request's body, except `n` and `stream`")
+    extra: dict[str, Any] = Field(
+        {}, description="merged into every request's body, object by object, except `n` and `stream`"
+    )
     price_id: str | None = Field(None, description="its id in genai-prices, for list prices")
     path: str | None = Field(None, description="of a GGUF file, for `local`")
     preferred: tuple[str, ...] = Field((), description="models to take as the default, best first")

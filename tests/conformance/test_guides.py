@@ -40,6 +40,7 @@ BLOCKS = [
     Code("openai-sdk.md", "python", "from pydantic_ai import", "pydantic_ai", "Hello there"),
     Code("openai-sdk.md", "python", "from agents import", "openai_agents", "Hello there"),
     Code("openai-sdk.md", "python", "import litellm", "litellm", "Hello there"),
+    Code("anthropic.md", "js", "@anthropic-ai/sdk", "anthropic", "Hello there\n"),
     Code("langchain.md", "python", "stream_usage", "langchain", f"Hello there\n{TOTAL}"),
     Code("langchain.md", "python", "ToolMessage", "langchain", "It is 7."),
     Code("vercel-ai-sdk.md", "js", "streamText", "ai_provider", f"Hello there\n {TOTAL}"),

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -12,10 +12,11 @@ import gemini_server
 from gemini_server import counted, said, text
 from millstream.errors import ProviderError, UpstreamError
 from millstream.events import TextDelta
-from millstream.prompt import Message, Prompt, Text
+from millstream.prompt import Message, Prompt, Text, Tool
 from millstream.providers import Finish, Provider
 from millstream.providers.anthropic import AnthropicProvider
 from millstream.providers.chaos import ChaosProvider
+from millstream.providers.extra import merged
 from millstream.providers.gemini import GeminiProvider
 from millstream.providers.local import LocalProvider, weights
 from millstream.providers.openai import OpenAIProvider
@@ -192,6 +193,36 @@ async def test_closing_and_cancelling_end_at_once(case: Case) -> None:
     waiting.cancel()
     async with asyncio.timeout(5):
         await asyncio.gather(waiting, return_exceptions=True)
+
+
+EXTRA: Any = {"more": {"deep": [1]}, "tools": [{"type": "operators"}]}
+
+
+@pytest.mark.parametrize("make", [OpenAIProvider, AnthropicProvider, ResponsesProvider, GeminiProvider])
+async def test_what_the_operator_adds_takes_nothing_away(make: Any) -> None:
+    prompt = Prompt(PROMPT.messages, tools=(Tool("look", parameters={"type": "object"}),))
+    bodies: list[Any] = []
+
+    async def handler(request: Request) -> None:
+        bodies.append(request.json)
+        await request.answer(400, {})
+
+    async with oracle(handler) as server:
+        for extra in (None, EXTRA):
+            provider = make("p", server.base_url, Upstream("p", {}), extra=extra)
+            with pytest.raises(ProviderError):
+                await anext(provider.stream(prompt, "m"))
+            await provider.close()
+    plain, added = bodies
+    assert added == {**plain, **EXTRA, "tools": [*plain["tools"], *EXTRA["tools"]]}
+
+
+def test_objects_are_merged_to_the_last() -> None:
+    sent = {"reasoning": {"effort": "low"}, "a": 1}
+    assert merged(sent, {"reasoning": {"summary": "auto"}, "a": 2}) == {
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "a": 2,
+    }
 
 
 async def test_models_are_named(case: Case) -> None:

@@ -51,6 +51,7 @@ from millstream.providers import (
     reading,
 )
 from millstream.providers.endings import failure, finish_reason, reported_error
+from millstream.providers.extra import merged
 from millstream.providers.upstream import Upstream
 from millstream.sse import Message as Event
 from millstream.usage import Usage
@@ -103,7 +104,7 @@ class GeminiProvider:
         await self._upstream.close()
 
     def _body(self, prompt: Prompt, model: str) -> bytes:
-        return msgspec.json.encode(_merged(body(prompt, model), self._extra))
+        return msgspec.json.encode(merged(body(prompt, model), self._extra))
 
 
 def _names(models: Iterable[object]) -> Iterator[str]:
@@ -345,7 +346,7 @@ def body(prompt: Prompt, model: str) -> dict[str, Any]:
         sent["toolConfig"] = {"functionCallingConfig": {"mode": _MODES[prompt.tool_choice]}}
     if config := _generation(prompt, model):
         sent["generationConfig"] = config
-    return _merged(sent, prompt.extra_of(API))
+    return merged(sent, prompt.extra_of(API))
 
 
 def _generation(prompt: Prompt, model: str) -> dict[str, Any]:
@@ -489,17 +490,3 @@ def _object(text: str) -> msgspec.Raw | None:
 def _tool(tool: asked.Tool) -> dict[str, Any]:
     given = {"description": tool.description, "parametersJsonSchema": tool.parameters}
     return {"name": tool.name, **{name: value for name, value in given.items() if value is not None}}
-
-
-def _merged(sent: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Both: objects are merged, and lists one behind the other, as tools are."""
-    made = dict(sent)
-    for name, value in more.items():
-        known = made.get(name)
-        if isinstance(known, Mapping) and isinstance(value, Mapping):
-            made[name] = _merged(known, value)
-        elif isinstance(known, list) and isinstance(value, list):
-            made[name] = [*known, *value]
-        else:
-            made[name] = value
-    return made

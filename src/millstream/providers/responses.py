@@ -33,6 +33,7 @@ from millstream.events import (
 from millstream.prompt import Message, Prompt
 from millstream.providers import Finish, PartBreak, PartOpen, Produced, ToolCallPiece, UsageReport, reading
 from millstream.providers.endings import failure, finish_reason, reported_error
+from millstream.providers.extra import merged
 from millstream.providers.upstream import Upstream, tolerant_json
 from millstream.sse import Message as Sent
 from millstream.usage import Usage
@@ -73,7 +74,7 @@ class ResponsesProvider:
     def _body(self, prompt: Prompt, model: str) -> bytes:
         if prompt.choices > 1:
             raise RequestRefused(f"provider '{self._name}' gives one answer to a prompt: leave out n")
-        return msgspec.json.encode(body(prompt) | self._extra | {"model": model, "stream": True})
+        return msgspec.json.encode(merged(body(prompt), self._extra) | {"model": model, "stream": True})
 
 
 # -- requests --------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from millstream.providers import (
 )
 from millstream.providers.anthropic import models, request
 from millstream.providers.endings import failure, finish_reason, reported_error
+from millstream.providers.extra import merged
 from millstream.providers.upstream import Upstream
 from millstream.sse import Message
 from millstream.usage import Usage
@@ -90,7 +91,7 @@ class AnthropicProvider:
 
     def _body(self, prompt: Prompt, model: str) -> bytes:
         traits = self._listed.get(model) or models.of_name(model)
-        sent = request.body(self._name, prompt, traits) | self._extra
+        sent = merged(request.body(self._name, prompt, traits), self._extra)
         return msgspec.json.encode(sent | {"model": model, "stream": True})
 
 

@@ -27,6 +27,7 @@ from millstream.events import AnswerStart, FinishReason, ReasoningDelta, Refusal
 from millstream.prompt import Prompt
 from millstream.providers import MAX_CHOICES, SAID, Finish, InChoice, Produced, UsageReport, reading
 from millstream.providers.endings import failure, finish_reason, reported_error
+from millstream.providers.extra import merged
 from millstream.providers.known import Quirks
 from millstream.providers.openai import chunks, request
 from millstream.providers.openai.counts import timings_report, usage_report
@@ -80,8 +81,7 @@ class OpenAIProvider:
         await self._upstream.close()
 
     def _body(self, prompt: Prompt, model: str) -> bytes:
-        body = request.body(prompt, self._quirks)
-        body |= self._extra
+        body = merged(request.body(prompt, self._quirks), self._extra)
         body |= {"model": model, "stream": True}
         if self._quirks.stream_options:
             body["stream_options"] = {"include_usage": True}
