@@ -5,7 +5,7 @@ what came before a batch, and it closes the parts that a stream leaves open, who
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -77,9 +77,23 @@ class Answer:
         self.parts: list[Part] = []  # by number
         self.ends: dict[int, FinishReason] = {}  # of choices other than the first
         self.terminal: Terminal | None = None
+        self._events = 0  # that were added
+        self._kept: dict[str, tuple[int, Any]] = {}
 
-    def add(self, events: Iterable[Event]) -> None:
+    def keep(self, name: str, value: Any, following: int) -> None:
+        """Keeps what a dialect has worked out of the events so far and of so many ``following`` ones, so that
+        it need not look at all of them again for the batch after those.
+        """
+        self._kept[name] = (self._events + following, value)
+
+    def kept(self, name: str) -> Any:
+        """What was kept of just these events; None where nothing was."""
+        events, value = self._kept.get(name, (-1, None))
+        return value if events == self._events else None
+
+    def add(self, events: Sequence[Event]) -> None:
         """Takes the events that follow."""
+        self._events += len(events)
         parts = self.parts
         for event in events:
             match event:

@@ -28,6 +28,7 @@ from millstream.events import (
     Batch,
     Event,
     File,
+    PartStart,
     Position,
     Reasoning,
     ReasoningDelta,
@@ -39,6 +40,7 @@ from millstream.events import (
     StreamStart,
     Text,
     TextDelta,
+    WholePart,
     from_json,
 )
 from millstream.providers import Finish, InChoice, PartBreak, PartOpen, Produced, ToolCallPiece
@@ -172,6 +174,25 @@ def test_the_same_bytes_wherever_a_reader_joins_and_however_the_events_come(
     rest = dialect.encode(info, Batch(Position(1, joins + 1), events[joins:]), lambda: before)
     assert whole.endswith(rest)
     assert b"".join(encoded(dialect, info, events, joins)[1:]) == rest
+
+
+class Once(list[Any]):
+    """Parts that nobody may look through again."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("the parts are looked through for every batch")
+
+
+def test_a_word_costs_the_same_however_many_parts_came_before(dialect: Dialect) -> None:
+    sources = [WholePart(number, Source(f"https://a.example/{number}")) for number in range(1, 40)]
+    begun: list[Event] = [StreamStart("str_1", "m"), PartStart(0, Text()), *sources, PartStart(40, Text())]
+    said: list[Event] = [TextDelta("a", 40)]
+    info, before = StreamInfo("str_1", "key_1", "m", 5.0), Fold()
+    for events in (begun, said):
+        dialect.encode(info, Batch(Position(1, 1), events), before)
+        before.add(events)
+    before().parts = Once(before().parts)
+    assert b'"b"' in dialect.encode(info, Batch(Position(1, 9), [TextDelta("b", 40)]), before)
 
 
 @settings(max_examples=150)

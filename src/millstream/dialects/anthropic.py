@@ -119,9 +119,8 @@ class AnthropicDialect:
     def encode(self, info: StreamInfo, batch: Batch, before: Before) -> bytes:
         answer = before()
         others = choice_of_parts(info, batch, before)
-        start, parts = answer.start, answer.of(0)
-        begun, blocks = start is not None or bool(parts), _blocks(parts)
-        refused = _is_refused(parts)
+        start = answer.start
+        begun, blocks, refused = answer.kept(_API) or _so_far(answer)
         frames: list[bytes] = []
         for event in batch.events:
             # Nearly every event is a piece of text; its frame is put together by hand.
@@ -148,6 +147,7 @@ class AnthropicDialect:
                 frames.append(_failure(event.error))
             else:
                 frames += _of_block(event, blocks)
+        answer.keep(_API, (begun, blocks, refused), len(batch.events))
         return sse.one_line(b"".join(frames))
 
     def answer(self, info: StreamInfo, answer: Answer) -> bytes:
@@ -189,10 +189,12 @@ def _frame(kind: str, **fields: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), _json({"type": kind, **fields}))
 
 
-def _blocks(parts: list[Part]) -> dict[int, int]:
-    """The index of its block, for every part that has one."""
+def _so_far(answer: Answer) -> tuple[bool, dict[int, int], bool]:
+    """Whether it has begun, the index of its block for every part that has one, and whether it is refused."""
+    parts = answer.of(0)
     shown = (part for part in parts if not isinstance(part.content, _NO_BLOCK))
-    return {part.number: index for index, part in enumerate(shown)}
+    blocks = {part.number: index for index, part in enumerate(shown)}
+    return answer.start is not None or bool(parts), blocks, _is_refused(parts)
 
 
 def _is_refused(parts: list[Part]) -> bool:

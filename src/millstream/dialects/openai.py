@@ -119,14 +119,17 @@ class OpenAIDialect:
 
     def encode(self, info: StreamInfo, batch: Batch, before: Before) -> bytes:
         answer = before()
-        start = answer.start
+        start, kept = answer.start, answer.kept(_API)
         if start is None:
             start = next((event for event in batch.events if isinstance(event, AnswerStart)), None)
-        head, foot = self._around(info, start)
+        if kept is not None and kept[0] is start:
+            _, head, foot, begun = kept
+        else:
+            head, foot = self._around(info, start)
+            begun = {part.choice for part in answer.parts}
         text_head = b'%b"choices":[{"index":0,"delta":{"content":' % head
         text_foot = b'},"logprobs":null,"finish_reason":null}]%b' % foot
         choices = choice_of_parts(info, batch, before)
-        begun = {part.choice for part in answer.parts}
         frames: list[bytes] = []
         for event in batch.events:
             # Nearly every event is a piece of text; its chunk is put together by hand.
@@ -157,6 +160,7 @@ class OpenAIDialect:
                         choice = choices.get(getattr(event, "part", 0), 0)
                         logprobs = event.extra if isinstance(event, (TextDelta, RefusalDelta)) else None
                         frames.append(_chunk(head, choice, _json(shown), foot, logprobs))
+        answer.keep(_API, (start, head, foot, begun), len(batch.events))
         return sse.one_line(b"".join(frames))
 
     def answer(self, info: StreamInfo, answer: Answer) -> bytes:

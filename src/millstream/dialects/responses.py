@@ -155,7 +155,11 @@ class ResponsesDialect:
 
     def encode(self, info: StreamInfo, batch: Batch, before: Before) -> bytes:
         answer = before()
-        encoder = _Encoder(info, answer, has_begun=not isinstance(batch.events[0], StreamStart))
+        encoder: _Encoder | None = answer.kept(_API)
+        if encoder is None:
+            encoder = _Encoder(info, answer, has_begun=not isinstance(batch.events[0], StreamStart))
+        else:
+            encoder.go_on(answer)
         others = choice_of_parts(info, batch, before)
         number = encoder.number
         for event in batch.events:
@@ -164,6 +168,7 @@ class ResponsesDialect:
                 encoder.add_text(event)
             elif getattr(event, "part", None) not in others and getattr(event, "choice", 0) == 0:
                 encoder.add(event)
+        answer.keep(_API, encoder, len(batch.events))
         seen = max(0, self._after + 1 - number)
         return sse.one_line(b"".join(encoder.frames[seen:]))
 
@@ -201,24 +206,24 @@ def stream_id(response_id: str) -> str | None:
 class _Piece:
     """A part of ours in its item: what it is, and what came of it before this batch and in it."""
 
-    __slots__ = ("_earlier", "annotations", "content", "extras", "item", "later", "place")
+    __slots__ = ("annotations", "content", "earlier", "extras", "item", "later", "place")
 
     def __init__(self, item: "_Item", place: int, content: Content, earlier: Part | None) -> None:
         self.item = item
         self.place = place  # among the pieces of its item
         self.content = content
         self.annotations: list[dict[str, Any]] = []
-        self._earlier = earlier
+        self.earlier = earlier
         self.later: list[str] = []
         self.extras: list[Mapping[str, Any]] = []  # of what came in this batch
 
     @property
     def text(self) -> str:
-        return (self._earlier.text if self._earlier is not None else "") + "".join(self.later)
+        return (self.earlier.text if self.earlier is not None else "") + "".join(self.later)
 
     @property
     def logprobs(self) -> list[Any]:
-        earlier = [] if self._earlier is None else self._earlier.extras
+        earlier = [] if self.earlier is None else self.earlier.extras
         return [token for extra in (*earlier, *self.extras) for token in _logprobs(extra)]
 
     def shown(self) -> dict[str, Any]:
@@ -311,6 +316,7 @@ class _Encoder:
         self._start = answer.start
         self._items: list[_Item] = []
         self._pieces: dict[int, _Piece] = {}  # by the number of their part
+        self._grown: set[int] = set()  # parts of which something came in this batch
         self._heads: dict[int, bytes] = {}
         self._counts_only = True
         if has_begun:
@@ -321,10 +327,19 @@ class _Encoder:
             self._end_run(cut=_is_cut(answer.terminal))
         self._counts_only = False
 
+    def go_on(self, answer: Answer) -> None:
+        """The next batch follows. ``answer`` has by now what came in the last one."""
+        self.frames = []
+        for part in self._grown:
+            piece = self._pieces[part]
+            piece.earlier = answer.parts[part]
+            piece.later.clear()
+            piece.extras.clear()
+        self._grown.clear()
+
     def add_text(self, event: TextDelta) -> None:
         """Takes a piece of text. Its frame is put together by hand."""
-        piece = self._pieces[event.part]
-        piece.later.append(event.text)
+        piece = self._grow(event.part, event.text)
         head = self._heads.get(event.part)
         if head is None:
             at = b',"item_id":%b,"output_index":%d,"content_index":%d,"delta":'
@@ -336,24 +351,27 @@ class _Encoder:
         self.frames.append(_TEXT_FRAME % (self.number, head, _json(event.text), logprobs))
         self.number += 1
 
+    def _grow(self, part: int, text: str) -> _Piece:
+        piece = self._pieces[part]
+        piece.later.append(text)
+        self._grown.add(part)
+        return piece
+
     def add(self, event: Event) -> None:
         """Takes the event that follows."""
         match event:
             case TextDelta():
                 self.add_text(event)
             case ReasoningDelta():
-                piece = self._pieces[event.part]
-                piece.later.append(event.text)
+                piece = self._grow(event.part, event.text)
                 at = {"summary_index": piece.place, "delta": event.text}
                 self._of(piece.item, "response.reasoning_summary_text.delta", lambda: at)
             case RefusalDelta():
-                piece = self._pieces[event.part]
-                piece.later.append(event.text)
+                piece = self._grow(event.part, event.text)
                 at = {"content_index": piece.place, "delta": event.text}
                 self._of(piece.item, "response.refusal.delta", lambda: at)
             case ToolCallDelta():
-                piece = self._pieces[event.part]
-                piece.later.append(event.arguments)
+                piece = self._grow(event.part, event.arguments)
                 if event.extra_content and isinstance(piece.content, ToolCall):
                     piece.content = msgspec.structs.replace(piece.content, extra_content=event.extra_content)
                 delta = {"delta": event.arguments}
