@@ -8,10 +8,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from application import Run
 from asgi import post
-from millstream.errors import UpstreamRefused
+from millstream.errors import UpstreamError, UpstreamRefused
 from millstream.events import TextDelta
-from millstream.providers import Finish
+from millstream.providers import Finish, UsageReport
 from millstream.providers.scripted import Script, ScriptedProvider
+from millstream.settings import ModelSettings
 from millstream.usage import Usage
 
 
@@ -43,3 +44,30 @@ async def test_a_stream_is_a_span_of_its_request(run: Run, monkeypatch: pytest.M
             else:
                 assert span.attributes["error.type"] == "upstream_refused"
                 assert not span.status.is_ok
+
+
+async def test_every_attempt_is_an_event_of_the_span(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    scripts: dict[str, Script] = {
+        "down": [UpstreamError("it is down", accepted=False)],
+        "slow": [UsageReport(Usage(1200, 3, "provider_partial"), {"input_tokens": 1200}), 60.0],
+        "good": [TextDelta("Hello"), Finish("stop", Usage(9, 2, "provider_final"))],
+    }
+    fallbacks = ("p/slow", "p/good")
+    models = {"mine": ModelSettings(deployments=("p/down",), fallbacks=fallbacks, hedge_seconds=0.05)}
+    async with run({"p": ScriptedProvider(scripts)}, models=models) as app:
+        body = {"model": "mine", "messages": [{"role": "user", "content": "Hello"}]}
+        async with post(app.app, "/v1/chat/stream", body, app.key) as call:
+            await call.finished()
+        await app.idle()
+    (span,) = exporter.get_finished_spans()
+    names = ("gen_ai.request.model", "error.type", "gen_ai.usage.input_tokens")
+    assert [tuple((event.attributes or {}).get(name) for name in names) for event in span.events] == [
+        ("down", "upstream_error", None),
+        ("slow", "", 1200),
+        ("good", "", None),
+    ]
+    assert span.attributes is not None
+    assert span.attributes["gen_ai.usage.input_tokens"] == 9
