@@ -103,6 +103,8 @@ class Model(Struct, frozen=True, eq=False):
 
     def order(self) -> list[Deployment]:
         """In which they are tried: by chance, as their weights say; those that rest come last."""
+        if not self.fallbacks and len(self.deployments) == 1:
+            return [*self.deployments]
         left = list(self.deployments)
         ordered: list[Deployment] = []
         while left:

@@ -77,8 +77,9 @@ def timings_report(timings: object) -> UsageReport | None:
     return UsageReport(Usage(read + cached, completion, "provider_partial", cached), timings)
 
 
-def _at(value: object, path: Iterable[str]) -> object:
-    for name in path:
+def _at(raw: dict[str, Any], path: tuple[str, ...]) -> object:
+    value: object = raw.get(path[0])
+    for name in path[1:]:
         value = value.get(name) if isinstance(value, dict) else None
     return value
 
@@ -87,6 +88,8 @@ def _count(raw: dict[str, Any], paths: Iterable[tuple[str, ...]]) -> int | None:
     """The number of tokens at the first of ``paths`` that has one."""
     for path in paths:
         value = _at(raw, path)
+        if value is None:
+            continue
         if isinstance(value, str) and len(value) < 20:
             try:
                 value = float(value)
