@@ -164,13 +164,18 @@ class Producer:
 
     async def checkpoint(self) -> None:
         """Notes in the ledger what would be lost if the worker died now."""
-        if self.is_ending or not self._tally.has_grown:
+        if not self.has_grown:
             return
         self._tally.mark_checkpoint()
         usage = await self._tally.usage(accepted=self._was_called)
         if not self.is_ending:
             usage = usage.sourced("checkpoint")
             self._ledger.checkpoint(self.info.stream_id, usage, self._tally.cost(usage))
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether there is something that the last checkpoint does not have."""
+        return not self.is_ending and self._tally.has_grown
 
     @property
     def is_ending(self) -> bool:

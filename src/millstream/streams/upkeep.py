@@ -25,6 +25,7 @@ BEAT_SECONDS = 2.0
 SWEEP_SECONDS = 3.0
 _REVOKED_SECONDS = 2.0
 REPAIR_SECONDS = 5.0
+_TURN_SECONDS = 0.002  # what of a round is done without letting others go on
 _MAX_POSTPONED = 10_000
 
 
@@ -73,13 +74,18 @@ class Upkeep:
     # -- streams of this worker -------------------------------------------------------------
 
     async def _checkpoint(self) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
         for producer in list(self._running.values()):
             producer.audience.forget_silent_workers()
-            try:
-                await producer.checkpoint()
-            except Exception as error:  # the others' must not wait for it
-                log.error("stream %s: %s", producer.info.stream_id, safe_traceback(error))
-            await asyncio.sleep(0)  # counting takes time, and events come in between
+            if producer.has_grown:
+                try:
+                    await producer.checkpoint()
+                except Exception as error:  # the others' must not wait for it
+                    log.error("stream %s: %s", producer.info.stream_id, safe_traceback(error))
+            if clock() - began > _TURN_SECONDS:
+                await asyncio.sleep(0)  # counting takes time, and events come in between
+                began = clock()
 
     async def _stop_revoked(self) -> None:
         revoked = await self._keys.revoked_among({p.key_id for p in self._running.values()})
