@@ -206,9 +206,7 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status < 200:
             return  # an answer before the answer; one that changes the protocol is an error of the parser
-        coding = {word.strip() for word in self.headers.get("transfer-encoding", "").lower().split(",")} - {
-            ""
-        }
+        coding = set(self.headers.get("transfer-encoding", "").lower().replace(",", " ").split())
         if not coding <= {"chunked"} and coding != {"identity"}:
             self._end(NotHTTP("the answer has a transfer coding that nobody asked for"))
             return
