@@ -190,7 +190,7 @@ ROOMS = (
     ("journals", ("journals",)),
     ("the ledger", ("ledger", "prices", "tokens")),
     ("who is asking", ("auth", "signing", "tickets")),
-    ("the database", ("database", "driver_words", "private_files")),
+    ("the database", ("database", "driver", "driver_words", "private_files", "threads")),
     ("for programs that call a server", ("client",)),
     ("words", ("answer", "events", "prompt", "usage", "errors", "log_ids", "sse")),
 )

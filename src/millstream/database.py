@@ -2,7 +2,8 @@
 
 SQLite in the data folder by default, PostgreSQL by URL. The engine is synchronous and runs in threads of
 its own: one hop for a whole transaction, where an async driver hops for every statement of it
-(docs/decisions/0003-synchronous-database-in-threads.md).
+(docs/decisions/0003-synchronous-database-in-threads.md). The rows of streams go past SQLAlchemy to the driver
+(docs/decisions/0013-the-writer-on-the-driver.md).
 """
 
 import asyncio
@@ -12,9 +13,10 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +26,10 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from millstream import private_files
+from millstream.driver import DriverConnection
 from millstream.driver_words import in_words
 from millstream.errors import ConfigurationError, StoreAway, missing_extra, out_of_descriptors
+from millstream.threads import WorkThread
 from millstream.usage import TOKEN_KINDS
 
 log = logging.getLogger("millstream.database")
@@ -144,6 +148,14 @@ class DatabaseAway(StoreAway):
     store = "the database"
 
 
+class RowRefused(Exception):
+    """The database does not want the row, and that is the row's own fault."""
+
+
+class RowTaken(RowRefused):
+    """Another row has already what only one may have."""
+
+
 # For PostgreSQL: what it does not finish in this time it gives up itself.
 _POSTGRES_OPTIONS = {
     "connect_timeout": 3,
@@ -161,40 +173,18 @@ def migrate_alone(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-class Prepared:
-    """A statement that is compiled once. Rows go to the driver as they are: to look a statement up and to
-    convert its parameters takes SQLAlchemy as long as SQLite takes to run it.
-    """
-
-    def __init__(self, statement: sa.Insert | sa.Update, names: Iterable[str]) -> None:
-        self._statement = statement
-        self._names = list(names)
-        self._compiled: dict[str, tuple[str, Sequence[str] | None]] = {}
-
-    def run(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> int:
-        """How many rows of the table that has inserted or changed."""
-        text, order = self._for(connection)
-        if order is None:  # the driver takes parameters by name
-            return connection.exec_driver_sql(text, list(rows)).rowcount
-        return connection.exec_driver_sql(text, [tuple(row[name] for name in order) for row in rows]).rowcount
-
-    def _for(self, connection: Connection) -> tuple[str, Sequence[str] | None]:
-        name = connection.dialect.name
-        if name not in self._compiled:
-            compiled = self._statement.compile(dialect=connection.dialect, column_keys=self._names)
-            self._compiled[name] = (str(compiled), getattr(compiled, "positiontup", None))
-        return self._compiled[name]
-
-
 class _Work:
-    """Work in a thread, and since when it runs there."""
+    """Work in a thread, and since when it runs there. Nothing is done of it once it is ``abandoned``."""
 
     def __init__(self, run: Callable[[], Any]) -> None:
         self._run = run
         self.started_at: float | None = None
         self.ended = False
+        self.abandoned = False
 
     def __call__(self) -> Any:
+        if self.abandoned:
+            return None
         self.started_at = time.monotonic()
         try:
             return self._run()
@@ -217,12 +207,19 @@ class Database:
         self._own_folder = own_folder
         self._answer_seconds = answer_seconds
         # Writers wait for each other in any case; in one thread they do so without holding a connection.
-        self._writer = ThreadPoolExecutor(1, "millstream-write")
+        self._writer = WorkThread("millstream-write", lambda: DatabaseAway("it is closed"))
+        self._by_hand: DriverConnection | None = None  # of the writing thread
         self._readers = ThreadPoolExecutor(2, "millstream-read")
         self._reports = ThreadPoolExecutor(1, "millstream-report")  # which hold up nobody at the door
         self._connections: set[Any] = set()
         sa.event.listen(self._engine, "connect", lambda connection, _: self._connections.add(connection))
         sa.event.listen(self._engine, "close", lambda connection, _: self._connections.discard(connection))
+        sa.event.listen(self._engine, "close_detached", self._connections.discard)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more work."""
+        return self._writer.is_closed
 
     def migrate(self, *, makes_one: bool = True) -> None:
         """Brings the tables up to date, and files of SQLite that other users may read. Makes the tables where
@@ -282,7 +279,24 @@ class Database:
 
     async def write(self, work: Callable[[Connection], Result]) -> Result:
         """Runs ``work`` in a transaction; returns when it is committed. Raises ``DatabaseAway``."""
-        return await self._run(self._writer, work, self._answer_seconds)
+        written: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if written.done():
+                return
+            if error is None:
+                written.set_result(result)
+            else:
+                written.set_exception(error)
+
+        submitted = self.submit(partial(self.run, work), done)
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                return await written
+        except TimeoutError:
+            raise DatabaseAway(f"no answer in {self._answer_seconds:g} s") from None
+        finally:
+            submitted.abandoned = True
 
     async def read(self, work: Callable[[Connection], Result]) -> Result:
         """Runs ``work``, which is quick. Raises ``DatabaseAway``."""
@@ -298,17 +312,33 @@ class Database:
         """Raises ``DatabaseAway`` where the database does not answer soon."""
         await self._run(self._readers, lambda c: c.execute(sa.text("SELECT 1")), _READY_SECONDS)
 
-    def submit(self, work: Callable[[], None], done: Callable[[BaseException | None], object]) -> None:
-        """Runs ``work`` in the writing thread and calls ``done``, in this thread, with what it raised."""
-        future = self._start(self._writer, _Work(work), self._answer_seconds)
-        future.add_done_callback(
-            lambda future: done(DatabaseAway("it is closed") if future.cancelled() else future.exception())
-        )
+    def submit(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any, BaseException | None], object],
+        context: Context | None = None,
+    ) -> _Work:
+        """Runs ``work`` in the writing thread and calls ``done``, in this thread, with what it returned or
+        raised.
+        """
+        submitted = _Work(work)
+        stop_looking = self._look_after(submitted, self._answer_seconds)
+
+        def ended(result: Any, error: BaseException | None) -> None:
+            stop_looking()
+            done(result, error)
+
+        self._writer.submit(submitted, ended, context)
+        return submitted
 
     async def _run(
         self, executor: ThreadPoolExecutor, work: Callable[[Connection], Result], seconds: float
     ) -> Result:
-        future = self._start(executor, _Work(partial(self.run, work)), seconds)
+        submitted = _Work(partial(self.run, work))
+        future = asyncio.get_running_loop().run_in_executor(executor, submitted)
+        stop_looking = self._look_after(submitted, seconds, future.cancelled)
+        # Whoever waited may have given up earlier.
+        future.add_done_callback(lambda _: stop_looking() if submitted.ended else None)
         try:
             async with asyncio.timeout(seconds):
                 found: Result = await future
@@ -316,27 +346,27 @@ class Database:
         except TimeoutError:
             raise DatabaseAway(f"no answer in {seconds:g} s") from None
 
-    def _start(self, executor: ThreadPoolExecutor, work: _Work, seconds: float) -> asyncio.Future[Any]:
+    def _look_after(
+        self, work: _Work, seconds: float, gave_up: Callable[[], bool] = lambda: False
+    ) -> Callable[[], None]:
+        """Cuts off the database's connections when ``work`` runs for so long. Returns what ends that."""
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(executor, work)
         timer: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal timer
-            if work.ended or (future.cancelled() and work.started_at is None):
+            if work.ended or (gave_up() and work.started_at is None):
                 return
             running = 0.0 if work.started_at is None else time.monotonic() - work.started_at
             if running >= seconds:
                 self.cut_off()
             timer = loop.call_later(max(seconds - running, _CLOSE_SECONDS), look)
 
-        def stop_looking(_: object) -> None:
-            if work.ended:  # whoever waited may have given up earlier
-                timer.cancel()
+        def stop_looking() -> None:
+            timer.cancel()
 
         timer = loop.call_later(seconds, look)
-        future.add_done_callback(stop_looking)
-        return future
+        return stop_looking
 
     def run(self, work: Callable[[Connection], Result]) -> Result:
         """Runs ``work`` in a transaction, in this thread. Raises ``DatabaseAway``, and one of ``REFUSED``
@@ -348,9 +378,55 @@ class Database:
         except REFUSED:
             raise
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            # SQLite calls it a file that cannot be opened.
-            words = "no file descriptor is left" if out_of_descriptors() else in_words(error)
-            raise DatabaseAway(words) from error
+            raise _away(error) from error
+
+    def run_by_hand(self, work: Callable[[DriverConnection], Result]) -> Result:
+        """The same on the driver itself, in the writing thread only. Raises ``DatabaseAway``, and
+        ``RowRefused`` where the database does not want the row.
+        """
+        driver = self._engine.dialect.loaded_dbapi
+        try:
+            connection = self._begin_by_hand()
+            try:
+                result = work(connection)
+                connection.commit()
+                return result
+            except BaseException:
+                self._undo(connection)
+                raise
+        except driver.IntegrityError as error:
+            raise RowTaken(type(error).__name__) from error
+        except driver.DataError as error:
+            raise RowRefused(type(error).__name__) from error
+        except (driver.Error, sa.exc.TimeoutError) as error:
+            raise _away(error) from error
+
+    def _begin_by_hand(self) -> DriverConnection:
+        if self._by_hand is not None:
+            try:
+                self._by_hand.begin()
+                return self._by_hand
+            except self._engine.dialect.loaded_dbapi.Error:
+                if not self._by_hand.is_postgres:
+                    raise
+                # It has died since it was last used. Nothing was asked for on it, so another one may be.
+                self._close_by_hand()
+        connection = DriverConnection(self._engine)
+        self._by_hand = connection
+        connection.begin()
+        return connection
+
+    def _undo(self, connection: DriverConnection) -> None:
+        try:
+            connection.rollback()
+        except self._engine.dialect.loaded_dbapi.Error:
+            self._close_by_hand()
+
+    def _close_by_hand(self) -> None:
+        connection, self._by_hand = self._by_hand, None
+        if connection is not None:
+            with suppress(Exception):  # it was closed by the other side
+                connection.close()
 
     def cut_off(self) -> None:
         """Ends whatever waits for the database on a connection; new ones are made when they are needed."""
@@ -368,17 +444,31 @@ class Database:
         """Closes the connections that nobody uses just now. Python's driver of SQLite keeps, with each, up to
         200 references to what has long been used.
         """
+
+        def close() -> None:
+            self._close_by_hand()
+            self._engine.dispose()
+
+        closed = asyncio.Event()
         # In that thread, since SQLite may write its file when it is closed.
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._engine.dispose)
+        self.submit(close, lambda *_: closed.set())
+        await closed.wait()
 
     def close(self) -> None:
         """Gives what runs ``_CLOSE_SECONDS`` to end, and cuts it off then."""
         overdue = threading.Timer(_CLOSE_SECONDS, self.cut_off)
         overdue.start()
-        for executor in (self._writer, self._readers, self._reports):
+        self._writer.close()
+        for executor in (self._readers, self._reports):
             executor.shutdown(cancel_futures=True)
         overdue.cancel()
+        self._close_by_hand()
         self._engine.dispose()
+
+
+def _away(error: Exception) -> DatabaseAway:
+    # SQLite calls it a file that cannot be opened.
+    return DatabaseAway("no file descriptor is left" if out_of_descriptors() else in_words(error))
 
 
 def missing_file(url: str) -> Path | None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from millstream.database import Database, DatabaseAway, streams
+from millstream.database import Database, DatabaseAway, streams, workers
 from millstream.errors import Overloaded, TooManyStreams
 from millstream.ledger import Ledger
 from millstream.ledger.leases import LEASE_SECONDS
@@ -124,6 +125,19 @@ async def test_a_damaged_file_of_sqlite_is_away_and_not_the_rows_fault(tmp_path:
     db.close()
 
 
+async def test_a_connection_that_postgres_ended_while_nobody_used_it_refuses_no_start(
+    own_postgres: Postgres, postgres_db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    async with Ledger(postgres_db) as ledger:
+        await ledger.open(opening("s"))
+        await asyncio.to_thread(administer, own_postgres.url, ended)
+        await ledger.open(opening("after"))
+        for stream_id in ("s", "after"):
+            await ledger.settle(settlement(stream_id))
+    assert "cannot be written" not in caplog.text
+
+
 # -- no wait without end ---------------------------------------------------------------------------
 
 
@@ -160,6 +174,50 @@ async def test_leaving_a_frozen_database_has_a_bound(
     assert time.monotonic() - began < 6
     own_postgres.thaw()
     settling.cancel()
+
+
+async def test_what_nobody_waits_for_any_more_is_not_written_later(
+    tmp_path: Path, sqlite_db: Database
+) -> None:
+    """Whoever was told that the database is away must not find it done."""
+    let_go, done = threading.Event(), asyncio.Event()
+    sqlite_db.submit(let_go.wait, lambda *_: done.set())
+    insert = sa.insert(workers).values(id="w", beat=0)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await sqlite_db.write(lambda connection: connection.execute(insert))
+    let_go.set()
+    await done.wait()
+    await sqlite_db.write(lambda connection: None)
+    found = await sqlite_db.read(lambda connection: connection.execute(sa.select(workers)).all())
+    assert found == []
+
+
+async def test_work_for_a_closed_database_is_answered(tmp_path: Path) -> None:
+    db = Database(f"sqlite:///{tmp_path / 'x.db'}")
+    begun, let_go = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        let_go.wait()
+
+    errors: asyncio.Queue[BaseException | None] = asyncio.Queue()
+
+    def submit(work: Callable[[], None]) -> None:
+        db.submit(work, lambda _, error: errors.put_nowait(error))
+
+    submit(wait)
+    submit(lambda: None)
+    await asyncio.to_thread(begun.wait)
+    closing = asyncio.create_task(asyncio.to_thread(db.close))
+    async with asyncio.timeout(5):
+        while not db.is_closed:
+            await asyncio.sleep(0)
+        let_go.set()
+        await closing
+        submit(lambda: None)
+        found = [await errors.get() for _ in range(3)]
+    assert [type(error) for error in found] == [type(None), DatabaseAway, DatabaseAway]
 
 
 async def test_reports_hold_up_nobody_at_the_door(sqlite_db: Database) -> None:

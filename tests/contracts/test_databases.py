@@ -368,17 +368,17 @@ async def test_while_the_database_is_away_nothing_starts_and_settlements_wait(
 ) -> None:
     async with Ledger(db) as ledger:
         await ledger.open(opening())
-        real = db.run
+        real = db.run_by_hand
 
         def away(work: object) -> NoReturn:
             raise DatabaseAway("away")
 
-        monkeypatch.setattr(db, "run", away)
+        monkeypatch.setattr(db, "run_by_hand", away)
         settling = asyncio.create_task(ledger.settle(settlement()))
         with pytest.raises(Overloaded):
             await ledger.open(opening("other"))
         assert not settling.done()
-        monkeypatch.setattr(db, "run", real)
+        monkeypatch.setattr(db, "run_by_hand", real)
         async with asyncio.timeout(5):
             await settling
         assert (await ledger.receipt("s")).status == "completed"
@@ -405,6 +405,7 @@ async def test_leaving_does_not_wait_for_ever_for_a_database_that_is_away(
 
     async with asyncio.timeout(5), Ledger(db) as ledger:
         await ledger.open(opening())
+        monkeypatch.setattr(db, "run_by_hand", away)
         monkeypatch.setattr(db, "run", away)
         settling = asyncio.create_task(ledger.settle(settlement()))
         await asyncio.sleep(0)

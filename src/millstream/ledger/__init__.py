@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import sqlalchemy as sa
 
-from millstream.database import Database, DatabaseAway, streams
+from millstream.database import Database, DatabaseAway, RowTaken, streams
 from millstream.errors import IdempotencyConflict, NotFound
 from millstream.ledger import reports, rows
 from millstream.ledger.leases import Leases
@@ -72,7 +72,7 @@ class Ledger:
         """
         try:
             await self._writer.open(rows.opening_values(opening, self.leases.worker_id), opening.max_open)
-        except sa.exc.IntegrityError:
+        except RowTaken:
             if opening.claim is None:
                 raise
             raise await self.claim_error(opening.owner_id, opening.claim) from None

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
-from millstream.database import Database, DatabaseAway, Prepared, streams
+from millstream.database import Database, DatabaseAway, RowTaken, streams
+from millstream.driver import DriverConnection, Prepared
 from millstream.errors import Overloaded, TooManyStreams, safe_traceback
 from millstream.ledger.rows import REPORTED_COLUMNS, USAGE_COLUMNS
 
@@ -26,7 +26,7 @@ _RETRY_SECONDS = 0.5
 _GATHER_SECONDS = 0.02
 
 # Errors of an opening that the caller is told; all others become ``Overloaded``.
-_REFUSED = (TooManyStreams, sa.exc.IntegrityError)
+_REFUSED = (TooManyStreams, RowTaken)
 
 _ENDED = (
     *("finish_reason", "error_code", "cost_picodollars", "first_event_at", "ended_at", "corrected_at"),
@@ -61,7 +61,18 @@ _CORRECT = Prepared(
     [*USAGE_COLUMNS, *REPORTED_COLUMNS, "first_event_at", "corrected_at"],
 )
 # What is written where there is nothing to write, to see whether it would be.
-_PROBE = sa.update(streams).where(sa.false()).values(status="running")
+_PROBE = Prepared(sa.update(streams).where(sa.false()), ["status"])
+_COUNT_OPEN = Prepared(
+    sa.select(sa.func.count())
+    .select_from(streams)
+    .where(streams.c.owner_id == sa.bindparam("owner_id"), streams.c.worker_id.is_not(None)),
+    ["owner_id"],
+)
+# PostgreSQL's; SQLite has one writer anyway.
+_LOCK_OWNER = Prepared(
+    sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(sa.bindparam("owner_id", type_=sa.String)))),
+    ["owner_id"],
+)
 # Two workers that insert the same values here wait for each other.
 _LOCKED = ("owner_id", "idempotency_key")
 
@@ -107,18 +118,18 @@ class _Transaction:
         keeps the error of each. Raises ``DatabaseAway``.
         """
         try:
-            db.run(self._write_all)
+            db.run_by_hand(self._write_all)
         except DatabaseAway:
             raise
         except Exception:
             self._write_singly(db)
 
-    def _write_all(self, connection: Connection) -> None:
+    def _write_all(self, connection: DriverConnection) -> None:
         # In one order everywhere: two workers that wait for each other's rows would be a deadlock.
         self.openings.sort(key=lambda row: [row.values[name] or "" for name in _LOCKED])
         self.settlements.sort(key=lambda row: row.values["stream_id"])
         if not self:
-            connection.execute(_PROBE)
+            connection.run(_PROBE, [{"status": "running"}])
         _insert(connection, self.openings)
         _note(connection, [row for _, row in sorted(self.checkpoints.items())])
         _update(connection, self.settlements)
@@ -132,9 +143,9 @@ class _Transaction:
             _try(db, partial(_update, rows=[row]), row)
 
 
-def _try(db: Database, write: Callable[[Connection], None], row: _Row | None = None) -> None:
+def _try(db: Database, write: Callable[[DriverConnection], None], row: _Row | None = None) -> None:
     try:
-        db.run(write)
+        db.run_by_hand(write)
     except DatabaseAway:
         raise
     except Exception as error:
@@ -142,47 +153,40 @@ def _try(db: Database, write: Callable[[Connection], None], row: _Row | None = N
             row.error = error
 
 
-def _insert(connection: Connection, rows: Sequence[_Row]) -> None:
+def _insert(connection: DriverConnection, rows: Sequence[_Row]) -> None:
     for row in rows:
         row.error = None
     _check_open(connection, [row for row in rows if row.max_open is not None])
     if admitted := [row.values for row in rows if row.error is None]:
-        _OPEN.run(connection, admitted)
+        connection.run(_OPEN, admitted)
 
 
-def _note(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+def _note(connection: DriverConnection, rows: Sequence[dict[str, Any]]) -> None:
     if rows:
-        _CHECKPOINT.run(connection, rows)
+        connection.run(_CHECKPOINT, rows)
 
 
-def _update(connection: Connection, rows: Sequence[_Row]) -> None:
+def _update(connection: DriverConnection, rows: Sequence[_Row]) -> None:
     if not rows:
         return
-    settled = _SETTLE.run(connection, [row.values for row in rows])
+    settled = connection.run(_SETTLE, [row.values for row in rows])
     if settled < len(rows) and (late := [row.values for row in rows if row.corrects]):
-        _CORRECT.run(connection, [values | {"corrected_at": values["ended_at"]} for values in late])
+        connection.run(_CORRECT, [values | {"corrected_at": values["ended_at"]} for values in late])
 
 
-def _check_open(connection: Connection, rows: Sequence[_Row]) -> None:
+def _check_open(connection: DriverConnection, rows: Sequence[_Row]) -> None:
     """Refuses those of the rows that would be more than their owner may have open; the others go on."""
-    if not rows:
-        return
-    owners = sorted({row.values["owner_id"] for row in rows})
-    if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
-        for owner_id in owners:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(owner_id))))
-    query = (
-        sa.select(streams.c.owner_id, sa.func.count().label("open"))
-        .where(streams.c.owner_id.in_(owners), streams.c.worker_id.is_not(None))
-        .group_by(streams.c.owner_id)
-    )
-    are_open = {row.owner_id: int(row.open) for row in connection.execute(query)}
+    are_open: dict[str, int] = {}
+    for owner in sorted({row.values["owner_id"] for row in rows}):
+        if connection.is_postgres:
+            connection.first(_LOCK_OWNER, {"owner_id": owner})
+        (are_open[owner],) = connection.first(_COUNT_OPEN, {"owner_id": owner}) or (0,)
     for row in rows:
         owner_id, most = row.values["owner_id"], row.max_open or 0
-        if are_open.get(owner_id, 0) >= most:
+        if are_open[owner_id] >= most:
             row.error = TooManyStreams(most)
         else:
-            are_open[owner_id] = are_open.get(owner_id, 0) + 1
+            are_open[owner_id] += 1
 
 
 class Writer:
@@ -194,7 +198,8 @@ class Writer:
         self._writing = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._planned: asyncio.Handle | None = None
+        self._due = 0.0  # when the planned one begins, by the loop's clock
         self._crashed = False
         self.is_away = False  # the last transaction could not be had
         self._context = copy_context()  # for what is of no stream, though one of them is what starts it
@@ -206,7 +211,7 @@ class Writer:
 
     async def open(self, values: dict[str, Any], max_open: int | None) -> None:
         """Returns when the row is committed. Raises ``Overloaded`` where it could not be, ``TooManyStreams``
-        where it would be one more than ``max_open`` of its token, and ``IntegrityError``.
+        where it would be one more than ``max_open`` of its token, and ``RowTaken``.
         """
         if self.is_away:
             raise not_opened()
@@ -242,31 +247,33 @@ class Writer:
         self._crashed = True
 
     def _write_soon(self, seconds: float) -> None:
-        """Plans a transaction for ``seconds`` from now, or for when the running one has ended."""
+        """Plans a transaction for ``seconds`` from now, or for when the running one has ended. With 0 it
+        begins after this step of the loop, with all that comes up in it.
+        """
         if self._writing or self._crashed or not (self._next or self.is_away):
             return
         loop = asyncio.get_running_loop()
-        if self._timer is not None:
-            if self._timer.when() <= loop.time() + seconds:
+        due = loop.time() + seconds
+        if self._planned is not None:
+            if self._due <= due:
                 return
-            self._timer.cancel()
+            self._planned.cancel()
+        self._due = due
         if seconds == 0:
-            self._write()
+            self._planned = loop.call_soon(self._write, context=self._context)
         else:
-            self._timer = loop.call_later(seconds, self._write)
+            self._planned = loop.call_later(seconds, self._write, context=self._context)
 
     def _write(self) -> None:
-        self._timer = None
+        self._planned = None
         if self._crashed:
             return
         batch, self._next = self._next, _Transaction()
         self._writing = True
         self._idle.clear()
-        self._db.submit(
-            partial(batch.write, self._db), lambda error: self._context.run(self._written, batch, error)
-        )
+        self._db.submit(partial(batch.write, self._db), partial(self._written, batch), context=self._context)
 
-    def _written(self, batch: _Transaction, error: BaseException | None) -> None:
+    def _written(self, batch: _Transaction, _: None, error: BaseException | None) -> None:
         self._writing = False
         if error is None:
             seconds = 0.0 if self._next.openings else _GATHER_SECONDS
