@@ -23,6 +23,7 @@ from sqlalchemy.engine import Connection, RowMapping
 from millstream import database
 from millstream.database import Database, DatabaseAway
 from millstream.errors import InvalidRequest, NotFound, Overloaded, Unauthorized
+from millstream.limits import Applied, Limit, narrowest
 from millstream.signing import SigningSecrets
 from millstream.tickets import BrowserToken, Signer
 
@@ -59,6 +60,7 @@ class Principal(Struct, frozen=True):
     id: str
     scopes: frozenset[Scope]
     token: BrowserToken | None = None
+    limits: tuple[Limit, ...] = ()  # of the key
 
     def may(self, scopes: Collection[Scope]) -> bool:
         return self.scopes.issuperset(scopes)
@@ -67,6 +69,20 @@ class Principal(Struct, frozen=True):
     def owner_id(self) -> str:
         """Whose the streams are that this principal starts: end users of one key do not see each other's."""
         return self.id if self.token is None else f"{self.id}/{self.token.user or self.token.id}"
+
+    @property
+    def limited_by(self) -> tuple[Applied, ...]:
+        """The limits of all that this principal starts: those of its key, for the key and for each end user,
+        and those in its token, which are its end user's.
+        """
+        token = self.token
+        if not self.limits and (token is None or not token.limits):
+            return ()
+        found = [Applied(self.id, limit) for limit in self.limits if not limit.each_user]
+        if token is not None:
+            of_users = [limit for limit in self.limits if limit.each_user]
+            found += [Applied(self.owner_id, limit) for limit in (*of_users, *token.limits)]
+        return narrowest(found)
 
     def owns(self, owner_id: str) -> bool:
         """A key also has what was started with its tokens."""
@@ -168,7 +184,7 @@ class Keys:
         """Whoever has the browser token, as long as the key that it was made with is not revoked."""
         token = (await self.signer()).check_token(text)
         key = await self._find(token.key_id, database.keys.c.id)
-        return Principal(key.id, frozenset({"chat"}), token)
+        return Principal(key.id, frozenset({"chat"}), token, key.limits)
 
     async def check(self, key_id: str) -> None:
         """Raises ``Unauthorized`` where the key is revoked or was never made."""
@@ -179,11 +195,12 @@ class Keys:
         cached = self._verified.get(name)
         if cached is not None and now - cached[0] < CACHE_SECONDS:
             return cached[1]
-        key = await self._db.read(lambda connection: _one(connection, column == name))
-        if key is None or key.revoked_at is not None:
+        found = await self._db.read(lambda connection: _one(connection, column == name))
+        if found is None or found[0].revoked_at is not None:
             self._verified.pop(name, None)
             raise Unauthorized
-        principal = Principal(key.id, frozenset(key.scopes))
+        key, limits = found
+        principal = Principal(key.id, frozenset(key.scopes), limits=limits)
         self._verified[name] = (now, principal)
         self._verified.move_to_end(name)
         if len(self._verified) > _CACHE_KEYS:
@@ -204,9 +221,38 @@ class Keys:
         key = await self._db.write(lambda connection: _revoke(connection, key_id))
         if key is None:
             raise NotFound(f"no key has the id '{key_id}'")
-        for name in [name for name, (_, principal) in self._verified.items() if principal.id == key.id]:
-            del self._verified[name]
+        self._forget(key.id)
         return key
+
+    def _forget(self, key_id: str) -> None:
+        for name in [name for name, (_, principal) in self._verified.items() if principal.id == key_id]:
+            del self._verified[name]
+
+    async def limits(self, key_id: str) -> tuple[Limit, ...]:
+        """Raises ``NotFound``."""
+        found = await self._db.read(lambda connection: _one(connection, database.keys.c.id == key_id))
+        if found is None:
+            raise NotFound(f"no key has the id '{key_id}'")
+        return found[1]
+
+    async def set_limits(
+        self, key_id: str, limits: Sequence[Limit], *, replace: bool = True
+    ) -> tuple[Limit, ...]:
+        """All limits of the key, now that these are set; they ``replace`` those that it had, or else only
+        those of the same kind. Other workers apply them within 2 s. Raises ``NotFound``.
+        """
+
+        def work(connection: Connection) -> tuple[ApiKey, tuple[Limit, ...]] | None:
+            found = _one(connection, database.keys.c.id == key_id)
+            if found is not None:
+                _set_limits(connection, key_id, () if replace else found[1], limits)
+            return _one(connection, database.keys.c.id == key_id)
+
+        found = await self._db.write(work)
+        if found is None:
+            raise NotFound(f"no key has the id '{key_id}'")
+        self._forget(key_id)
+        return found[1]
 
     async def ensure_first(self) -> str | None:
         """Makes an admin key where there is none at all; its secret, or None."""
@@ -269,9 +315,41 @@ def _key(row: RowMapping) -> ApiKey:
     )
 
 
-def _one(connection: Connection, condition: sa.ColumnElement[bool]) -> ApiKey | None:
+def _one(
+    connection: Connection, condition: sa.ColumnElement[bool]
+) -> tuple[ApiKey, tuple[Limit, ...]] | None:
+    """The key and its limits."""
     row = connection.execute(sa.select(database.keys).where(condition)).mappings().first()
-    return None if row is None else _key(row)
+    if row is None:
+        return None
+    table = database.key_limits
+    query = sa.select(table).where(table.c.key_id == row["id"]).order_by(*table.primary_key)
+    limits = tuple(
+        Limit(one["what"], one["per"], one["amount"], one["model"] or None, one["each_user"])
+        for one in connection.execute(query).mappings()
+    )
+    return _key(row), limits
+
+
+def _set_limits(
+    connection: Connection, key_id: str, before: Sequence[Limit], limits: Sequence[Limit]
+) -> None:
+    table = database.key_limits
+    connection.execute(sa.delete(table).where(table.c.key_id == key_id))
+    kept = {(one.what, one.per, one.model, one.each_user): one for one in (*before, *limits)}
+    rows = [
+        {
+            "key_id": key_id,
+            "what": one.what,
+            "per": one.per,
+            "model": one.model or "",
+            "each_user": one.each_user,
+            "amount": one.amount,
+        }
+        for one in kept.values()
+    ]
+    if rows:
+        connection.execute(sa.insert(table), rows)
 
 
 def _all(connection: Connection) -> list[ApiKey]:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 keys_app = typer.Typer(
-    help="Make, list and revoke API keys. Works on the database, with or without a running server.",
+    help="Make, limit, list and revoke API keys. Works on the database, with or without a running server.",
     no_args_is_help=True,
 )
 app.add_typer(keys_app, name="keys")
@@ -252,6 +253,89 @@ def keys_revoke(
         _print_json(msgspec.to_builtins(key))
     else:
         print(f"revoked {key.id} ({key.name})")
+
+
+@keys_app.command("limit")
+def keys_limit(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
+    requests: Annotated[
+        list[str] | None,
+        typer.Option("--requests", metavar="N/TIME", help="Requests, such as 60/minute.", show_default=False),
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=0, help="The same as --requests N/minute.", show_default=False)
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(min=0, help="Tokens of prompts and answers a minute.", show_default=False),
+    ] = None,
+    streams: Annotated[
+        int | None, typer.Option(min=0, help="Streams that are open at a time.", show_default=False)
+    ] = None,
+    budget_tokens: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N/TIME", help="Tokens, such as 1000000/month.", show_default=False),
+    ] = None,
+    budget_usd: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N/TIME", help="US dollars, such as 10/day or 250/total.", show_default=False),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Of this model only.", show_default=False)] = None,
+    each_user: Annotated[
+        bool, typer.Option("--each-user", help="For every end user of the key's browser tokens.")
+    ] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Take away all that the key had.")] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Set limits and budgets of a key, or show them.
+
+    TIME is minute, hour, day, month (of UTC) or total. What is set takes the place of a limit of the
+    same thing, time and model; the others stay. A running server applies it within 2 seconds.
+    """
+    from millstream.auth import Keys
+    from millstream.database import Database
+    from millstream.limits import Limit, limit_shown
+
+    texts = [("requests", text) for text in requests or ()]
+    texts += [("tokens", text) for text in budget_tokens or ()]
+    texts += [("usd", text) for text in budget_usd or ()]
+    for what, number, per in (
+        ("requests", requests_per_minute, "minute"),
+        ("tokens", tokens_per_minute, "minute"),
+        ("streams", streams, "total"),
+    ):
+        if number is not None:
+            texts.append((what, f"{number}/{per}"))
+    limits = [_limit(what, text, model, each_user) for what, text in texts]
+
+    async def work(db: Database) -> tuple[Limit, ...]:
+        if limits or clear:
+            return await Keys(db).set_limits(key_id, limits, replace=clear)
+        return await Keys(db).limits(key_id)
+
+    found = _with_database(data_dir, work)
+    if as_json:
+        _print_json([limit_shown(limit) for limit in found])
+        return
+    table = Table("limit", "per", Column("amount", justify="right"), "model", "for", box=None)
+    for limit in found:
+        told = limit_shown(limit)
+        whose = "each user" if limit.each_user else "the key"
+        table.add_row(limit.what, limit.per, str(told["amount"]), escape(limit.model or "all"), whose)
+    _print_table(table)
+
+
+def _limit(what: Any, text: str, model: str | None, each_user: bool) -> Any:
+    from millstream.limits import PERS, make
+
+    number, _, per = text.partition("/")
+    if per not in PERS or not re.fullmatch(r"\d{1,16}(\.\d{1,12})?", number):
+        _exit(f"'{text}' is no limit; one is like 10/day, and its time is {', '.join(PERS)}")
+    try:
+        return make(what, per, Decimal(number), model, each_user=each_user)
+    except ValueError as error:
+        _exit(str(error))
 
 
 @secret_app.callback()

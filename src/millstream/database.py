@@ -100,6 +100,7 @@ streams = sa.Table(
     sa.Column("idempotency_key", sa.String(128)),
     sa.Column("request_digest", sa.LargeBinary(32)),  # of the request, where it has an idempotency key
     sa.Column("thread_id", sa.String(128)),  # the conversation that it belongs to, as its client names it
+    sa.Column("held", sa.Text),  # what it has reserved, and in which counters: as JSON, where limits apply
     sa.Index("streams_by_key", "key_id", "created_at"),
     sa.Index("streams_by_time", "created_at"),
     sa.Index("streams_running", "worker_id"),
@@ -127,7 +128,29 @@ streams = sa.Table(
     ),
 )
 
-REVISION = "0006"  # the newest migration
+# What a key and its end users may use. A row is a limit (``limits.Limit``).
+key_limits = sa.Table(
+    "key_limits",
+    metadata,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("what", sa.String(16), primary_key=True),
+    sa.Column("per", sa.String(16), primary_key=True),
+    sa.Column("model", sa.String(256), primary_key=True),  # "" for all
+    sa.Column("each_user", sa.Boolean, primary_key=True),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+)
+
+# One row a window of a limit. ``used`` and ``reserved`` together are what the limit is held against.
+counters = sa.Table(
+    "counters",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("ends_at", sa.BigInteger),  # null where the window has no end
+    sa.Column("used", sa.BigInteger, nullable=False),
+    sa.Column("reserved", sa.BigInteger, nullable=False),
+)
+
+REVISION = "0008"  # the newest migration
 
 # The row's own fault; every other error of a driver says that the database cannot be had now.
 REFUSED = (sa.exc.IntegrityError, sa.exc.DataError)
@@ -279,6 +302,13 @@ class Database:
 
     async def write(self, work: Callable[[Connection], Result]) -> Result:
         """Runs ``work`` in a transaction; returns when it is committed. Raises ``DatabaseAway``."""
+        return await self._write(partial(self.run, work))
+
+    async def write_by_hand(self, work: Callable[[DriverConnection], Result]) -> Result:
+        """The same on the driver itself. Raises ``DatabaseAway``, and ``RowRefused``."""
+        return await self._write(partial(self.run_by_hand, work))
+
+    async def _write(self, work: Callable[[], Result]) -> Result:
         written: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
         def done(result: Any, error: BaseException | None) -> None:
@@ -289,7 +319,7 @@ class Database:
             else:
                 written.set_exception(error)
 
-        submitted = self.submit(partial(self.run, work), done)
+        submitted = self.submit(work, done)
         try:
             async with asyncio.timeout(self._answer_seconds):
                 return await written

@@ -39,8 +39,8 @@ class Prepared:
 def _in_order(names: Sequence[str] | None) -> Callable[[Row], Any]:
     if names is None:  # the driver takes parameters by name
         return lambda row: row
-    if len(names) == 1:
-        return lambda row: (row[names[0]],)
+    if len(names) < 2:
+        return lambda row: tuple(row[name] for name in names)
     return itemgetter(*names)
 
 
@@ -89,4 +89,11 @@ class DriverConnection:
         text, in_order = statement.compiled(self._dialect)
         self._cursor.execute(text, in_order(row))
         found: tuple[Any, ...] | None = self._cursor.fetchone()
+        return found
+
+    def all(self, statement: Prepared, row: Row) -> list[tuple[Any, ...]]:
+        """All rows that it finds."""
+        text, in_order = statement.compiled(self._dialect)
+        self._cursor.execute(text, in_order(row))
+        found: list[tuple[Any, ...]] = self._cursor.fetchall()
         return found

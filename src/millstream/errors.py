@@ -11,6 +11,8 @@
     ├── Forbidden                 forbidden               403
     ├── NotFound                  not_found               404
     │   └── ModelNotFound         model_not_found         404
+    ├── RateLimited               rate_limited            429
+    ├── BudgetExceeded            budget_exceeded         402
     ├── TooManyStreams            too_many_streams        429
     │   └── TooManyReaders        too_many_streams        429
     ├── Overloaded                overloaded              503
@@ -44,6 +46,7 @@ import logging
 import os
 import traceback
 
+from millstream.limits import Standing
 from millstream.version import DOCS
 
 _MAX_LOGGED = 200  # characters of a text that somebody else has chosen
@@ -148,15 +151,40 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class RateLimited(MillstreamError):
+    """A limit of requests or tokens is used up until its next window. ``standing`` says how it stands."""
+
+    code = "rate_limited"
+    status = 429
+    retryable = True
+
+    def __init__(self, message: str, standing: Standing) -> None:
+        super().__init__(message, retry_after_seconds=standing.resets_in_seconds)
+        self.standing = standing
+
+
+class BudgetExceeded(MillstreamError):
+    """Less of a budget is left than the answer may need. ``standing`` says how much."""
+
+    code = "budget_exceeded"
+    status = 402
+
+    def __init__(self, message: str, standing: Standing) -> None:
+        super().__init__(message)
+        self.standing = standing
+
+
 class TooManyStreams(MillstreamError):
-    """As many streams are open as the browser token allows."""
+    """As many streams are open as the key or the browser token allows."""
 
     code = "too_many_streams"
     status = 429
     retryable = True
 
-    def __init__(self, most: int) -> None:
-        super().__init__(f"{most} streams of this user are open, which is all the token allows; end one")
+    def __init__(self, most: int, message: str = "") -> None:
+        super().__init__(
+            message or f"{most} streams of this user are open, which is all the token allows; end one"
+        )
 
 
 class TooManyReaders(TooManyStreams):

@@ -15,6 +15,7 @@ import jwt
 from msgspec import Struct
 
 from millstream.errors import Unauthorized
+from millstream.limits import Limit
 
 Purpose: TypeAlias = Literal["follow", "cancel"]
 
@@ -26,7 +27,7 @@ _PROOF_BYTES = 9  # 12 characters in each frame; who guesses has to ask the serv
 
 class BrowserToken(Struct, frozen=True):
     """What the bearer of a token may do. ``models`` is empty where any model will do; ``max_tokens`` caps
-    each answer, ``max_streams`` how many are open at a time.
+    each answer, ``max_streams`` how many are open at a time; ``limits`` are those of its end user.
     """
 
     id: str
@@ -36,6 +37,7 @@ class BrowserToken(Struct, frozen=True):
     max_streams: int
     max_tokens: int | None
     expires_at: int
+    limits: tuple[Limit, ...] = ()
 
 
 class Signer:
@@ -55,10 +57,11 @@ class Signer:
         max_streams: int,
         max_tokens: int | None,
         seconds: int,
+        limits: tuple[Limit, ...] = (),
     ) -> tuple[str, BrowserToken]:
         expires_at = int(time.time()) + seconds
         made = BrowserToken(
-            secrets.token_urlsafe(12), key_id, user, models, max_streams, max_tokens, expires_at
+            secrets.token_urlsafe(12), key_id, user, models, max_streams, max_tokens, expires_at, limits
         )
         claims = {
             "aud": "token",
@@ -68,6 +71,7 @@ class Signer:
             "models": models,
             "max_streams": max_streams,
             "max_tokens": max_tokens,
+            "limits": [(one.what, one.per, one.amount, one.model) for one in limits] or None,
             "exp": expires_at,
         }
         return self._sign({name: value for name, value in claims.items() if value is not None}), made
@@ -82,6 +86,7 @@ class Signer:
             claims["max_streams"],
             claims.get("max_tokens"),
             claims["exp"],
+            tuple(Limit(*one) for one in claims.get("limits", ())),
         )
 
     def ticket(self, stream_id: str, owner_id: str, purpose: Purpose, seconds: float) -> str:

@@ -5,14 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from decimal import Decimal
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import psutil
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from ledger_rows import opening, settlement
 from millstream import database
 from millstream.auth import Keys, is_wellformed
 from millstream.database import Database, DatabaseAway
@@ -26,67 +26,19 @@ from millstream.errors import (
     Unauthorized,
 )
 from millstream.ledger import Claimed, Ledger
-from millstream.ledger.rows import Claim, Opening, Orphan, Settlement
+from millstream.ledger.rows import Claim, Orphan
 from millstream.meter import Meter
 from millstream.signing import SigningSecrets
 from millstream.tickets import Signer
 from millstream.usage import Bill, Group, Usage
-from services import postgres_server
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Generator[str]:
-    with postgres_server() as server:
-        yield server.url
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of a database without tables."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'folder' / 'x.db'}"
-    url: str = request.getfixturevalue("postgres")
-    db = Database(url)
-    db.run(lambda connection: database.metadata.drop_all(connection))
-    db.run(lambda connection: connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version")))
-    db.close()
-    return url
 
 
 @pytest.fixture
-def db(url: str) -> Generator[Database]:
-    db = Database(url)
+def db(database_url: str) -> Generator[Database]:
+    db = Database(database_url)
     db.migrate()
     yield db
     db.close()
-
-
-def opening(stream_id: str = "s", **more: Any) -> Opening:
-    return Opening(
-        **{
-            "stream_id": stream_id,
-            "owner_id": more.get("key_id", "k"),
-            "key_id": "k",
-            "model": "m",
-            "provider": "p",
-            "created_at": time.time(),
-            **more,
-        }
-    )
-
-
-def settlement(stream_id: str = "s", **more: Any) -> Settlement:
-    values: dict[str, Any] = {
-        "stream_id": stream_id,
-        "status": "completed",
-        "finish_reason": "stop",
-        "error_code": None,
-        "usage": Usage(10, 5, "provider_final", 2, 1),
-        "cost": Decimal("0.000142"),
-        "first_event_at": time.time(),
-        "ended_at": time.time(),
-    }
-    return Settlement(**{**values, **more})
 
 
 # -- migrations ------------------------------------------------------------------------------------
@@ -112,8 +64,8 @@ def test_migrating_again_changes_nothing(db: Database) -> None:
     assert repr(db.run(tables)) == before
 
 
-def test_who_comes_while_another_one_migrates_waits_for_it(url: str) -> None:
-    first, second = Database(url), Database(url)
+def test_who_comes_while_another_one_migrates_waits_for_it(database_url: str) -> None:
+    first, second = Database(database_url), Database(database_url)
     writes = threading.Event()
 
     def executes(connection: object, cursor: object, statement: str, *_: object) -> None:

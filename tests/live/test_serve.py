@@ -224,6 +224,23 @@ def test_keys_and_usage_work_from_the_command_line(tmp_path: Path) -> None:
     listed = command("keys", "list", cwd=tmp_path).stdout
     assert key["id"] in listed
     assert key["key"] not in listed
+    set_limits = ("--requests-per-minute", "60", "--budget-usd", "0.5/day", "--model", "m", "--each-user")
+    limits = json.loads(command("keys", "limit", key["id"], *set_limits, "--json", cwd=tmp_path).stdout)
+    assert [(one["what"], one["per"], one["amount"], one["model"], one["each_user"]) for one in limits] == [
+        ("requests", "minute", 60, "m", True),
+        ("usd", "day", "0.500000", "m", True),
+    ]
+    command(
+        "keys", "limit", key["id"], "--requests", "70/minute", "--model", "m", "--each-user", cwd=tmp_path
+    )
+    assert "70" in (shown := command("keys", "limit", key["id"], cwd=tmp_path).stdout)
+    assert "60" not in shown
+    assert "usd" in shown
+    for wrong in (("--budget-usd", "1/week"), ("--budget-usd", "x/day"), ("--requests", "1.5/day")):
+        refused = command("keys", "limit", key["id"], *wrong, cwd=tmp_path)
+        assert (refused.returncode, refused.stdout) == (2, ""), wrong
+    assert json.loads(command("keys", "limit", key["id"], "--clear", "--json", cwd=tmp_path).stdout) == []
+    assert command("keys", "limit", "key_x", "--streams", "1", cwd=tmp_path).returncode == 2
     assert key["id"] in command("keys", "revoke", key["id"], cwd=tmp_path).stdout
     missing = command("keys", "revoke", "key_x", cwd=tmp_path)
     assert (missing.returncode, "no key has the id" in missing.stderr) == (2, True)

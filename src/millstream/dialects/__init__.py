@@ -1,6 +1,6 @@
 """Dialects: a body -> what it asks for, and batches of events -> the bytes of one wire format."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -8,6 +8,7 @@ from msgspec import Struct
 from millstream.answer import Answer
 from millstream.errors import MillstreamError
 from millstream.events import Batch, PartStart, StreamInfo
+from millstream.limits import Standing
 from millstream.prompt import Prompt
 
 # What it means that nobody reads a stream any more; a number is the seconds in which a reader may come back.
@@ -68,6 +69,9 @@ class Dialect(Protocol):
 
     def error(self, error: MillstreamError, request_id: str) -> tuple[int, bytes]:
         """The status and the body of a response that never became a stream."""
+
+    def limit_headers(self, standings: Sequence[Standing]) -> Mapping[str, str]:
+        """The headers that say how limits stand."""
 
 
 def choice_of_parts(info: StreamInfo, batch: Batch, before: Before) -> Mapping[int, int]:

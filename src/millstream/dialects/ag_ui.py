@@ -21,6 +21,7 @@ from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts
 from millstream.dialects import fields as read
 from millstream.dialects.fields import Fields
+from millstream.dialects.limit_headers import plain_limits
 from millstream.errors import Draining, MillstreamError
 from millstream.events import (
     AnswerStart,
@@ -70,6 +71,7 @@ class AGUIDialect:
     name = "ag-ui"
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
     request_id_header = "X-Request-Id"
+    limit_headers = staticmethod(plain_limits)
     ping = sse.PING
     preamble = b""
     tells_cuts = True

@@ -19,6 +19,7 @@ from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts
 from millstream.dialects import fields as read
 from millstream.dialects.fields import Fields
+from millstream.dialects.limit_headers import plain_limits
 from millstream.errors import Draining, MillstreamError
 from millstream.events import (
     AnswerStart,
@@ -64,6 +65,7 @@ class AISDKDialect:
         "x-vercel-ai-ui-message-stream": "v1",
     }
     request_id_header = "X-Request-Id"
+    limit_headers = staticmethod(plain_limits)
     ping = sse.PING
     preamble = b""
     tells_cuts = True

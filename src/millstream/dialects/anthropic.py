@@ -20,6 +20,7 @@ from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts
 from millstream.dialects import fields as read
 from millstream.dialects.fields import Fields
+from millstream.dialects.limit_headers import anthropic_limits
 from millstream.errors import Draining, InvalidRequest, MillstreamError
 from millstream.events import (
     AnswerStart,
@@ -99,6 +100,7 @@ class AnthropicDialect:
     name = "anthropic"
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
     request_id_header = "request-id"
+    limit_headers = staticmethod(anthropic_limits)
     ping = b'event: ping\ndata: {"type":"ping"}\n\n'
     preamble = b""
     tells_cuts = False

@@ -10,6 +10,7 @@ from millstream import sse
 from millstream.answer import Answer
 from millstream.bodies import validate
 from millstream.dialects import Ask, Before, choice_of_parts
+from millstream.dialects.limit_headers import plain_limits
 from millstream.errors import MillstreamError
 from millstream.events import (
     Batch,
@@ -87,6 +88,7 @@ class NativeDialect:
     name = "millstream"
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
     request_id_header = "X-Request-Id"
+    limit_headers = staticmethod(plain_limits)
     ping = sse.PING
     # Without a blank line it belongs to the next frame; alone it would be an empty event to some decoders.
     preamble = b"retry: %d\n" % _RETRY_MILLISECONDS

@@ -17,6 +17,7 @@ from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts, openai_errors
 from millstream.dialects import fields as read
 from millstream.dialects.fields import Fields
+from millstream.dialects.limit_headers import openai_limits
 from millstream.errors import Draining, MillstreamError
 from millstream.events import (
     AnswerStart,
@@ -75,6 +76,7 @@ class OpenAIDialect:
     name = "openai"
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
     request_id_header = "x-request-id"
+    limit_headers = staticmethod(openai_limits)
     ping = sse.PING
     preamble = b""
     tells_cuts = False

@@ -22,6 +22,7 @@ from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts, openai_errors
 from millstream.dialects import fields as read
 from millstream.dialects.fields import Fields
+from millstream.dialects.limit_headers import openai_limits
 from millstream.errors import Draining, MillstreamError
 from millstream.events import (
     AnswerStart,
@@ -108,6 +109,7 @@ class ResponsesDialect:
     name = "responses"
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
     request_id_header = "x-request-id"
+    limit_headers = staticmethod(openai_limits)
     ping = sse.PING
     preamble = b""
     tells_cuts = True

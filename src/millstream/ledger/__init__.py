@@ -3,18 +3,20 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
+from functools import partial
 
 import sqlalchemy as sa
 
 from millstream.database import Database, DatabaseAway, RowTaken, streams
 from millstream.errors import IdempotencyConflict, NotFound
-from millstream.ledger import reports, rows
+from millstream.ledger import limits, reports, rows
 from millstream.ledger.leases import Leases
 from millstream.ledger.reports import Total
 from millstream.ledger.rows import Claim, Opening, Receipt, Settlement
-from millstream.ledger.writer import Writer, not_opened
+from millstream.ledger.writer import Opened, Writer, not_opened
+from millstream.limits import Applied, Hold
 from millstream.usage import Group, Usage
 
 log = logging.getLogger("millstream.ledger")
@@ -64,14 +66,16 @@ class Ledger:
         except (TimeoutError, DatabaseAway):
             log.error("the database is away; open rows will be settled from their checkpoints")
 
-    async def open(self, opening: Opening) -> None:
-        """Returns when the row is committed.
+    async def open(self, opening: Opening) -> Opened | None:
+        """Returns when the row is committed, with what it has reserved of its limits, where it has any.
 
-        Raises ``Overloaded`` where it could not be, ``TooManyStreams``, and where its idempotency key is
-        taken ``Claimed`` or, if that was by another request, ``IdempotencyConflict``.
+        Raises ``Overloaded`` where it could not be, ``TooManyStreams``, ``RateLimited`` or ``BudgetExceeded``
+        where a limit does not allow it, and where its idempotency key is taken ``Claimed`` or, if that was by
+        another request, ``IdempotencyConflict``.
         """
+        values = rows.opening_values(opening, self.leases.worker_id)
         try:
-            await self._writer.open(rows.opening_values(opening, self.leases.worker_id), opening.max_open)
+            return await self._writer.open(values, opening.max_open, opening.demand)
         except RowTaken:
             if opening.claim is None:
                 raise
@@ -108,11 +112,29 @@ class Ledger:
         A row that others have ended in the meantime, because this worker seemed dead, keeps that end; the
         numbers of its last checkpoint are replaced by these, once, and ``corrected_at`` says when.
         """
-        await self._writer.settle(rows.settlement_values(settlement), corrects=True)
+        values = rows.settlement_values(settlement)
+        await self._writer.settle(values, corrects=True, is_limited=settlement.is_limited)
 
     async def settle_orphan(self, settlement: Settlement) -> None:
         """The same for a stream whose worker is gone. A row that is no longer running stays as it is."""
-        await self._writer.settle(rows.settlement_values(settlement), corrects=False)
+        values = rows.settlement_values(settlement)
+        await self._writer.settle(values, corrects=False, is_limited=settlement.is_limited)
+
+    def extend(
+        self, stream_id: str, tokens: int, picodollars: int, subjects: Iterable[str]
+    ) -> asyncio.Future[Hold | None]:
+        """Reserves more of its budgets for a stream that runs, up to so many in all and as far as there is
+        more. Done when that is committed, however long the database is away; None where it does not run.
+        """
+        return self._writer.extend(stream_id, tokens, picodollars, subjects)
+
+    async def usage_of(self, applied: Sequence[Applied]) -> list[limits.Reading]:
+        """How these limits stand now. Raises ``DatabaseAway``."""
+        return await self._db.write_by_hand(partial(limits.read, self._writer.clock, applied))
+
+    async def prune(self) -> int:
+        """Deletes counters of windows that are long over; how many. Raises ``DatabaseAway``."""
+        return await self._db.write_by_hand(partial(limits.prune, self._writer.clock))
 
     def checkpoint(self, stream_id: str, usage: Usage, cost: Decimal | None) -> None:
         """Notes what a running stream has used so far."""

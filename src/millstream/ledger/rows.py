@@ -13,6 +13,7 @@ from sqlalchemy.engine import RowMapping
 
 from millstream.errors import Interrupted
 from millstream.events import FinishReason, StreamFailed, Terminal
+from millstream.limits import Demand
 from millstream.usage import (
     TOKEN_KINDS,
     Bill,
@@ -42,7 +43,9 @@ class Claim(Struct, frozen=True):
 
 
 class Opening(Struct, frozen=True):
-    """A stream that is about to call a provider. ``max_open`` is how many of its token may be open."""
+    """A stream that is about to call a provider. ``max_open`` is how many of its token may be open,
+    ``demand`` what it asks of its limits, if it has any.
+    """
 
     stream_id: str
     owner_id: str
@@ -55,6 +58,7 @@ class Opening(Struct, frozen=True):
     max_open: int | None = None
     claim: Claim | None = None
     thread_id: str | None = None
+    demand: Demand | None = None
 
 
 class Attempt(Struct, frozen=True, omit_defaults=True):
@@ -86,7 +90,7 @@ NOTHING_REPORTED = Reported()
 
 class Settlement(Struct, frozen=True):
     """How a stream ended, and what it used. ``corrects`` where others have ended the stream already, with the
-    numbers of its last checkpoint, and these are its producer's.
+    numbers of its last checkpoint, and these are its producer's. ``is_limited`` where limits apply to it.
     """
 
     stream_id: str
@@ -100,9 +104,12 @@ class Settlement(Struct, frozen=True):
     corrects: bool = False
     reported: Reported = NOTHING_REPORTED
     attempts: tuple[Attempt, ...] = ()
+    is_limited: bool = False
 
     @classmethod
-    def of(cls, stream_id: str, terminal: Terminal, ended_at: float) -> "Settlement":
+    def of(
+        cls, stream_id: str, terminal: Terminal, ended_at: float, *, is_limited: bool = False
+    ) -> "Settlement":
         """The settlement that says what the stream's terminal event says."""
         cost = None if terminal.bill.cost_usd is None else Decimal(terminal.bill.cost_usd)
         status: Status
@@ -111,8 +118,9 @@ class Settlement(Struct, frozen=True):
             status = "interrupted" if code == Interrupted.code else "failed"
         else:
             reason, code = terminal.finish_reason, None
-            status = "cancelled" if reason == "cancelled" else "completed"
-        return cls(stream_id, status, reason, code, terminal.bill.usage, cost, None, ended_at)
+            status = "cancelled" if reason in ("cancelled", "budget_exceeded") else "completed"
+        usage = terminal.bill.usage
+        return cls(stream_id, status, reason, code, usage, cost, None, ended_at, is_limited=is_limited)
 
 
 class Orphan(Struct, frozen=True):
@@ -120,6 +128,7 @@ class Orphan(Struct, frozen=True):
 
     stream_id: str
     bill: Bill
+    is_limited: bool = False
 
 
 class Receipt(Struct, frozen=True):
@@ -158,7 +167,7 @@ class Receipt(Struct, frozen=True):
 
 
 def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
-    """The row of a stream that runs."""
+    """The row of a stream that runs, as far as limits say nothing of it."""
     return {
         "id": opening.stream_id,
         "owner_id": opening.owner_id,
@@ -175,6 +184,7 @@ def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
         "idempotency_key": opening.claim and opening.claim.key,
         "request_digest": opening.claim and opening.claim.digest,
         "thread_id": opening.thread_id,
+        "held": None,
     }
 
 
@@ -238,7 +248,8 @@ def _dollars(picodollars: int | None) -> str | None:
 def to_orphan(row: RowMapping) -> Orphan:
     usage = Usage(source=row["usage_source"], **{kind: row[kind] for kind in TOKEN_KINDS})
     picodollars = row["cost_picodollars"]
-    return Orphan(row["id"], Bill.of(usage, None if picodollars is None else from_picodollars(picodollars)))
+    bill = Bill.of(usage, None if picodollars is None else from_picodollars(picodollars))
+    return Orphan(row["id"], bill, row["held"] is not None)
 
 
 def to_receipt(row: RowMapping) -> Receipt:

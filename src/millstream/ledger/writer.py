@@ -7,17 +7,27 @@ kept; settlements wait.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
+from msgspec import Struct
 
 from millstream.database import Database, DatabaseAway, RowTaken, streams
 from millstream.driver import DriverConnection, Prepared
-from millstream.errors import Overloaded, TooManyStreams, safe_traceback
+from millstream.errors import (
+    BudgetExceeded,
+    MillstreamError,
+    Overloaded,
+    RateLimited,
+    TooManyStreams,
+    safe_traceback,
+)
+from millstream.ledger.limits import Books, Clock
 from millstream.ledger.rows import REPORTED_COLUMNS, USAGE_COLUMNS
+from millstream.limits import Demand, Hold, Standing
 
 log = logging.getLogger("millstream.ledger")
 
@@ -26,7 +36,7 @@ _RETRY_SECONDS = 0.5
 _GATHER_SECONDS = 0.02
 
 # Errors of an opening that the caller is told; all others become ``Overloaded``.
-_REFUSED = (TooManyStreams, RowTaken)
+_REFUSED = (TooManyStreams, RateLimited, BudgetExceeded, RowTaken)
 
 _ENDED = (
     *("finish_reason", "error_code", "cost_picodollars", "first_event_at", "ended_at", "corrected_at"),
@@ -81,25 +91,51 @@ def not_opened() -> Overloaded:
     return Overloaded("the ledger cannot be written; nothing was started")
 
 
+class Opened(Struct, frozen=True):
+    """What a stream holds that has started, and how its limits stand."""
+
+    hold: Hold
+    standings: tuple[Standing, ...]
+
+
 class _Row:
-    """A row on its way to the database, and who waits for it."""
+    """A row on its way to the database, and who waits for it. ``result`` is what they get."""
 
     def __init__(
-        self, values: dict[str, Any], *, max_open: int | None = None, corrects: bool = False
+        self,
+        values: dict[str, Any],
+        *,
+        max_open: int | None = None,
+        demand: Demand | None = None,
+        corrects: bool = False,
+        is_limited: bool = False,
     ) -> None:
         self.values = values
         self.max_open = max_open
+        self.demand = demand
         self.corrects = corrects
-        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.is_limited = is_limited or demand is not None
+        self.written: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.result: Any = None
         self.error: Exception | None = None
 
     def resolve(self, error: Exception | None = None) -> None:
         if self.written.done():
             return
         if error is None:
-            self.written.set_result(None)
+            self.written.set_result(self.result)
         else:
             self.written.set_exception(error)
+
+
+class _Extension(_Row):
+    """More for a stream that runs, of the budgets of ``subjects``."""
+
+    def __init__(self, stream_id: str, tokens: int, picodollars: int, subjects: Iterable[str]) -> None:
+        super().__init__({"stream_id": stream_id})
+        self.tokens = tokens
+        self.picodollars = picodollars
+        self.subjects = subjects
 
 
 class _Transaction:
@@ -108,39 +144,69 @@ class _Transaction:
     def __init__(self) -> None:
         self.openings: list[_Row] = []
         self.settlements: list[_Row] = []
+        self.extensions: list[_Extension] = []
         self.checkpoints: dict[str, dict[str, Any]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.openings or self.settlements or self.checkpoints)
+        return bool(self.openings or self.settlements or self.extensions or self.checkpoints)
 
-    def write(self, db: Database) -> None:
+    @property
+    def rows(self) -> list[_Row]:
+        """Those that somebody waits for."""
+        return [*self.openings, *self.settlements, *self.extensions]
+
+    def write(self, db: Database, clock: Clock) -> None:
         """Writes all rows in one transaction. If the database refuses one of them, writes them one by one and
         keeps the error of each. Raises ``DatabaseAway``.
         """
         try:
-            db.run_by_hand(self._write_all)
+            db.run_by_hand(partial(self._write_all, clock))
         except DatabaseAway:
             raise
         except Exception:
-            self._write_singly(db)
+            self._write_singly(db, clock)
 
-    def _write_all(self, connection: DriverConnection) -> None:
+    def _write_all(self, clock: Clock, connection: DriverConnection) -> None:
         # In one order everywhere: two workers that wait for each other's rows would be a deadlock.
         self.openings.sort(key=lambda row: [row.values[name] or "" for name in _LOCKED])
         self.settlements.sort(key=lambda row: row.values["stream_id"])
+        self.extensions.sort(key=lambda row: row.values["stream_id"])
         if not self:
             connection.run(_PROBE, [{"status": "running"}])
-        _insert(connection, self.openings)
+        books = self._books(clock, connection)
+        if books is not None:
+            # What ends makes room for what starts.
+            books.release([row.values for row in self.settlements if row.is_limited])
+        _insert(connection, self.openings, books)
         _note(connection, [row for _, row in sorted(self.checkpoints.items())])
-        _update(connection, self.settlements)
+        if books is not None:
+            ends = {row.values["stream_id"] for row in self.settlements}
+            for row in self.extensions:
+                if (stream_id := row.values["stream_id"]) not in ends:
+                    row.result = books.extend(stream_id, row.tokens, row.picodollars)
+        _update(connection, self.settlements, books)
+        if books is not None:
+            books.write()
 
-    def _write_singly(self, db: Database) -> None:
-        for row in self.openings:
-            _try(db, partial(_insert, rows=[row]), row)
+    def _books(self, clock: Clock, connection: DriverConnection) -> Books | None:
+        """None where no limit applies to anything here."""
+        limited = [row for row in (*self.openings, *self.settlements) if row.is_limited]
+        if not limited and not self.extensions:
+            return None
+        subjects = {one.subject for row in limited if row.demand is not None for one in row.demand.applied}
+        for row in self.extensions:
+            subjects.update(row.subjects)
+        return Books(connection, clock, subjects)
+
+    def _write_singly(self, db: Database, clock: Clock) -> None:
+        for row in self.rows:
+            alone = _Transaction()
+            for rows in ("openings", "settlements", "extensions"):
+                if row in getattr(self, rows):
+                    getattr(alone, rows).append(row)
+            _try(db, partial(alone._write_all, clock), row)
         for checkpoint in self.checkpoints.values():
             _try(db, partial(_note, rows=[checkpoint]))
-        for row in self.settlements:
-            _try(db, partial(_update, rows=[row]), row)
 
 
 def _try(db: Database, write: Callable[[DriverConnection], None], row: _Row | None = None) -> None:
@@ -153,12 +219,31 @@ def _try(db: Database, write: Callable[[DriverConnection], None], row: _Row | No
             row.error = error
 
 
-def _insert(connection: DriverConnection, rows: Sequence[_Row]) -> None:
+def _insert(connection: DriverConnection, rows: Sequence[_Row], books: Books | None) -> None:
     for row in rows:
         row.error = None
     _check_open(connection, [row for row in rows if row.max_open is not None])
+    if books is not None:
+        _reserve(books, [row for row in rows if row.error is None])
     if admitted := [row.values for row in rows if row.error is None]:
         connection.run(_OPEN, admitted)
+
+
+def _reserve(books: Books, rows: Sequence[_Row]) -> None:
+    """Refuses those of the rows that a limit does not allow; the others go on."""
+    holds: list[tuple[_Row, Hold]] = []
+    for row in rows:
+        if row.demand is None:
+            continue
+        try:
+            hold = books.reserve(row.demand)
+        except MillstreamError as error:
+            row.error = error
+        else:
+            row.values["held"] = hold.json()
+            holds.append((row, hold))
+    for row, hold in holds:
+        row.result = Opened(hold, books.standings(hold))
 
 
 def _note(connection: DriverConnection, rows: Sequence[dict[str, Any]]) -> None:
@@ -166,12 +251,20 @@ def _note(connection: DriverConnection, rows: Sequence[dict[str, Any]]) -> None:
         connection.run(_CHECKPOINT, rows)
 
 
-def _update(connection: DriverConnection, rows: Sequence[_Row]) -> None:
+def _update(connection: DriverConnection, rows: Sequence[_Row], books: Books | None) -> None:
     if not rows:
         return
     settled = connection.run(_SETTLE, [row.values for row in rows])
-    if settled < len(rows) and (late := [row.values for row in rows if row.corrects]):
-        connection.run(_CORRECT, [values | {"corrected_at": values["ended_at"]} for values in late])
+    if settled == len(rows):
+        return
+    late = [row for row in rows if row.corrects]
+    if books is not None:
+        for row in late:
+            if row.is_limited:
+                books.correct(row.values)
+    if late:
+        corrected = [row.values | {"corrected_at": row.values["ended_at"]} for row in late]
+        connection.run(_CORRECT, corrected)
 
 
 def _check_open(connection: DriverConnection, rows: Sequence[_Row]) -> None:
@@ -194,6 +287,7 @@ class Writer:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self.clock = Clock()
         self._next = _Transaction()
         self._writing = False
         self._idle = asyncio.Event()
@@ -209,22 +303,39 @@ class Writer:
         """Whether a transaction is running."""
         return self._writing
 
-    async def open(self, values: dict[str, Any], max_open: int | None) -> None:
-        """Returns when the row is committed. Raises ``Overloaded`` where it could not be, ``TooManyStreams``
-        where it would be one more than ``max_open`` of its token, and ``RowTaken``.
+    async def open(
+        self, values: dict[str, Any], max_open: int | None, demand: Demand | None = None
+    ) -> Opened | None:
+        """Returns when the row is committed, with what was reserved of the limits in ``demand``. Raises
+        ``Overloaded`` where it could not be, ``TooManyStreams`` where it would be one more than ``max_open``
+        of its token, ``RowTaken``, and what a limit says (``limits.Books.reserve``).
         """
         if self.is_away:
             raise not_opened()
-        row = _Row(values, max_open=max_open)
+        row = _Row(values, max_open=max_open, demand=demand)
         self._next.openings.append(row)
         self._write_soon(0)
-        await row.written
+        opened: Opened | None = await row.written
+        return opened
 
-    async def settle(self, values: dict[str, Any], *, corrects: bool) -> None:
-        """Returns when that is committed, however long the database is away. Where others have ended the
-        stream, the row keeps that end, and gets these numbers if this ``corrects`` it.
+    def extend(
+        self, stream_id: str, tokens: int, picodollars: int, subjects: Iterable[str]
+    ) -> asyncio.Future[Hold | None]:
+        """Reserves more for a stream that runs, up to so many in all, as far as there is more. Done when that
+        is committed, however long the database is away, with what the stream holds then, or None where it
+        does not run any more.
         """
-        row = _Row(values, corrects=corrects)
+        row = _Extension(stream_id, tokens, picodollars, subjects)
+        self._next.extensions.append(row)
+        self._write_soon(0)
+        return row.written
+
+    async def settle(self, values: dict[str, Any], *, corrects: bool, is_limited: bool = False) -> None:
+        """Returns when that is committed, however long the database is away. Where others have ended the
+        stream, the row keeps that end, and gets these numbers if this ``corrects`` it. What it holds of its
+        limits is given back where it ``is_limited``.
+        """
+        row = _Row(values, corrects=corrects, is_limited=is_limited)
         self._next.checkpoints.pop(values["stream_id"], None)
         self._next.settlements.append(row)
         self._write_soon(_GATHER_SECONDS)
@@ -271,12 +382,16 @@ class Writer:
         batch, self._next = self._next, _Transaction()
         self._writing = True
         self._idle.clear()
-        self._db.submit(partial(batch.write, self._db), partial(self._written, batch), context=self._context)
+        self._db.submit(
+            partial(batch.write, self._db, self.clock),
+            partial(self._written, batch),
+            context=self._context,
+        )
 
     def _written(self, batch: _Transaction, _: None, error: BaseException | None) -> None:
         self._writing = False
         if error is None:
-            seconds = 0.0 if self._next.openings else _GATHER_SECONDS
+            seconds = 0.0 if self._next.openings or self._next.extensions else _GATHER_SECONDS
             if self.is_away:
                 log.warning("the ledger is written again")
                 self.is_away = False
@@ -284,9 +399,9 @@ class Writer:
                 row.resolve(
                     row.error if row.error is None or isinstance(row.error, _REFUSED) else not_opened()
                 )
-            for row in batch.settlements:
+            for row in (*batch.settlements, *batch.extensions):
                 row.resolve()
-            for row in (*batch.openings, *batch.settlements):
+            for row in batch.rows:
                 if row.error is not None and not isinstance(row.error, _REFUSED):
                     log.error("a row of the ledger was refused: %s", safe_traceback(row.error))
         else:
@@ -294,6 +409,7 @@ class Writer:
             self.is_away = True
             # Money waits for the database. A checkpoint does not: a better one is on its way.
             self._next.settlements[:0] = batch.settlements
+            self._next.extensions[:0] = batch.extensions
             why = error if isinstance(error, DatabaseAway) else safe_traceback(error)
             log.error("the ledger cannot be written: %s; %d rows wait", why, len(self._next.settlements))
             for row in (*batch.openings, *self._next.openings):

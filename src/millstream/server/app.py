@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from millstream.database import DatabaseAway
 from millstream.errors import ConfigurationError, Misuse
+from millstream.limits import WHATS
 from millstream.runtime import Runtime
 from millstream.server import access_log, openapi, startup_errors, stop_signals
 from millstream.server.dependencies import STATE
@@ -55,7 +56,13 @@ _ROUTES = [
 ]
 
 
-_EXPOSED = ["Location", "Millstream-Ignored", "Request-Id", "Retry-After", "X-Request-Id", "X-Stream-Id"]
+_LIMITS = [
+    f"X-RateLimit-{said}-{what.capitalize()}" for said in ("Limit", "Remaining", "Reset") for what in WHATS
+]
+_EXPOSED = [
+    *("Location", "Millstream-Ignored", "Request-Id", "Retry-After", "X-Request-Id", "X-Stream-Id"),
+    *_LIMITS,
+]
 
 
 class Millstream(Runtime):
@@ -151,14 +158,7 @@ def create_app(millstream: Millstream) -> FastAPI:
             allow_methods=["GET", "POST"],
             # Whatever tracing and SDKs add. No cookie counts here: what a page can do, its credential can.
             allow_headers=["*"],
-            expose_headers=[
-                "Location",
-                "Millstream-Ignored",
-                "Request-Id",
-                "Retry-After",
-                "X-Request-Id",
-                "X-Stream-Id",
-            ],
+            expose_headers=_EXPOSED,
             max_age=3600,
         )
     for router in (millstream.router, health.router, pages.router):

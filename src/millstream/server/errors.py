@@ -20,12 +20,14 @@ from millstream.database import DatabaseAway
 from millstream.dialects import Dialect
 from millstream.dialects.native import NATIVE
 from millstream.errors import (
+    BudgetExceeded,
     Draining,
     Internal,
     InvalidRequest,
     MillstreamError,
     NotFound,
     Overloaded,
+    RateLimited,
     ReportedError,
     TooLarge,
     Unauthorized,
@@ -113,6 +115,8 @@ def error_response(
     identity = request_id(request)
     status, body = dialect.error(error, identity)
     headers = error_headers(error, identity, stream_id) | {dialect.request_id_header: identity}
+    if isinstance(error, (RateLimited, BudgetExceeded)):
+        headers |= dialect.limit_headers((error.standing,))
     return Response(body, status, headers)
 
 

@@ -29,13 +29,14 @@ _ERROR = {
 _STATUSES = {
     400: "The body or a position cannot be read",
     401: "No valid credential",
-    403: "The credential lacks a scope",
+    402: "Less of a budget is left than the answer may need",
+    403: "The credential lacks a scope, or the model has no price and the key a budget in dollars",
     404: "There is no such thing, or not for this credential",
     410: "The stream's events are no longer kept",
     413: "The body is too large",
     415: "The body has an encoding that is not read",
     422: "A field is wrong",
-    429: "Too many streams or readers, or the provider's rate limit",
+    429: "A limit of the key or user, too many streams or readers, or the provider's rate limit",
     500: "A fault of ours; the log has its cause under the request's id",
     502: "The provider failed or refused",
     503: "Another moment or another worker can; `Retry-After` says when",
@@ -153,7 +154,7 @@ ANY_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }
 USUAL = errors(401, 403, 500, 503)
-CHAT = USUAL | errors(400, 404, 413, 415, 422, 429, 502, 504)
+CHAT = USUAL | errors(400, 402, 404, 413, 415, 422, 429, 502, 504)
 
 # Errors of other formats have the shape of their format, with the same codes.
 FOREIGN: Responses = {

@@ -13,8 +13,10 @@ How a stream ends:
     what happens                              terminal event                     row
     the provider finishes                     StreamEnd, its reason              completed
     a client, the policy or a drain stops it  StreamEnd, cancelled               cancelled
+    a budget is used up                       StreamEnd, budget_exceeded         cancelled
     its key is revoked                        StreamFailed, unauthorized         failed
     its idempotency key is taken              none: the journal forgets the stream   none
+    a limit does not allow it                 none: the journal forgets the stream   none
     the provider fails or is cut              StreamFailed, that error           failed
     the total clock runs out                  StreamFailed, upstream_timeout     failed
     the row cannot be written                 StreamFailed, that error           failed
@@ -36,6 +38,7 @@ from msgspec import Struct
 from millstream import traces
 from millstream.dialects import Ask
 from millstream.errors import (
+    BudgetExceeded,
     Draining,
     IdempotencyConflict,
     Internal,
@@ -43,6 +46,7 @@ from millstream.errors import (
     JournalError,
     MillstreamError,
     ProviderError,
+    RateLimited,
     StreamClosed,
     StreamFull,
     TooManyStreams,
@@ -54,9 +58,12 @@ from millstream.events import FinishReason, StreamEnd, StreamFailed, StreamInfo,
 from millstream.journals import Journal
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Opening, Settlement, Status
+from millstream.ledger.writer import Opened
+from millstream.limits import Standing
 from millstream.log_ids import STREAM_ID
 from millstream.routing import Batch, Routed
 from millstream.streams import lines
+from millstream.streams.allowance import Allowance
 from millstream.streams.audience import Audience, SendAway
 from millstream.streams.cancel_scope import CancelScope
 from millstream.streams.parts import Assembler
@@ -73,6 +80,10 @@ class State(Enum):
     PRODUCING = "producing"
     ENDING = "ending"
     SETTLED = "settled"
+
+
+class _Spent(Exception):
+    """The stream has used up a budget."""
 
 
 class _Stop(Struct, frozen=True):
@@ -111,6 +122,8 @@ class Producer:
             routed.deployment.encoding,
             routed.deployment.price,
         )
+        self._ledger_says: Opened | None = None  # of its limits, where it has any
+        self._allowance: Allowance | None = None  # where it has budgets
         self._scope = CancelScope()
         self._clock: asyncio.Timeout | None = None  # while the scope is entered
         self._stop: _Stop | None = None
@@ -184,29 +197,53 @@ class Producer:
 
     @property
     def was_one_too_many(self) -> bool:
-        """Whether the ledger refused to open it because its owner has as many open as may be."""
-        return self.opened.done() and isinstance(self.opened.exception(), TooManyStreams)
+        """Whether the ledger refused to open it because its token has as many open as it allows."""
+        refused = self.opened.done() and isinstance(self.opened.exception(), TooManyStreams)
+        return refused and not self.is_limited
 
     @property
     def _was_called(self) -> bool:
         """Whether the provider has been asked."""
         return self.state is not State.ASKED
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether limits apply to it. Whoever starts it waits until it is ``opened``."""
+        return self._opening.demand is not None
+
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        """How its limits stood when it was opened."""
+        return () if self._ledger_says is None else self._ledger_says.standings
+
     async def _open(self) -> bool:
         """No row, no call."""
         try:
-            await self._ledger.open(self._opening)
+            self._ledger_says = await self._ledger.open(self._opening)
         except (Claimed, IdempotencyConflict) as error:
             await self._journal.forget(self.info.stream_id)
             self._not_opened(error)
         except MillstreamError as error:
-            # Its row may have been written all the same, where only the answer was lost: it is settled too.
-            await self._fail(error)
+            if self.is_limited and isinstance(error, (RateLimited, BudgetExceeded, TooManyStreams)):
+                await self._journal.forget(self.info.stream_id)
+            else:
+                # Its row may have been written all the same, where only the answer was lost: it is settled.
+                await self._fail(error)
             self._not_opened(error)
         else:
+            self._allow()
             self.opened.set_result(None)
             return True
         return False
+
+    def _allow(self) -> None:
+        demand, opened = self._opening.demand, self._ledger_says
+        if demand is None or opened is None:
+            return
+        if demand.prompt_tokens is not None:
+            self._tally.expects(demand.prompt_tokens)
+        if opened.hold.has_tokens or opened.hold.has_dollars:
+            self._allowance = Allowance(self.info.stream_id, demand, opened.hold, self._ledger, self._tally)
 
     def _not_opened(self, error: Exception) -> None:
         self.opened.set_exception(error)
@@ -225,6 +262,8 @@ class Producer:
                             await self._produce()
                 finally:
                     self._clock = None
+        except _Spent:
+            await self._end("budget_exceeded", "cancelled")
         except MillstreamError as error:
             await self._fail(error)
         except (Exception, asyncio.CancelledError) as error:
@@ -268,6 +307,8 @@ class Producer:
                 raise UpstreamError("the answer is longer than a stream may be") from error
         if self._assembler.finish is not None:
             await self._end(self._assembler.finish.reason, "completed")
+        elif self._allowance is not None and not await self._allowance.allows(events):
+            raise _Spent
 
     async def _end(self, reason: FinishReason, status: Status) -> None:
         if self.is_ending:
@@ -340,6 +381,7 @@ class Producer:
             time.time(),
             reported=self._assembler.reported,
             attempts=self._routed.attempts(error_code),
+            is_limited=self.is_limited,
         )
         self.state = State.ENDING
         return Bill.of(usage, cost)

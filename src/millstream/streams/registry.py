@@ -32,6 +32,7 @@ from millstream.journals import Journal, Signal, StreamState
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Receipt
 from millstream.routing import Routed
+from millstream.streams.allowance import demand_of
 from millstream.streams.audience import FollowedStream, ReadableStream, Readers, RemoteStream, SendAway
 from millstream.streams.pressure import Pressure
 from millstream.streams.producer import Producer
@@ -136,8 +137,8 @@ class Streams:
         before, finds the stream that it started.
 
         Raises ``Draining``, ``Overloaded``, ``Forbidden``, ``TooManyStreams``, ``ModelNotFound`` or
-        ``InvalidRequest``, and what an opening raises that is waited for (with an ``idempotency_key`` or
-        ``unread``). Whatever goes wrong after that is the stream's terminal event.
+        ``InvalidRequest``, and what an opening raises that is waited for (with an ``idempotency_key``,
+        ``unread``, or where limits apply). Whatever goes wrong after that is the stream's terminal event.
         """
         self._admit()
         ask = _within_limits(principal, ask, self._service.default_model)
@@ -149,6 +150,9 @@ class Streams:
         token = principal.token
         if token is not None:
             self._check_open(info.owner_id, token.max_streams)
+        demand = (
+            await demand_of(principal.limited_by, ask.prompt, routed.model) if principal.limited_by else None
+        )
         opening = Opening(
             stream_id,
             info.owner_id,
@@ -161,6 +165,7 @@ class Streams:
             max_open=None if token is None else token.max_streams,
             claim=None if idempotency_key is None else Claim(idempotency_key, _digest(ask)),
             thread_id=ask.thread_id,
+            demand=demand,
         )
         try:
             await self._journal.create(info)
@@ -175,7 +180,7 @@ class Streams:
         if token is not None:
             self._open[info.owner_id] += 1
         task.add_done_callback(lambda _: self._ended(producer, limited=token is not None))
-        if idempotency_key is not None or unread:
+        if idempotency_key is not None or unread or producer.is_limited:
             try:
                 await asyncio.shield(producer.opened)
             except Claimed as claimed:

@@ -37,6 +37,10 @@ class Tally:
         self._prompt_tokens: int | None = None
         self._noted = 0  # events that the last checkpoint has counted
 
+    def expects(self, prompt_tokens: int) -> None:
+        """The prompt was counted already."""
+        self._prompt_tokens = prompt_tokens
+
     def answered_by(self, encoding: str, price: Price | None) -> None:
         """Another deployment answers than was asked first."""
         self._encoding, self._price = encoding, price

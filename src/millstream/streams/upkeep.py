@@ -24,6 +24,7 @@ CHECKPOINT_SECONDS = 1.0
 BEAT_SECONDS = 2.0
 SWEEP_SECONDS = 3.0
 _REVOKED_SECONDS = 2.0
+_PRUNE_SECONDS = 3600.0
 REPAIR_SECONDS = 5.0
 _TURN_SECONDS = 0.002  # what of a round is done without letting others go on
 _MAX_POSTPONED = 10_000
@@ -62,6 +63,7 @@ class Upkeep:
             self._checkpoint: CHECKPOINT_SECONDS,
             self._expire: CHECKPOINT_SECONDS,
             self._stop_revoked: _REVOKED_SECONDS,
+            self._ledger.prune: _PRUNE_SECONDS,
         }
         self._tasks = [asyncio.create_task(_every(seconds, job)) for job, seconds in jobs.items()]
         return self
@@ -130,7 +132,9 @@ class Upkeep:
     async def _end_orphan(self, orphan: Orphan) -> None:
         """The journal ends before the row: if this worker dies in between, another one finds the row."""
         stands = await self._interrupt(orphan.stream_id, StreamFailed.of(Interrupted(), orphan.bill))
-        await self._ledger.settle_orphan(Settlement.of(orphan.stream_id, stands, time.time()))
+        await self._ledger.settle_orphan(
+            Settlement.of(orphan.stream_id, stands, time.time(), is_limited=orphan.is_limited)
+        )
 
     async def _end_postponed(self) -> None:
         """Appends the postponed terminal events, until one fails."""
@@ -175,7 +179,7 @@ class Upkeep:
         return failed
 
 
-async def _every(seconds: float, job: Callable[[], Awaitable[None]]) -> None:
+async def _every(seconds: float, job: Callable[[], Awaitable[object]]) -> None:
     while True:
         try:
             await job()

@@ -1,6 +1,7 @@
 """Chat: starting a stream and following it, or having it whole (spec/protocol.md §3)."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -20,6 +21,7 @@ from millstream.server.streaming.answer import AnswerResponse, unfinished_answer
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
 from millstream.streams.audience import ReadableStream
+from millstream.streams.producer import Producer
 
 router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.CHAT)
 
@@ -44,8 +46,16 @@ async def stream(request: Request, caller: Caller) -> Response:
     runtime = get_runtime(request)
     seen = position(last_event_id(request))
     client, source, _ = await start(request, caller, NATIVE, resumes=seen is not None)
+    headers = limit_headers(source, NATIVE)
     return EventStreamResponse(
-        request, client, source, runtime.journal, NATIVE, followed=seen is not None, after=seen
+        request,
+        client,
+        source,
+        runtime.journal,
+        NATIVE,
+        followed=seen is not None,
+        after=seen,
+        headers=headers,
     )
 
 
@@ -58,7 +68,8 @@ async def stream(request: Request, caller: Caller) -> Response:
 async def answer(request: Request, caller: Caller) -> Response:
     """The whole answer at once, as JSON."""
     client, source, _ = await start(request, caller, NATIVE)
-    return AnswerResponse(request, client, source, get_runtime(request).journal, NATIVE)
+    headers = limit_headers(source, NATIVE)
+    return AnswerResponse(request, client, source, get_runtime(request).journal, NATIVE, headers)
 
 
 async def speak(request: Request, caller: Principal, dialect: Dialect) -> Response:
@@ -71,7 +82,9 @@ async def speak(request: Request, caller: Principal, dialect: Dialect) -> Respon
     journal, reply = get_runtime(request).journal, ask.reply or dialect
     ignored = [name for name in _NOT_PASSED_ON if name in request.headers]
     ignored += filter(_PLAIN.fullmatch, ask.ignored)
-    headers = {"Millstream-Ignored": ", ".join(ignored[:_MAX_IGNORED])} if ignored else {}
+    headers = limit_headers(source, reply)
+    if ignored:
+        headers = {**headers, "Millstream-Ignored": ", ".join(ignored[:_MAX_IGNORED])}
     if ask.whole and ask.background:
         client.stop()
         return await unfinished_answer(request, source.info, journal, reply, headers)
@@ -82,6 +95,12 @@ async def speak(request: Request, caller: Principal, dialect: Dialect) -> Respon
     return EventStreamResponse(
         request, client, source, journal, reply, followed=followed, after=seen, headers=headers
     )
+
+
+def limit_headers(source: ReadableStream, dialect: Dialect) -> Mapping[str, str]:
+    """How the limits of a stream stand that was started here."""
+    standings = source.standings if isinstance(source, Producer) else ()
+    return dialect.limit_headers(standings) if standings else {}
 
 
 async def start(

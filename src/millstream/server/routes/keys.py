@@ -1,14 +1,18 @@
 """Keys and browser tokens (spec/protocol.md §7)."""
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from millstream.auth import ApiKey, Principal, Scope
-from millstream.errors import NotFound
+from millstream.errors import InvalidRequest, NotFound
+from millstream.ledger.limits import Reading
+from millstream.limits import PERS, WHATS, Applied, Limit, Per, What, limit_shown, make, shown
+from millstream.runtime import Runtime
 from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, require_api_key
@@ -22,6 +26,20 @@ _KEY = openapi.of(ApiKey)
 
 _MAX_KEY_BODY_BYTES = 4096
 _MAX_TOKEN_BODY_BYTES = 32_768
+_MAX_LIMITS_BODY_BYTES = 32_768
+_MAX_LIMITS = 64
+_LIMIT = {
+    "type": "object",
+    "required": ["what", "per", "amount", "model", "each_user"],
+    "properties": {
+        "what": {"enum": list(WHATS)},
+        "per": {"enum": list(PERS)},
+        "model": {"type": ["string", "null"]},
+        "each_user": {"type": "boolean"},
+        **{name: {"type": ["integer", "string"]} for name in ("amount", "used", "reserved", "left")},
+        "resets_in_seconds": {"type": ["integer", "null"]},
+    },
+}
 _KEY_ID = re.compile(r"key_\w{1,28}", re.ASCII)
 
 Admin = Annotated[Principal, Depends(require_api_key(scopes=["admin"]))]
@@ -60,9 +78,95 @@ async def list_keys(request: Request, caller: Admin) -> dict[str, Any]:
 @router.delete("/v1/keys/{key_id}", responses=openapi.errors(404, 422) | openapi.answer("The key", _KEY))
 async def revoke_key(request: Request, key_id: str, caller: Admin) -> dict[str, Any]:
     """Revokes a key. Its running streams end within 5 s."""
+    return _shown(await get_runtime(request).keys.revoke(_checked(key_id)))
+
+
+class LimitOfToken(BaseModel):
+    """A limit (docs/guides/limits.md). ``amount`` is in dollars where it is of ``usd``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    what: What
+    per: Per
+    amount: int | Annotated[str, Field(pattern=r"^\d{1,16}(\.\d{1,12})?$")]
+    model: Annotated[str, Field(max_length=256)] | None = None
+
+
+class LimitOfKey(LimitOfToken):
+    """The same, for the key or for ``each_user`` of it."""
+
+    each_user: bool = False
+
+
+class NewLimits(BaseModel):
+    """The body of ``PUT /v1/keys/{id}/limits``: all that the key is to have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limits: Annotated[list[LimitOfKey], Field(max_length=_MAX_LIMITS)]
+
+
+@router.put(
+    "/v1/keys/{key_id}/limits",
+    openapi_extra=openapi.body(NewLimits),
+    responses=_BODY_ERRORS | openapi.errors(404) | openapi.answer("The limits", openapi.listed(_LIMIT)),
+)
+async def set_limits(request: Request, key_id: str, caller: Admin) -> dict[str, Any]:
+    """Sets the limits of a key in the place of those that it had. They hold within 2 s."""
+    asked = await read_model(request, NewLimits, _MAX_LIMITS_BODY_BYTES)
+    made = [_limit(one, each_user=one.each_user) for one in asked.limits]
+    runtime = get_runtime(request)
+    await runtime.keys.set_limits(_checked(key_id), made)
+    return await _standing(runtime, key_id, None)
+
+
+@router.get(
+    "/v1/keys/{key_id}/limits",
+    responses=openapi.errors(404, 422) | openapi.answer("The limits", openapi.listed(_LIMIT)),
+)
+async def get_limits(
+    request: Request, key_id: str, caller: Admin, user: Annotated[str | None, Query(max_length=256)] = None
+) -> dict[str, Any]:
+    """The limits of a key and how they stand; those for each end user for the one that is named."""
+    return await _standing(get_runtime(request), _checked(key_id), user)
+
+
+async def _standing(runtime: Runtime, key_id: str, user: str | None) -> dict[str, Any]:
+    limits = await runtime.keys.limits(key_id)
+    of_user = None if user is None else f"{key_id}/{user}"
+    applied = [
+        Applied(subject, limit)
+        for limit in limits
+        if (subject := of_user if limit.each_user else key_id) is not None
+    ]
+    readings = {one.limit: one for one in await runtime.ledger.usage_of(applied)}
+    return {"data": [_limit_shown(limit, readings.get(limit)) for limit in limits]}
+
+
+def _limit_shown(limit: Limit, reading: Reading | None) -> dict[str, Any]:
+    told = limit_shown(limit)
+    if reading is None:
+        return told
+    left = max(0, limit.amount - reading.used - reading.reserved)
+    amounts = {"used": reading.used, "reserved": reading.reserved, "left": left}
+    return {
+        **told,
+        **{name: shown(limit.what, amount) for name, amount in amounts.items()},
+        "resets_in_seconds": reading.resets_in_seconds,
+    }
+
+
+def _limit(asked: LimitOfToken, *, each_user: bool = False) -> Limit:
+    try:
+        return make(asked.what, asked.per, Decimal(asked.amount), asked.model, each_user=each_user)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _checked(key_id: str) -> str:
     if not _KEY_ID.fullmatch(key_id):
         raise NotFound(f"no key has the id '{key_id[:32]}'")
-    return _shown(await get_runtime(request).keys.revoke(key_id))
+    return key_id
 
 
 class NewToken(BaseModel):
@@ -75,6 +179,7 @@ class NewToken(BaseModel):
     max_streams: Annotated[int, Field(ge=1, le=1000)] = 4
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     expires_in_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
+    limits: Annotated[list[LimitOfToken], Field(max_length=_MAX_LIMITS)] = []
 
 
 @router.post(
@@ -82,7 +187,11 @@ class NewToken(BaseModel):
     status_code=201,
     openapi_extra=openapi.body(NewToken),
     responses=_BODY_ERRORS
-    | openapi.answer("The token", openapi.of(BrowserToken, token={"type": "string"}), status=201),
+    | openapi.answer(
+        "The token",
+        openapi.of(BrowserToken, token={"type": "string"}, limits={"type": "array", "items": _LIMIT}),
+        status=201,
+    ),
 )
 async def create_token(
     request: Request, caller: Annotated[Principal, Depends(require_api_key(scopes=["chat"]))]
@@ -97,8 +206,10 @@ async def create_token(
         max_streams=asked.max_streams,
         max_tokens=asked.max_tokens,
         seconds=asked.expires_in_seconds,
+        limits=tuple(_limit(one) for one in asked.limits),
     )
-    return {"token": text, **msgspec.to_builtins(token)}
+    limits = [limit_shown(limit) for limit in token.limits]
+    return {"token": text, **msgspec.to_builtins(token), "limits": limits}
 
 
 def _shown(key: ApiKey) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from millstream.auth import Principal
-from millstream.dialects.native import ask_of
+from millstream.dialects.native import NATIVE, ask_of
 from millstream.dialects.table import DIALECTS, DialectName
 from millstream.errors import BadPosition, NotFound, Overloaded
 from millstream.ledger.rows import Receipt
@@ -19,7 +19,7 @@ from millstream.server.dependencies import get_runtime, identify
 from millstream.server.errors import Route
 from millstream.server.requests import idempotency_key, last_event_id, position, read_model
 from millstream.server.root_path import stream_url
-from millstream.server.routes.chat import BODY, Caller
+from millstream.server.routes.chat import BODY, Caller, limit_headers
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse, reconnect_response
 from millstream.tickets import FIRST_USE_SECONDS, Purpose
@@ -55,6 +55,7 @@ async def start(request: Request, response: Response, caller: Caller) -> dict[st
         signer.ticket(info.stream_id, info.owner_id, purpose, seconds) for purpose in get_args(Purpose)
     )
     response.headers["Location"] = url
+    response.headers.update(limit_headers(source, NATIVE))
     return {
         "stream_id": info.stream_id,
         "events_url": f"{url}/events?ticket={follow}",
