@@ -116,6 +116,10 @@ def post(app: Application, path: str, body: object, key: str | None = None, **he
     return Exchange(app, "POST", path, _with_key(headers, key), content)
 
 
+def put(app: Application, path: str, body: object, key: str | None = None) -> Exchange:
+    return Exchange(app, "PUT", path, _with_key({}, key), json.dumps(body).encode())
+
+
 def get(app: Application, path: str, key: str | None = None, **headers: str) -> Exchange:
     return Exchange(app, "GET", path, _with_key(headers, key))
 

@@ -64,4 +64,9 @@ async def test_a_page_reads_what_a_client_needs_of_every_answer(run: Run, origin
                 "retry-after",
                 "x-request-id",
                 "x-stream-id",
+                *(
+                    f"x-ratelimit-{said}-{what}"
+                    for said in ("limit", "remaining", "reset")
+                    for what in ("requests", "tokens", "usd", "streams")
+                ),
             ]

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from application import Run, Running
-from asgi import Exchange, get, post
+from asgi import Exchange, get, post, put
 from millstream.database import DatabaseAway, counters
 from millstream.events import TextDelta
 from millstream.limits import Limit, make
@@ -68,10 +68,9 @@ async def row_of(app: Running, key_id: str) -> sa.RowMapping:
     return await app.millstream.database.read(lambda c: c.execute(query).mappings().one())
 
 
-async def put(app: Running, limits: Sequence[object], key_id: str = "", key: str = "") -> Exchange:
-    call = post(app.app, f"/v1/keys/{key_id or app.key_id}/limits", {"limits": limits}, key or app.admin)
-    call.method = "PUT"
-    async with call:
+async def set_over_http(app: Running, limits: Sequence[object], key_id: str = "", key: str = "") -> Exchange:
+    path = f"/v1/keys/{key_id or app.key_id}/limits"
+    async with put(app.app, path, {"limits": limits}, key or app.admin) as call:
         return await call.finished()
 
 
@@ -183,6 +182,30 @@ async def test_a_repeated_start_counts_once(run: Run) -> None:
                 ids.add((await call.finished()).response_headers["x-stream-id"])
         assert len(ids) == 1
         assert await counted(app) == {"requests": (1, 0)}
+
+
+async def test_a_repeated_start_finds_its_stream_when_nothing_is_left(run: Run) -> None:
+    async with run(provider(m=SHORT)) as app:
+        await limit(app, of("requests", "day", 1), of("tokens", "day", PROMPT + STEP_TOKENS))
+        ids = set()
+        for _ in range(2):
+            async with post(app.app, "/v1/chat/stream", BODY, app.key, idempotency_key="k") as call:
+                ids.add((await call.finished()).response_headers["x-stream-id"])
+        assert len(ids) == 1
+        async with post(app.app, "/v1/chat/stream", BODY, app.key, idempotency_key="other") as call:
+            assert (await call.finished()).status == 429
+
+
+async def test_who_keeps_asking_costs_no_transaction(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.streams.registry._FULL_SECONDS", 1000)
+    async with run(provider(m=SHORT, n=SHORT)) as app:
+        await limit(app, of("requests", "day", 1, model="m"))
+        assert [(await ask(app)).status for _ in range(2)] == [200, 429]
+        with monkeypatch.context() as patch:
+            patch.setattr(app.millstream.ledger, "open", None)
+            refused = await ask(app)
+        assert (refused.status, refused.response_headers["x-ratelimit-remaining-requests"]) == (429, "0")
+        assert (await ask(app, model="n")).status == 200
 
 
 async def test_without_limits_nothing_is_counted(run: Run) -> None:
@@ -324,7 +347,7 @@ async def test_limits_are_set_shown_and_replaced(run: Run) -> None:
             {"what": "usd", "per": "day", "amount": "0.5"},
             {"what": "requests", "per": "minute", "amount": 60, "each_user": True},
         ]
-        made = await put(app, asked)
+        made = await set_over_http(app, asked)
         assert made.status == 200, made.received
         await ask(app)
         await app.idle()
@@ -338,7 +361,7 @@ async def test_limits_are_set_shown_and_replaced(run: Run) -> None:
         async with get(app.app, f"/v1/keys/{app.key_id}/limits?user=ann", app.admin) as call:
             shown = {one["what"]: one for one in (await call.finished()).json["data"]}
         assert (shown["requests"]["used"], shown["requests"]["left"]) == (0, 60)
-        assert (await put(app, [])).json == {"data": []}
+        assert (await set_over_http(app, [])).json == {"data": []}
         assert (await ask(app)).status == 200
 
 
@@ -358,11 +381,11 @@ async def test_limits_are_set_shown_and_replaced(run: Run) -> None:
 )
 async def test_a_limit_that_makes_no_sense_is_refused(run: Run, wrong: object) -> None:
     async with run() as app:
-        assert (await put(app, [wrong])).status == 422
+        assert (await set_over_http(app, [wrong])).status == 422
 
 
 async def test_only_an_operator_sets_limits_and_only_of_a_key_that_is_there(run: Run) -> None:
     async with run() as app:
-        assert (await put(app, [], key=app.key)).status == 403
-        assert (await put(app, [], key_id="key_unknown")).status == 404
-        assert (await put(app, [], key_id="x%00")).status == 404
+        assert (await set_over_http(app, [], key=app.key)).status == 403
+        assert (await set_over_http(app, [], key_id="key_unknown")).status == 404
+        assert (await set_over_http(app, [], key_id="x%00")).status == 404

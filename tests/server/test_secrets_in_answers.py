@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-from asgi import Exchange, delete, get, post
+from asgi import Exchange, delete, get, post, put
 from millstream import Millstream, Settings, create_app
 from millstream.dialects.responses import response_id
 from millstream.events import TextDelta
@@ -35,6 +35,7 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
             started = (await call.finished()).json
         await millstream.streams.idle()
         stream, events = f"/v1/streams/{started['stream_id']}", started["events_url"]
+        limits = f"/v1/keys/{made.id}/limits"
         response = f"/v1/responses/{response_id(started['stream_id'])}"
         good = {
             ("post", "/v1/responses"): (post(app, "/v1/responses", {"input": "Hello"}, key), 200),
@@ -61,6 +62,8 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
             ("post", "/v1/keys"): (post(app, "/v1/keys", {"name": "n"}, key), 201),
             ("get", "/v1/keys"): (get(app, "/v1/keys", key), 200),
             ("delete", "/v1/keys/{key_id}"): (delete(app, f"/v1/keys/{made.id}", key), 200),
+            ("put", "/v1/keys/{key_id}/limits"): (put(app, limits, {"limits": []}, key), 200),
+            ("get", "/v1/keys/{key_id}/limits"): (get(app, limits, key), 200),
             ("post", "/v1/tokens"): (post(app, "/v1/tokens", {}, key), 201),
             ("get", "/v1/usage"): (get(app, "/v1/usage", key), 200),
             ("get", "/healthz"): (get(app, "/healthz"), 200),

@@ -10,7 +10,7 @@ from functools import partial
 import sqlalchemy as sa
 
 from millstream.database import Database, DatabaseAway, RowTaken, streams
-from millstream.errors import IdempotencyConflict, NotFound
+from millstream.errors import BudgetExceeded, IdempotencyConflict, NotFound, RateLimited, TooManyStreams
 from millstream.ledger import limits, reports, rows
 from millstream.ledger.leases import Leases
 from millstream.ledger.reports import Total
@@ -80,6 +80,11 @@ class Ledger:
             if opening.claim is None:
                 raise
             raise await self.claim_error(opening.owner_id, opening.claim) from None
+        except (TooManyStreams, RateLimited, BudgetExceeded):
+            # Who repeats a start is after its stream, and asks for nothing more.
+            if opening.claim and (first := await self.claimed(opening.owner_id, opening.claim)):
+                raise Claimed(first) from None
+            raise
 
     async def claim_error(self, owner_id: str, claim: Claim) -> Exception:
         """The error for an opening whose claim the database refused: who has the claim already."""

@@ -24,6 +24,7 @@ from millstream.errors import (
     Forbidden,
     NotFound,
     Overloaded,
+    RateLimited,
     StreamGone,
     TooManyStreams,
 )
@@ -89,6 +90,7 @@ class Streams:
         self._readers = Readers(self._limits.readers)
         self._open: Counter[str] = Counter()  # by owner, of those with a token's limit
         self._full: dict[str, float] = {}  # owners who had all their streams open, and until when that counts
+        self._refused: dict[tuple[str, str], tuple[RateLimited, float]] = {}  # by owner and model; until when
         self._upkeep = Upkeep(journal, ledger, keys, self._running, self._remote_readers.values)
         self._exits = AsyncExitStack()
         self.pressure = Pressure(self._limits.lag_seconds)
@@ -150,9 +152,10 @@ class Streams:
         token = principal.token
         if token is not None:
             self._check_open(info.owner_id, token.max_streams)
-        demand = (
-            await demand_of(principal.limited_by, ask.prompt, routed.model) if principal.limited_by else None
-        )
+        limited_by = principal.limited_by
+        if limited_by and idempotency_key is None:
+            self._check_refused(info)
+        demand = await demand_of(limited_by, ask.prompt, routed.model) if limited_by else None
         opening = Opening(
             stream_id,
             info.owner_id,
@@ -185,6 +188,9 @@ class Streams:
                 await asyncio.shield(producer.opened)
             except Claimed as claimed:
                 return (await self._find(principal, claimed.stream_id)).source
+            except RateLimited as refused:
+                self._refused[info.owner_id, info.model] = refused, time.monotonic() + _FULL_SECONDS
+                raise
             except asyncio.CancelledError:
                 with producer.reading():
                     pass  # whoever asked for it has come and gone
@@ -288,6 +294,15 @@ class Streams:
             raise TooManyStreams(most)
         if len(self._full) > _MAX_FULL:
             self._full = {owner: until for owner, until in self._full.items() if until > now}
+
+    def _check_refused(self, info: StreamInfo) -> None:
+        """The same for requests that a limit has refused: no more of them come before its window is over."""
+        now = time.monotonic()
+        known, until = self._refused.get((info.owner_id, info.model), (None, 0.0))
+        if known is not None and known.standing.what == "requests" and until > now:
+            raise RateLimited(known.message, known.standing)
+        if len(self._refused) > _MAX_FULL:
+            self._refused = {name: one for name, one in self._refused.items() if one[1] > now}
 
     def _ended(self, producer: Producer, *, limited: bool) -> None:
         del self._running[producer.info.stream_id], self._tasks[producer.info.stream_id]
