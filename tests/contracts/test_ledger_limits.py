@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -14,18 +15,17 @@ import sqlalchemy as sa
 
 from ledger_rows import opening, settlement
 from millstream.auth import Keys
-from millstream.database import Database, counters
+from millstream.database import Database, counters, streams
 from millstream.errors import BudgetExceeded, MillstreamError, RateLimited, TooManyStreams
 from millstream.journals.memory import MemoryJournal
 from millstream.ledger import Ledger
 from millstream.ledger.rows import Opening, Settlement
-from millstream.limits import Applied, Demand, Limit, What, narrowest, window
+from millstream.limits import Applied, Demand, Hold, Limit, narrowest, window
 from millstream.streams.upkeep import Upkeep
 from millstream.usage import Usage
 
 DAY = 86_400
 PICO = 10**12
-TOKENS: What = "tokens"
 
 
 def limited(
@@ -320,6 +320,75 @@ async def test_what_dead_workers_held_is_free_when_their_streams_are_ended(
         await ledger.settle(settled("one more", 1))
     kinds = {name.split()[0]: (used, reserved) for name, used, reserved in await rows_of(databases[2])}
     assert kinds == {"tokens": (1, 0), "usd": (0, 0), "streams": (0, 0)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_happens_in_whatever_order_the_books_balance(
+    ledgers: list[Ledger], databases: list[Database], seed: int
+) -> None:
+    """Streams start, get more and end on three workers, some of them twice and some for a worker that seemed
+    dead; in the end counters say what the rows say. At no instant a budget is exceeded, but by what is
+    corrected for a worker that was not dead.
+    """
+    seemingly_dead = 0.3 if seed % 2 else 0.0
+    chance = random.Random(seed)  # no secret
+    limits = [
+        Limit("tokens", "day", 400),
+        Limit("tokens", "total", 900, "m"),
+        Limit("usd", "month", 500 * PICO),
+        Limit("streams", "total", 12),
+        Limit("requests", "day", 10**6),
+    ]
+    worst: dict[str, int] = {}
+    done = False
+
+    async def watch() -> None:
+        while not done:
+            for name, used, reserved in await rows_of(databases[2]):
+                kind = " ".join(name.split()[:2])
+                worst[kind] = max(worst.get(kind, 0), used + reserved)
+
+    async def live(i: int) -> int:
+        own, other = chance.sample(ledgers, 2)
+        stream_id, some = f"s{i}", chance.sample(limits, chance.randint(1, len(limits)))
+        tokens = chance.randint(1, 20)
+        try:
+            opened = await own.open(
+                limited(stream_id, *some, tokens=tokens, least=1, picodollars=tokens * PICO)
+            )
+        except MillstreamError:
+            return 0
+        assert opened is not None
+        held = opened.hold
+        for _ in range(chance.randint(0, 3)):
+            more = chance.randint(1, 40)
+            held = await own.extend(stream_id, more, more * PICO, {"k"}) or held
+        used = min(chance.randint(0, held.tokens), held.picodollars // PICO)
+        if chance.random() < seemingly_dead:  # it is ended by somebody who knows less
+            await other.settle_orphan(settled(stream_id, used // 2, Decimal(used // 2), status="interrupted"))
+        ends = [own.settle(settled(stream_id, used, Decimal(used))) for _ in range(chance.randint(1, 2))]
+        await asyncio.gather(*ends)
+        return used
+
+    watching = asyncio.create_task(watch())
+    try:
+        async with asyncio.timeout(60):
+            for start in range(0, 160, 40):
+                await asyncio.gather(*(live(i) for i in range(start, start + 40)))
+    finally:
+        done = True
+        await watching
+    sums: dict[str, int] = {}
+    query = sa.select(streams.c.held, streams.c.prompt_tokens, streams.c.cost_picodollars)
+    for held, tokens, cost in await databases[0].read(lambda c: c.execute(query).all()):
+        for counter in Hold.of(held).counters:
+            added = {"tokens": tokens, "usd": cost, "requests": 1, "streams": 0}[counter.what]
+            sums[counter.id] = sums.get(counter.id, 0) + added
+    assert {name: (used, reserved) for name, used, reserved in await rows_of(databases[0])} == {
+        name: (used, 0) for name, used in sums.items()
+    }
+    for limit in () if seemingly_dead else limits:
+        assert worst.get(f"{limit.what} {limit.per}", 0) <= limit.amount
 
 
 async def test_who_shares_counters_in_another_order_waits_for_nobody(ledgers: list[Ledger]) -> None:

@@ -180,8 +180,15 @@ class Books:
             found = [(one, row[0]) for one, row in rows if row is not None]
         return [(stream_id, held) for stream_id, held in found if held is not None]
 
-    def correct(self, values: dict[str, Any]) -> None:
-        """For a stream that others have settled from a checkpoint, before ``values`` replace its numbers."""
+    def correct(self, settlements: Sequence[dict[str, Any]]) -> None:
+        """For streams that others have settled from a checkpoint, before these values replace its numbers."""
+        values_of: dict[str, dict[str, Any]] = {}
+        for values in settlements:
+            values_of.setdefault(values["stream_id"], values)  # of several the first holds
+        for values in values_of.values():
+            self._correct(values)
+
+    def _correct(self, values: dict[str, Any]) -> None:
         row = self._connection.first(_INTERRUPTED, {"stream_id": values["stream_id"]})
         if row is None or row[0] is None:
             return

@@ -216,7 +216,7 @@ def _try(db: Database, write: Callable[[DriverConnection], None], row: _Row | No
         raise
     except Exception as error:
         if row is not None:
-            row.error = error
+            row.error, row.result = error, None
 
 
 def _insert(connection: DriverConnection, rows: Sequence[_Row], books: Books | None) -> None:
@@ -259,9 +259,7 @@ def _update(connection: DriverConnection, rows: Sequence[_Row], books: Books | N
         return
     late = [row for row in rows if row.corrects]
     if books is not None:
-        for row in late:
-            if row.is_limited:
-                books.correct(row.values)
+        books.correct([row.values for row in late if row.is_limited])
     if late:
         corrected = [row.values | {"corrected_at": row.values["ended_at"]} for row in late]
         connection.run(_CORRECT, corrected)
