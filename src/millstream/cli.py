@@ -295,7 +295,7 @@ def keys_limit(
     """
     from millstream.auth import Keys
     from millstream.database import Database
-    from millstream.limits import Limit, limit_shown
+    from millstream.ledger import Ledger
 
     texts = [("requests", text) for text in requests or ()]
     texts += [("tokens", text) for text in budget_tokens or ()]
@@ -309,20 +309,24 @@ def keys_limit(
             texts.append((what, f"{number}/{per}"))
     limits = [_limit(what, text, model, each_user) for what, text in texts]
 
-    async def work(db: Database) -> tuple[Limit, ...]:
+    async def work(db: Database) -> list[dict[str, Any]]:
         if limits or clear:
-            return await Keys(db).set_limits(key_id, limits, replace=clear)
-        return await Keys(db).limits(key_id)
+            found = await Keys(db).set_limits(key_id, limits, replace=clear)
+        else:
+            found = await Keys(db).limits(key_id)
+        return await Ledger(db).standing(key_id, found)
 
-    found = _with_database(data_dir, work)
+    told = _with_database(data_dir, work)
     if as_json:
-        _print_json([limit_shown(limit) for limit in found])
+        _print_json(told)
         return
-    table = Table("limit", "per", Column("amount", justify="right"), "model", "for", box=None)
-    for limit in found:
-        told = limit_shown(limit)
-        whose = "each user" if limit.each_user else "the key"
-        table.add_row(limit.what, limit.per, str(told["amount"]), escape(limit.model or "all"), whose)
+    names = ("amount", "used", "reserved", "left")
+    numbers = [Column(name, justify="right") for name in names]
+    table = Table("limit", "per", "model", "for", *numbers, box=None)
+    for one in told:
+        whose = "each user" if one["each_user"] else "the key"
+        amounts = [str(one.get(name, "")) for name in names]
+        table.add_row(one["what"], one["per"], escape(one["model"] or "all"), whose, *amounts)
     _print_table(table)
 
 

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from ledger_rows import opening, settlement
 from millstream.auth import Keys
 from millstream.database import Database, counters, streams
+from millstream.driver import DriverConnection, Prepared, Row
 from millstream.errors import BudgetExceeded, MillstreamError, RateLimited, TooManyStreams
 from millstream.journals.memory import MemoryJournal
 from millstream.ledger import Ledger
@@ -146,6 +147,25 @@ async def test_what_has_no_limit_writes_no_counter(ledgers: list[Ledger], databa
     await ledgers[0].open(opening("s"))
     await ledgers[0].settle(settlement("s"))
     assert await rows_of(databases[0]) == []
+
+
+async def test_where_no_limit_applies_there_is_no_statement_more(
+    ledgers: list[Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    real = DriverConnection.run
+
+    def run(self: DriverConnection, statement: Prepared, rows: Sequence[Row]) -> int:
+        said.append(statement.compiled(self._dialect)[0].split()[0])
+        return real(self, statement, rows)
+
+    monkeypatch.setattr(DriverConnection, "run", run)
+    monkeypatch.setattr(DriverConnection, "first", None)
+    monkeypatch.setattr(DriverConnection, "all", None)
+    await ledgers[0].open(opening("s"))
+    ledgers[0].checkpoint("s", Usage(1, 1, "checkpoint"), None)
+    await ledgers[0].settle(settlement("s"))
+    assert said == ["INSERT", "UPDATE"]
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,9 @@ def test_keys_and_usage_work_from_the_command_line(tmp_path: Path) -> None:
     assert "70" in (shown := command("keys", "limit", key["id"], cwd=tmp_path).stdout)
     assert "60" not in shown
     assert "usd" in shown
+    command("keys", "limit", key["id"], "--streams", "9", cwd=tmp_path)
+    standing = json.loads(command("keys", "limit", key["id"], "--json", cwd=tmp_path).stdout)
+    assert {one["what"]: one.get("left") for one in standing} == {"requests": None, "streams": 9, "usd": None}
     for wrong in (("--budget-usd", "1/week"), ("--budget-usd", "x/day"), ("--requests", "1.5/day")):
         refused = command("keys", "limit", key["id"], *wrong, cwd=tmp_path)
         assert (refused.returncode, refused.stdout) == (2, ""), wrong

@@ -16,7 +16,7 @@ from millstream.ledger.leases import Leases
 from millstream.ledger.reports import Total
 from millstream.ledger.rows import Claim, Opening, Receipt, Settlement
 from millstream.ledger.writer import Opened, Writer, not_opened
-from millstream.limits import Applied, Hold
+from millstream.limits import Applied, Hold, Limit, limit_shown
 from millstream.usage import Group, Usage
 
 log = logging.getLogger("millstream.ledger")
@@ -136,6 +136,20 @@ class Ledger:
     async def usage_of(self, applied: Sequence[Applied]) -> list[limits.Reading]:
         """How these limits stand now. Raises ``DatabaseAway``."""
         return await self._db.write_by_hand(partial(limits.read, self._writer.clock, applied))
+
+    async def standing(
+        self, key_id: str, held: Iterable[Limit], user: str | None = None
+    ) -> list[dict[str, str | int | bool | None]]:
+        """These limits of a key as they are told, with how they stand; of those for each end user only where
+        a ``user`` is named. Raises ``DatabaseAway``.
+        """
+        of_user = None if user is None else f"{key_id}/{user}"
+        subjects = [(limit, of_user if limit.each_user else key_id) for limit in held]
+        applied = [Applied(subject, limit) for limit, subject in subjects if subject is not None]
+        readings = iter(await self.usage_of(applied))
+        return [
+            limit_shown(limit) if subject is None else next(readings).shown() for limit, subject in subjects
+        ]
 
     async def prune(self) -> int:
         """Deletes counters of windows that are long over; how many. Raises ``DatabaseAway``."""

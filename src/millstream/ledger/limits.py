@@ -16,7 +16,18 @@ from msgspec import Struct
 from millstream.database import counters, streams
 from millstream.driver import DriverConnection, Prepared
 from millstream.errors import BudgetExceeded, MillstreamError, RateLimited, TooManyStreams
-from millstream.limits import Applied, Counter, Demand, Hold, Limit, Standing, What, in_words
+from millstream.limits import (
+    Applied,
+    Counter,
+    Demand,
+    Hold,
+    Limit,
+    Standing,
+    What,
+    in_words,
+    limit_shown,
+    shown,
+)
 
 _TOKENS_AND_DOLLARS: tuple[What, What] = ("tokens", "usd")
 _CLOCK_SECONDS = 10.0  # for how long one look at the database's clock holds
@@ -305,6 +316,16 @@ class Reading(Struct, frozen=True):
     used: int
     reserved: int
     resets_in_seconds: int | None
+
+    def shown(self) -> dict[str, str | int | bool | None]:
+        """As it is told."""
+        what, left = self.limit.what, max(0, self.limit.amount - self.used - self.reserved)
+        amounts = {"used": self.used, "reserved": self.reserved, "left": left}
+        return {
+            **limit_shown(self.limit),
+            **{name: shown(what, amount) for name, amount in amounts.items()},
+            "resets_in_seconds": self.resets_in_seconds,
+        }
 
 
 def read(clock: Clock, applied: Sequence[Applied], connection: DriverConnection) -> list[Reading]:

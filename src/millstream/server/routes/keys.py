@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from millstream.auth import ApiKey, Principal, Scope
 from millstream.errors import InvalidRequest, NotFound
-from millstream.ledger.limits import Reading
-from millstream.limits import PERS, WHATS, Applied, Limit, Per, What, limit_shown, make, shown
+from millstream.limits import PERS, WHATS, Limit, Per, What, limit_shown, make
 from millstream.runtime import Runtime
 from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
@@ -133,27 +132,7 @@ async def get_limits(
 
 async def _standing(runtime: Runtime, key_id: str, user: str | None) -> dict[str, Any]:
     limits = await runtime.keys.limits(key_id)
-    of_user = None if user is None else f"{key_id}/{user}"
-    applied = [
-        Applied(subject, limit)
-        for limit in limits
-        if (subject := of_user if limit.each_user else key_id) is not None
-    ]
-    readings = {one.limit: one for one in await runtime.ledger.usage_of(applied)}
-    return {"data": [_limit_shown(limit, readings.get(limit)) for limit in limits]}
-
-
-def _limit_shown(limit: Limit, reading: Reading | None) -> dict[str, Any]:
-    told = limit_shown(limit)
-    if reading is None:
-        return told
-    left = max(0, limit.amount - reading.used - reading.reserved)
-    amounts = {"used": reading.used, "reserved": reading.reserved, "left": left}
-    return {
-        **told,
-        **{name: shown(limit.what, amount) for name, amount in amounts.items()},
-        "resets_in_seconds": reading.resets_in_seconds,
-    }
+    return {"data": await runtime.ledger.standing(key_id, limits, user)}
 
 
 def _limit(asked: LimitOfToken, *, each_user: bool = False) -> Limit:
