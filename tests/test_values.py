@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from millstream import errors, events
 from millstream.answer import Answer
-from millstream.auth import is_wellformed, new_secret
+from millstream.api_keys import is_wellformed, new_secret
 from millstream.database import DatabaseAway
 from millstream.dialects.native import NativeDialect
 from millstream.events import Batch, Event, Position, StreamInfo

@@ -146,6 +146,7 @@ class LLMService:
             price,
             entry.stream_seconds,
             weight,
+            entry.is_for_tests,
         )
 
     def _is_known(self, name: str) -> bool:

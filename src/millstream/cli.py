@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 keys_app = typer.Typer(
-    help="Make, list and revoke API keys. Works on the database, with or without a running server.",
+    help="Make, list, rotate and revoke API keys. Works on the database, with or without a running server.",
     no_args_is_help=True,
 )
 app.add_typer(keys_app, name="keys")
@@ -45,6 +45,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder of the SQLite database.  \\[env: MILLSTREAM_DATA_DIR]", show_default=False),
 ]
+KeyId = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -199,7 +200,22 @@ def keys_create(
     scopes: Annotated[
         str, typer.Option(help="Comma-separated: chat, usage (totals of all keys), admin.")
     ] = "chat",
-    test: Annotated[bool, typer.Option("--test", help="Mark it as a test key (ms_test_…).")] = False,
+    test: Annotated[
+        bool,
+        typer.Option(
+            "--test",
+            help="A test key (ms_test_…), for scripted, local, chaos and replay only; never billed.",
+        ),
+    ] = False,
+    owner: Annotated[
+        str | None, typer.Option(help="Whose it is: a customer, a team.", show_default=False)
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE; as often as you like.", show_default=False)
+    ] = None,
+    expires: Annotated[
+        str, typer.Option(help="A date (2026-01-31, UTC) or a time from now (12h, 30d).", show_default=False)
+    ] = "",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -209,13 +225,73 @@ def keys_create(
 
     async def create(db: Database) -> tuple[Any, str]:
         wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-        return await Keys(db).create(name, wanted, test=test)
+        return await Keys(db).create(
+            name,
+            wanted,
+            test=test,
+            owner=owner,
+            labels=_labels(label or []),
+            expires_at=_moment(expires, ahead=True),
+        )
 
     key, secret = _with_database(data_dir, create, makes_one=True)
+    _print_made(key, secret, as_json)
+
+
+@keys_app.command("rotate")
+def keys_rotate(
+    key_id: KeyId,
+    overlap: Annotated[
+        str, typer.Option(help="How long the secret so far goes on (12h, 30d); 0 refuses it at once.")
+    ] = "24h",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Give a key another secret. It is shown once; the one before it goes on for a while."""
+    from millstream.auth import Keys
+
+    seconds = 0.0 if overlap == "0" else _age(overlap)
+    if seconds is None:
+        _exit(f"'{overlap}' is no time like 24h or 7d")
+    key, secret = _with_database(data_dir, lambda db: Keys(db).rotate(key_id, seconds))
+    _print_made(key, secret, as_json)
+
+
+@keys_app.command("change")
+def keys_change(
+    key_id: KeyId,
+    name: Annotated[str | None, typer.Option(help="What the key is for.", show_default=False)] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Whose it is, where it has no owner yet.", show_default=False)
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE, instead of the labels so far.", show_default=False),
+    ] = None,
+    expires: Annotated[
+        str,
+        typer.Option(
+            help="A date (2026-01-31, UTC), a time from now (12h, 30d), or never.", show_default=False
+        ),
+    ] = "",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Change what is known of a key."""
+    from millstream.api_keys import Changes
+    from millstream.auth import Keys
+
+    given: dict[str, Any] = {"name": name, "owner": owner}
+    if label is not None:
+        given["labels"] = _labels(label)
+    given = {field: value for field, value in given.items() if value is not None}
+    if expires:
+        given["expires_at"] = None if expires == "never" else _moment(expires, ahead=True)
+    key = _with_database(data_dir, lambda db: Keys(db).change(key_id, Changes(**given)))
     if as_json:
-        _print_json({"key": secret, **msgspec.to_builtins(key)})
+        _print_json(msgspec.to_builtins(key))
     else:
-        print(secret)
+        print(f"changed {key.id} ({key.name})")
 
 
 @keys_app.command("list")
@@ -228,19 +304,27 @@ def keys_list(data_dir: DataDir = None, as_json: Json = False) -> None:
         _print_json(msgspec.to_builtins(keys))
         return
     table = Table(
-        Column("id", no_wrap=True, min_width=20), "name", "key", "scopes", "created", "revoked", box=None
+        Column("id", no_wrap=True, min_width=20),
+        *("name", "owner", "key", "scopes", "created", "last used", "expires", "revoked", "labels"),
+        box=None,
     )
     for key in keys:
-        revoked = _date(key.revoked_at) if key.revoked_at else ""
+        dates = (key.created_at, key.last_used_at, key.expires_at, key.revoked_at)
         table.add_row(
-            key.id, escape(key.name), key.hint, " ".join(key.scopes), _date(key.created_at), revoked
+            key.id,
+            escape(key.name),
+            escape(key.owner or ""),
+            key.hint,
+            " ".join(key.scopes),
+            *("" if at is None else _date(at) for at in dates),
+            escape(" ".join(f"{name}={value}" for name, value in key.labels.items())),
         )
     _print_table(table)
 
 
 @keys_app.command("revoke")
 def keys_revoke(
-    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
+    key_id: KeyId,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -291,6 +375,7 @@ def usage(
     until: Annotated[
         str, typer.Option(help="The same; up to but not including it.", show_default=False)
     ] = "",
+    test: Annotated[bool, typer.Option("--test", help="Of test keys, which are left out otherwise.")] = False,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -300,7 +385,7 @@ def usage(
 
     totals = _with_database(
         data_dir,
-        lambda db: Meter(Ledger(db)).totals(by, since=_moment(since), until=_moment(until)),
+        lambda db: Meter(Ledger(db)).totals(by, since=_moment(since), until=_moment(until), test=test),
     )
     if as_json:
         _print_json(msgspec.to_builtins(totals))
@@ -346,11 +431,18 @@ def _with_database(
         db.close()
 
 
-def _moment(text: str) -> float | None:
+def _age(text: str) -> float | None:
+    """Seconds; None of what is no age."""
+    age = re.fullmatch(r"(\d{1,6})([hd])", text)
+    return None if age is None else int(age[1]) * {"h": 3600.0, "d": 86_400.0}[age[2]]
+
+
+def _moment(text: str, *, ahead: bool = False) -> float | None:
+    """A date, or so long ago; where it is ``ahead``, from now."""
     if not text:
         return None
-    if age := re.fullmatch(r"(\d{1,6})([hd])", text):
-        return time.time() - int(age[1]) * {"h": 3600, "d": 86_400}[age[2]]
+    if (age := _age(text)) is not None:
+        return time.time() + (age if ahead else -age)
     try:
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -365,6 +457,20 @@ def _date(at: float) -> str:
 def _print_table(table: Table) -> None:
     # Into a file or a pipe a row is one line, however long.
     Console(width=None if sys.stdout.isatty() else 1000).print(table)
+
+
+def _labels(given: list[str]) -> dict[str, str]:
+    for label in given:
+        if "=" not in label:
+            _exit(f"'{label}' is no label: one is like team=search")
+    return {name: value for name, _, value in (label.partition("=") for label in given)}
+
+
+def _print_made(key: Any, secret: str, as_json: bool) -> None:
+    if as_json:
+        _print_json({"key": secret, **msgspec.to_builtins(key)})
+    else:
+        print(secret)
 
 
 def _print_json(value: object) -> None:

@@ -43,6 +43,20 @@ keys = sa.Table(
     sa.Column("scopes", sa.String(64), nullable=False),  # separated by spaces
     sa.Column("created_at", sa.Float, nullable=False),  # Unix seconds, as all times here
     sa.Column("revoked_at", sa.Float, index=True),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("last_used_at", sa.Float),  # written once a minute
+    sa.Column("owner", sa.String(128)),  # whose it is, in the operator's words
+    sa.Column("labels", sa.Text),  # as JSON, where there are any
+    sa.Column("is_test", sa.Boolean, nullable=False, server_default=sa.false()),
+)
+
+# Secrets of keys that another one has replaced, for as long as both are good.
+old_digests = sa.Table(
+    "old_digests",
+    metadata,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),
+    sa.Column("key_id", sa.String(32), nullable=False, index=True),
+    sa.Column("good_until", sa.Float, nullable=False),
 )
 
 # One row a worker, which raises ``beat`` as long as it lives. Another worker deletes a row whose beat stands
@@ -74,6 +88,7 @@ streams = sa.Table(
     sa.Column("key_id", sa.String(32), nullable=False),  # who pays for it
     sa.Column("token_id", sa.String(32)),  # the browser token that it was started with
     sa.Column("user", sa.String(256)),
+    sa.Column("is_test", sa.Boolean, nullable=False, server_default=sa.false()),  # of a test key: not billed
     sa.Column("model", sa.String(256), nullable=False),
     sa.Column("provider", sa.String(64), nullable=False),  # who was asked first
     sa.Column("status", sa.String(16), nullable=False),
@@ -123,7 +138,7 @@ streams = sa.Table(
     ),
 )
 
-REVISION = "0006"  # the newest migration
+REVISION = "0007"  # the newest migration
 
 # The row's own fault; every other error of a driver says that the database cannot be had now.
 REFUSED = (sa.exc.IntegrityError, sa.exc.DataError)

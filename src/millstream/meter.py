@@ -26,12 +26,14 @@ class Meter:
         user: str | None = None,
         cost_usd: Decimal | None = None,
         record_id: str | None = None,
+        test: bool = False,
     ) -> str:
         """Adds a settled row and returns its id, when it is committed.
 
         A plain number is a count of completion tokens. Give a ``record_id`` of your own (up to 64
         characters) where a retry must not count twice: a second row of the same id raises
-        ``sqlalchemy.exc.IntegrityError``. Without ``cost_usd`` the row counts as unpriced.
+        ``sqlalchemy.exc.IntegrityError``. Without ``cost_usd`` the row counts as unpriced. ``test``
+        usage is kept apart from what is billed.
         """
         if isinstance(usage, int):
             usage = Usage(0, usage, "counted")
@@ -39,7 +41,7 @@ class Meter:
         stream_id = record_id or f"rec_{secrets.token_urlsafe(16)}"
         await self._ledger.record(
             Settlement(stream_id, "completed", None, None, usage, cost_usd, None, now),
-            Opening(stream_id, key_id, key_id, model, provider, now, user),
+            Opening(stream_id, key_id, key_id, model, provider, now, user, test=test),
         )
         return stream_id
 
@@ -50,6 +52,9 @@ class Meter:
         since: float | None = None,
         until: float | None = None,
         key_id: str | None = None,
+        test: bool = False,
     ) -> list[Total]:
-        """Sums per key, model, day (UTC) or end user. ``since`` and ``until`` are Unix seconds."""
-        return await self._ledger.totals(by, since=since, until=until, key_id=key_id)
+        """Sums per key, model, day (UTC) or end user. ``since`` and ``until`` are Unix seconds. ``test``
+        gives those of test keys, which are in no other sums.
+        """
+        return await self._ledger.totals(by, since=since, until=until, key_id=key_id, test=test)

@@ -83,6 +83,7 @@ class Deployment(Struct, frozen=True, eq=False):
     price: Price | None = None
     stream_seconds: float | None = None
     weight: int = 1
+    is_for_tests: bool = False
 
 
 class Model(Struct, frozen=True, eq=False):
@@ -96,6 +97,11 @@ class Model(Struct, frozen=True, eq=False):
     fallbacks: tuple[Deployment, ...] = ()
     attempts: int = 1
     attempt_seconds: float = 10.0
+
+    @property
+    def is_for_tests(self) -> bool:
+        """Whether test keys may ask it: it costs nothing, whoever of them answers."""
+        return all(one.is_for_tests for one in (*self.deployments, *self.fallbacks))
 
     def order(self) -> list[Deployment]:
         """In which they are tried: by chance, as their weights say; those that rest come last."""

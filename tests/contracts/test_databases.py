@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from millstream import database
-from millstream.auth import Keys, is_wellformed
+from millstream.api_keys import Changes, is_wellformed
+from millstream.auth import Keys
 from millstream.database import Database, DatabaseAway
 from millstream.errors import (
     ConfigurationError,
@@ -173,10 +174,10 @@ async def test_a_key_is_verified_until_it_is_revoked(db: Database) -> None:
     assert is_wellformed(secret)
     principal = await keys.verify(secret)
     assert (principal.id, principal.scopes) == (key.id, frozenset({"chat", "usage"}))
-    assert await keys.revoked_among({key.id}) == set()
+    assert await keys.refused_among({key.id}) == set()
     assert (await keys.revoke(key.id)).revoked_at is not None
     assert (await keys.revoke(key.id)).revoked_at is not None
-    assert await keys.revoked_among({key.id, "other"}) == {key.id}
+    assert await keys.refused_among({key.id, "other"}) == {key.id}
     with pytest.raises(Unauthorized):
         await keys.verify(secret)
 
@@ -196,6 +197,170 @@ async def test_a_revocation_elsewhere_is_felt(db: Database, monkeypatch: pytest.
     await elsewhere.revoke(key.id)
     with pytest.raises(Unauthorized):
         await here.verify(secret)
+
+
+async def test_what_is_known_of_a_key_is_kept(db: Database) -> None:
+    keys = Keys(db)
+    expires_at = time.time() + 3600
+    made, _ = await keys.create(
+        "n", ["chat"], test=True, owner="acme", labels={"team": "search"}, expires_at=expires_at
+    )
+    (key,) = await keys.all()
+    assert key == made
+    assert (key.owner, key.labels, key.expires_at, key.test) == ("acme", {"team": "search"}, expires_at, True)
+    changed = await keys.change(key.id, Changes(name="m", labels={}, expires_at=None))
+    assert (changed.name, changed.labels, changed.expires_at, changed.owner) == ("m", {}, None, "acme")
+    assert await keys.all() == [changed]
+
+
+async def test_an_owner_is_given_once(db: Database) -> None:
+    keys = Keys(db)
+    key, _ = await keys.create("n", ["chat"])
+    assert (await keys.change(key.id, Changes(owner="acme"))).owner == "acme"
+    assert (await keys.change(key.id, Changes(owner="acme"))).owner == "acme"
+    for other in ("emca", None):
+        with pytest.raises(InvalidRequest, match="keeps it"):
+            await keys.change(key.id, Changes(owner=other))
+    with pytest.raises(NotFound):
+        await keys.change("key_x", Changes(owner="acme"))
+
+
+async def test_a_key_is_refused_from_the_moment_at_which_it_expires(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, clock = time.time(), 0.0
+    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    keys = Keys(db)
+    key, secret = await keys.create("n", ["chat"], expires_at=now + 1)
+    assert (await keys.verify(secret)).id == key.id
+    assert await keys.refused_among({key.id}) == set()
+    now, clock = now + 1, clock + 1  # it was verified less than 2 s ago
+    with pytest.raises(Unauthorized):
+        await keys.verify(secret)
+    assert await keys.refused_among({key.id}) == {key.id}
+
+
+async def test_a_rotated_key_has_two_secrets_until_the_overlap_is_over(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, clock = time.time(), 0.0
+    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    keys, elsewhere = Keys(db), Keys(db)
+    key, old = await keys.create("n", ["chat"], test=True)
+    rotated, new = await keys.rotate(key.id, 60)
+    assert new.startswith("ms_test_")
+    assert (rotated.id, rotated.hint[-4:]) == (key.id, new[-4:])
+    for one in (keys, elsewhere):
+        assert {(await one.verify(secret)).id for secret in (old, new)} == {key.id}
+    now, clock = now + 60, clock + 60
+    for one in (keys, elsewhere):
+        assert (await one.verify(new)).id == key.id
+        with pytest.raises(Unauthorized):
+            await one.verify(old)
+
+
+async def test_a_secret_that_leaked_ends_at_once_and_so_do_those_before_it(db: Database) -> None:
+    keys = Keys(db)
+    key, first = await keys.create("n", ["chat"])
+    _, second = await keys.rotate(key.id, 3600)
+    assert {(await keys.verify(secret)).id for secret in (first, second)} == {key.id}
+    _, third = await keys.rotate(key.id, 0)
+    for old in (first, second):
+        with pytest.raises(Unauthorized):
+            await keys.verify(old)
+    assert (await keys.verify(third)).id == key.id
+
+
+async def test_a_revoked_key_has_no_good_secret_and_gets_none(db: Database) -> None:
+    keys = Keys(db)
+    key, old = await keys.create("n", ["chat"])
+    _, new = await keys.rotate(key.id, 3600)
+    await keys.revoke(key.id)
+    for secret in (old, new):
+        with pytest.raises(Unauthorized):
+            await Keys(db).verify(secret)
+    with pytest.raises(InvalidRequest):
+        await keys.rotate(key.id, 3600)
+    with pytest.raises(NotFound):
+        await keys.rotate("key_x", 3600)
+
+
+async def test_last_use_is_written_when_it_is_asked_for_and_never_goes_back(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now)
+    keys, elsewhere = Keys(db), Keys(db)
+    _, secret = await keys.create("n", ["chat"])
+    await keys.verify(secret)
+    assert [one.last_used_at for one in await keys.all()] == [None]
+    now += 5
+    await elsewhere.verify(secret)
+    await elsewhere.write_uses()
+    await keys.write_uses()
+    assert [one.last_used_at for one in await keys.all()] == [now]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"owner": ""},
+        {"owner": "a\nb"},
+        {"labels": {"": "x"}},
+        {"labels": {"x": "v" * 257}},
+        {"labels": {str(i): "x" for i in range(17)}},
+        {"expires_at": 1.0},
+    ],
+)
+async def test_what_a_key_cannot_have_is_refused(db: Database, more: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        await Keys(db).create("n", ["chat"], **more)
+    assert await Keys(db).all() == []
+
+
+async def test_keys_and_streams_of_the_version_before_are_known_as_tests(url: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    db = Database(url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    config.attributes["engine"] = db._engine  # noqa: SLF001  # as it migrates itself
+    command.upgrade(config, "0006")
+
+    def fill(connection: Connection) -> None:
+        for kind in ("test", "live"):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO keys (id, name, digest, hint, scopes, created_at) "
+                    f"VALUES ('{kind}', 'n', :digest, 'ms_{kind}_abcd…wxyz', 'chat', 1)"
+                ),
+                {"digest": kind.encode()},
+            )
+            connection.execute(
+                sa.text(
+                    "INSERT INTO streams (id, owner_id, key_id, model, provider, status, prompt_tokens, "
+                    "completion_tokens, cached_tokens, reasoning_tokens, usage_source, created_at) "
+                    f"VALUES ('{kind}', '{kind}', '{kind}', 'm', 'p', 'completed', 1, 1, 0, 0, 'counted', 1)"
+                )
+            )
+
+    db.run(fill)
+    db.migrate()
+    assert {key.id: key.test for key in await Keys(db).all()} == {"test": True, "live": False}
+    (live,), (test,) = await Ledger(db).totals(), await Ledger(db).totals(test=True)
+    assert (live.group, test.group) == ("live", "test")
+    db.close()
+
+
+async def test_usage_of_test_keys_is_in_no_other_sums(db: Database) -> None:
+    ledger = Ledger(db)
+    await Meter(ledger).record("k", 5)
+    await Meter(ledger).record("k", 7, test=True)
+    (billed,), (test,) = await ledger.totals(), await ledger.totals(test=True)
+    assert (billed.completion_tokens, test.completion_tokens) == (5, 7)
 
 
 @pytest.mark.parametrize(

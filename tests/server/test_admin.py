@@ -1,9 +1,22 @@
+import time
+
+import pytest
+
 from application import Run
-from asgi import delete, get, post
+from asgi import delete, get, patch, post
 from millstream.events import TextDelta
-from millstream.providers import Finish
+from millstream.providers import Finish, Provider
 from millstream.providers.scripted import ScriptedProvider
+from millstream.settings import ModelSettings
 from millstream.usage import Usage
+
+
+class Wrapped:
+    """A provider of which nobody knows what it is."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.stream, self.models, self.close = provider.stream, provider.models, provider.close
+
 
 USAGE = Usage(9, 2, "provider_final")
 PROVIDERS = {"s": ScriptedProvider({"m": [TextDelta("Hello"), Finish("stop", USAGE)]})}
@@ -40,6 +53,70 @@ async def test_keys_need_the_scope_admin(run: Run) -> None:
         for bad in ({"name": ""}, {"name": "n", "scopes": ["root"]}, {"name": "n", "x": 1}, b"{"):
             async with post(app.app, "/v1/keys", bad, app.admin) as call:
                 assert (await call.finished()).status in (400, 422)
+
+
+async def test_a_key_is_rotated_and_changed_over_http(run: Run) -> None:
+    async with run(PROVIDERS) as app:
+        body = {"name": "n", "owner": "acme", "labels": {"team": "search"}}
+        async with post(app.app, "/v1/keys", body, app.admin) as call:
+            made = (await call.finished()).json
+        assert (made["owner"], made["labels"], made["test"]) == ("acme", {"team": "search"}, False)
+        path = f"/v1/keys/{made['id']}"
+        async with post(app.app, f"{path}/rotate", {"overlap_seconds": 60}, app.admin) as call:
+            rotated = (await call.finished()).json
+            assert (call.status, rotated["id"]) == (200, made["id"])
+        for key in (made["key"], rotated["key"]):
+            async with post(app.app, "/v1/chat", BODY, key) as call:
+                assert (await call.finished()).status == 200
+        async with post(app.app, f"{path}/rotate", {"overlap_seconds": 0}, app.admin) as call:
+            newest = (await call.finished()).json["key"]
+        for key, status in ((made["key"], 401), (rotated["key"], 401), (newest, 200)):
+            async with post(app.app, "/v1/chat", BODY, key) as call:
+                assert (await call.finished()).status == status
+        async with patch(app.app, path, {"labels": {}, "expires_at": 1}, app.admin) as call:
+            changed = (await call.finished()).json
+            assert (changed["name"], changed["labels"], changed["expires_at"]) == ("n", {}, 1)
+        async with post(app.app, "/v1/chat", BODY, newest) as call:
+            assert (await call.finished()).status == 401
+        for bad in ({"owner": "emca"}, {"x": 1}, {"name": None}, {"name": ""}):
+            async with patch(app.app, path, bad, app.admin) as call:
+                assert (await call.finished()).status == 422
+        async with patch(app.app, "/v1/keys/key_x", {"name": "x"}, app.admin) as call:
+            assert (await call.finished()).status == 404
+        for exchange in (patch(app.app, path, {}, app.key), post(app.app, f"{path}/rotate", {}, app.key)):
+            async with exchange as call:
+                assert (await call.finished()).status == 403
+
+
+async def test_last_use_is_listed_once_it_is_written(run: Run) -> None:
+    async with run(PROVIDERS) as app:
+        async with post(app.app, "/v1/chat", BODY, app.key) as call:
+            await call.finished()
+        await app.millstream.keys.write_uses()
+        async with get(app.app, "/v1/keys", app.admin) as call:
+            listed = {key["id"]: key for key in (await call.finished()).json["data"]}
+        assert listed[app.key_id]["last_used_at"] == pytest.approx(time.time(), abs=60)
+
+
+async def test_a_test_key_reaches_only_what_costs_nothing_and_is_not_billed(run: Run) -> None:
+    paid = Wrapped(ScriptedProvider({"gpt": [TextDelta("Hello"), Finish("stop", USAGE)]}))
+    providers: dict[str, Provider] = {"paid": paid, **PROVIDERS}
+    routed = {"mixed": ModelSettings(deployments=("s/m",), fallbacks=("paid/gpt",))}
+    async with run(providers, models=routed) as app:
+        key, secret = await app.millstream.keys.create("n", ["chat"], test=True)
+        async with post(app.app, "/v1/tokens", {"user": "u"}, secret) as call:
+            token = (await call.finished()).json["token"]
+        for credential in (secret, token):
+            for model, status in (("m", 200), ("gpt", 403), ("paid/gpt", 403), ("mixed", 403)):
+                async with post(app.app, "/v1/chat", {**BODY, "model": model}, credential) as call:
+                    assert (await call.finished()).status == status, model
+        assert [row["is_test"] for row in await app.receipts()] == [True, True]
+        for path, seen in (("/v1/usage", 0), ("/v1/usage?test=true", 2)):
+            async with get(app.app, path, app.admin) as call:
+                assert sum(one["streams"] for one in (await call.finished()).json["data"]) == seen
+        async with get(app.app, "/v1/usage", secret) as call:
+            (own,) = (await call.finished()).json["data"]
+            assert (own["group"], own["streams"]) == (key.id, 2)
 
 
 async def test_usage_is_ones_own_or_with_the_scope_everybodys(run: Run) -> None:

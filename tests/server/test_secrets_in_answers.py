@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-from asgi import Exchange, delete, get, post
+from asgi import Exchange, delete, get, patch, post
 from millstream import Millstream, Settings, create_app
 from millstream.dialects.responses import response_id
 from millstream.events import TextDelta
@@ -22,7 +22,7 @@ PROVIDERS = {"s": ScriptedProvider({"m": [TextDelta("Hello"), END]})}
 
 @pytest.mark.parametrize("whose", ["ours", "somebody else's"])
 async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose: str) -> None:
-    millstream = Millstream(Settings(data_dir=tmp_path), providers=PROVIDERS)
+    millstream = Millstream(Settings(data_dir=tmp_path, max_lag_seconds=3600), providers=PROVIDERS)
     if whose == "ours":
         app = create_app(millstream)
     else:
@@ -31,6 +31,7 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
     async with millstream.lifespan(app):
         _, key = await millstream.keys.create("n", ["chat", "usage", "admin"])
         made, _ = await millstream.keys.create("other", ["chat"])
+        rotated, _ = await millstream.keys.create("rotated", ["chat"])
         async with post(app, "/v1/streams", BODY, key) as call:
             started = (await call.finished()).json
         await millstream.streams.idle()
@@ -60,6 +61,8 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
             ("post", "/v1/streams/{stream_id}/cancel"): (post(app, f"{stream}/cancel", b"", key), 200),
             ("post", "/v1/keys"): (post(app, "/v1/keys", {"name": "n"}, key), 201),
             ("get", "/v1/keys"): (get(app, "/v1/keys", key), 200),
+            ("patch", "/v1/keys/{key_id}"): (patch(app, f"/v1/keys/{made.id}", {"name": "m"}, key), 200),
+            ("post", "/v1/keys/{key_id}/rotate"): (post(app, f"/v1/keys/{rotated.id}/rotate", {}, key), 200),
             ("delete", "/v1/keys/{key_id}"): (delete(app, f"/v1/keys/{made.id}", key), 200),
             ("post", "/v1/tokens"): (post(app, "/v1/tokens", {}, key), 201),
             ("get", "/v1/usage"): (get(app, "/v1/usage", key), 200),

@@ -150,9 +150,14 @@ class Ledger:
         since: float | None = None,
         until: float | None = None,
         key_id: str | None = None,
+        test: bool = False,
     ) -> list[Total]:
-        """Sums of settled and running streams that were created in [since, until)."""
-        return await self._db.report(lambda connection: reports.totals(connection, by, since, until, key_id))
+        """Sums of settled and running streams that were created in [since, until): those of test keys, or all
+        others.
+        """
+        return await self._db.report(
+            lambda connection: reports.totals(connection, by, since, until, key_id, test)
+        )
 
     def crash(self) -> None:
         """Writes nothing from now on, as if the worker had been killed. For tests of what others do then."""

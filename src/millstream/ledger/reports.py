@@ -31,8 +31,11 @@ def totals(
     since: float | None = None,
     until: float | None = None,
     key_id: str | None = None,
+    test: bool = False,
 ) -> list[Total]:
-    """Sums of settled and running streams that were created in [since, until)."""
+    """Sums of settled and running streams that were created in [since, until): those of test keys, or all
+    others.
+    """
     column: sa.ColumnElement[Any]
     if by == "day":
         days = streams.c.created_at / 86400
@@ -49,6 +52,7 @@ def totals(
         (sa.func.count() - sa.func.count(streams.c.cost_picodollars)).label("unpriced"),
     )
     conditions: Sequence[sa.ColumnElement[bool]] = [
+        streams.c.is_test == sa.literal(test),
         *([streams.c.created_at >= since] if since is not None else []),
         *([streams.c.created_at < until] if until is not None else []),
         *([streams.c.key_id == key_id] if key_id is not None else []),

@@ -42,7 +42,9 @@ class Claim(Struct, frozen=True):
 
 
 class Opening(Struct, frozen=True):
-    """A stream that is about to call a provider. ``max_open`` is how many of its token may be open."""
+    """A stream that is about to call a provider. ``max_open`` is how many of its token may be open. One of a
+    ``test`` key is not billed.
+    """
 
     stream_id: str
     owner_id: str
@@ -55,6 +57,7 @@ class Opening(Struct, frozen=True):
     max_open: int | None = None
     claim: Claim | None = None
     thread_id: str | None = None
+    test: bool = False
 
 
 class Attempt(Struct, frozen=True, omit_defaults=True):
@@ -126,6 +129,7 @@ class Receipt(Struct, frozen=True):
     owner_id: str
     key_id: str
     user: str | None
+    test: bool  # of a test key, and not billed
     model: str
     provider: str
     status: Status
@@ -162,6 +166,7 @@ def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
         "key_id": opening.key_id,
         "token_id": opening.token_id,
         "user": opening.user,
+        "is_test": opening.test,
         "model": opening.model,
         "provider": opening.provider,
         "status": "running",
@@ -246,6 +251,7 @@ def to_receipt(row: RowMapping) -> Receipt:
     return Receipt(
         **values,
         stream_id=row["id"],
+        test=row["is_test"],
         cost_usd=_dollars(row["cost_picodollars"]),
         provider_usage=None if usage is None else msgspec.json.decode(usage),
         provider_cost_usd=_dollars(row["provider_cost_picodollars"]),

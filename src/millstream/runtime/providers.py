@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from millstream.catalog import LLMService, Routing
 from millstream.errors import ConfigurationError, safe_traceback
 from millstream.listings import ProviderEntry
@@ -25,6 +27,9 @@ from millstream.providers.upstream import Upstream
 from millstream.settings import PLUGINS, ModelSettings, ProviderSettings, Settings
 
 log = logging.getLogger("millstream.providers")
+
+# What test keys may ask: it costs nothing.
+_FOR_TESTS = (ScriptedProvider, LocalProvider, ChaosProvider, ReplayProvider)
 
 
 def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService:
@@ -52,6 +57,10 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
     if settings.chaos if settings.chaos is not None else _demo_is_wanted(settings):
         entries.setdefault(chaos.NAME, ProviderEntry(ChaosProvider(_clocks(settings))))
     entries.setdefault(replay.NAME, ProviderEntry(ReplayProvider(settings.resolved_recordings_dir)))
+    entries = {
+        name: replace(entry, is_for_tests=isinstance(entry.provider, _FOR_TESTS))
+        for name, entry in entries.items()
+    }
     prices = {
         name: FlatPrice(price.input, price.output, price.cached_input, price.cache_write)
         for name, price in settings.prices.items()

@@ -141,7 +141,11 @@ class Streams:
         """
         self._admit()
         ask = _within_limits(principal, ask, self._service.default_model)
-        routed = Routed(await self._service.resolve(ask.prompt.model), ask.prompt)
+        model = await self._service.resolve(ask.prompt.model)
+        if principal.test and not model.is_for_tests:
+            free = "what costs nothing (scripted, local, chaos and replay)"
+            raise Forbidden(f"a test key reaches only {free}, not '{model.name}'")
+        routed = Routed(model, ask.prompt)
         self._admit()  # again: that may have taken a while
         stream_id = f"str_{secrets.token_urlsafe(16)}"
         choices = ask.prompt.choices
@@ -161,6 +165,7 @@ class Streams:
             max_open=None if token is None else token.max_streams,
             claim=None if idempotency_key is None else Claim(idempotency_key, _digest(ask)),
             thread_id=ask.thread_id,
+            test=principal.test,
         )
         try:
             await self._journal.create(info)

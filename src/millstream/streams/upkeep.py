@@ -1,7 +1,8 @@
 """Upkeep: what happens to streams by the clock.
 
-Running streams are checkpointed, and stopped when their key is revoked. This worker's beat is raised. Streams
-whose worker is gone, and streams that could not be ended while the journal was away, are ended here.
+Running streams are checkpointed, and stopped when their key is revoked or expires. This worker's beat is
+raised. Streams whose worker is gone, and streams that could not be ended while the journal was away, are
+ended here. When keys were last used is written.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 
 from millstream.auth import Keys
+from millstream.database import DatabaseAway
 from millstream.errors import Interrupted, MillstreamError, StreamGone, Unauthorized, safe_traceback
 from millstream.events import StreamFailed, Terminal
 from millstream.journals import Journal
@@ -23,7 +25,8 @@ log = logging.getLogger("millstream.streams")
 CHECKPOINT_SECONDS = 1.0
 BEAT_SECONDS = 2.0
 SWEEP_SECONDS = 3.0
-_REVOKED_SECONDS = 2.0
+_REFUSED_SECONDS = 2.0
+_USES_SECONDS = 60.0
 REPAIR_SECONDS = 5.0
 _MAX_POSTPONED = 10_000
 
@@ -60,7 +63,8 @@ class Upkeep:
             self._end_settled: REPAIR_SECONDS,
             self._checkpoint: CHECKPOINT_SECONDS,
             self._expire: CHECKPOINT_SECONDS,
-            self._stop_revoked: _REVOKED_SECONDS,
+            self._stop_refused: _REFUSED_SECONDS,
+            self._keys.write_uses: _USES_SECONDS,
         }
         self._tasks = [asyncio.create_task(_every(seconds, job)) for job, seconds in jobs.items()]
         return self
@@ -69,6 +73,8 @@ class Upkeep:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(DatabaseAway):
+            await self._keys.write_uses()
 
     # -- streams of this worker -------------------------------------------------------------
 
@@ -81,10 +87,10 @@ class Upkeep:
                 log.error("stream %s: %s", producer.info.stream_id, safe_traceback(error))
             await asyncio.sleep(0)  # counting takes time, and events come in between
 
-    async def _stop_revoked(self) -> None:
-        revoked = await self._keys.revoked_among({p.key_id for p in self._running.values()})
+    async def _stop_refused(self) -> None:
+        refused = await self._keys.refused_among({p.key_id for p in self._running.values()})
         for producer in list(self._running.values()):
-            if producer.key_id in revoked:
+            if producer.key_id in refused:
                 producer.cancel(Unauthorized())
 
     async def _expire(self) -> None:

@@ -26,10 +26,18 @@ async def usage(
     by: Group = "key",
     since: Annotated[float | None, Query(description="Unix seconds, inclusive")] = None,
     until: Annotated[float | None, Query(description="Unix seconds, exclusive")] = None,
+    test: Annotated[
+        bool | None,
+        Query(description="those of test keys; by default not, but for a test key that asks for its own"),
+    ] = None,
 ) -> dict[str, Any]:
     """Totals: of all keys with the scope ``usage`` or ``admin``, else of the caller's own."""
     sees_all = caller.may(["usage"]) or caller.may(["admin"])
     totals = await get_runtime(request).meter.totals(
-        by, since=since, until=until, key_id=None if sees_all else caller.id
+        by,
+        since=since,
+        until=until,
+        key_id=None if sees_all else caller.id,
+        test=caller.test and not sees_all if test is None else test,
     )
     return {"by": by, "data": msgspec.to_builtins(totals)}

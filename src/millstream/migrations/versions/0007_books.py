@@ -1,0 +1,30 @@
+"""What billing needs. Keys have owners, labels and an end, and their secrets are replaced with an overlap;
+the streams of test keys are marked.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("keys") as keys:
+        keys.add_column(sa.Column("expires_at", sa.Float))
+        keys.add_column(sa.Column("last_used_at", sa.Float))
+        keys.add_column(sa.Column("owner", sa.String(128)))
+        keys.add_column(sa.Column("labels", sa.Text))
+        keys.add_column(sa.Column("is_test", sa.Boolean, nullable=False, server_default=sa.false()))
+    op.execute(sa.text("UPDATE keys SET is_test = true WHERE hint LIKE 'ms!_test!_%' ESCAPE '!'"))
+    op.create_table(
+        "old_digests",
+        sa.Column("digest", sa.LargeBinary(32), primary_key=True),
+        sa.Column("key_id", sa.String(32), nullable=False, index=True),
+        sa.Column("good_until", sa.Float, nullable=False),
+    )
+    with op.batch_alter_table("streams") as streams:
+        streams.add_column(sa.Column("is_test", sa.Boolean, nullable=False, server_default=sa.false()))
+    op.execute(
+        sa.text("UPDATE streams SET is_test = true WHERE key_id IN (SELECT id FROM keys WHERE is_test)")
+    )
