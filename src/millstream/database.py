@@ -97,6 +97,7 @@ streams = sa.Table(
     # With a default, so that workers of the version before a new kind can go on in one database.
     *(sa.Column(kind, sa.BigInteger, nullable=False, server_default="0") for kind in TOKEN_KINDS),
     sa.Column("usage_source", sa.String(24), nullable=False),
+    sa.Column("tokenizer", sa.String(32)),  # the vocabulary that we counted with, where we did
     sa.Column("cost_picodollars", sa.BigInteger),  # null where no price is known
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("first_event_at", sa.Float),

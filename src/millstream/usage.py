@@ -18,11 +18,13 @@ PICODOLLARS = Decimal(10**12)  # a dollar
 
 class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
     """Tokens of one answer, in OpenAI's meaning: the prompt count includes those that were read from a cache
-    and those that were written to one, the completion count includes hidden reasoning.
+    and those that were written to one, the completion count includes hidden reasoning. Tokens of sound and of
+    pictures are in the counts of their side too.
 
     ``source`` says where the numbers come from: ``provider_final`` the provider's last word;
     ``provider_partial`` its running count when the stream was cut; ``counted`` our tokenizer over the
-    text that was received; ``checkpoint`` our last count before the worker died.
+    text that was received; ``checkpoint`` our last count before the worker died. Where we have counted,
+    ``tokenizer`` is the vocabulary that we did it with.
     """
 
     prompt_tokens: int
@@ -31,10 +33,27 @@ class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     cache_write_tokens: int = 0
+    prompt_audio_tokens: int = 0
+    prompt_image_tokens: int = 0
+    completion_audio_tokens: int = 0
+    completion_image_tokens: int = 0
+    tokenizer: str | None = None
 
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    def with_media(self, prompt: tuple[int, int], completion: tuple[int, int]) -> "Usage":
+        """With tokens of (sound, pictures) on each side, together no more than there are."""
+        prompt_audio = min(prompt[0], self.prompt_tokens)
+        completion_audio = min(completion[0], self.completion_tokens)
+        return msgspec.structs.replace(
+            self,
+            prompt_audio_tokens=prompt_audio,
+            prompt_image_tokens=min(prompt[1], self.prompt_tokens - prompt_audio),
+            completion_audio_tokens=completion_audio,
+            completion_image_tokens=min(completion[1], self.completion_tokens - completion_audio),
+        )
 
     def sourced(self, source: UsageSource) -> "Usage":
         """The same numbers from another source."""

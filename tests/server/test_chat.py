@@ -227,7 +227,7 @@ async def test_leaving_closes_the_provider_and_settles(run: Run, path: str, mome
                 await closed.wait()
         (row,) = await app.receipts()
         assert (row["status"], row["finish_reason"]) == ("cancelled", "cancelled")
-        assert row["usage_source"] == "counted"
+        assert (row["usage_source"], row["tokenizer"]) == ("counted", "o200k_base")
         assert row["completion_tokens"] == (2 if moment == "in silence" else 0)
         assert row["prompt_tokens"] > 0
 

@@ -25,7 +25,7 @@ from millstream.usage import (
 
 Status: TypeAlias = Literal["running", "completed", "cancelled", "failed", "interrupted"]
 
-USAGE_COLUMNS = (*TOKEN_KINDS, "usage_source", "cost_picodollars")
+USAGE_COLUMNS = (*TOKEN_KINDS, "usage_source", "tokenizer", "cost_picodollars")
 REPORTED_COLUMNS = (
     "provider_finish_reason",
     "provider_usage",
@@ -140,7 +140,12 @@ class Receipt(Struct, frozen=True):
     cached_tokens: int
     reasoning_tokens: int
     cache_write_tokens: int
+    prompt_audio_tokens: int
+    prompt_image_tokens: int
+    completion_audio_tokens: int
+    completion_image_tokens: int
     usage_source: UsageSource
+    tokenizer: str | None  # that we counted with, where the source is no provider
     cost_usd: str | None
     created_at: float
     first_event_at: float | None
@@ -155,7 +160,7 @@ class Receipt(Struct, frozen=True):
     @property
     def bill(self) -> Bill:
         counts = {kind: getattr(self, kind) for kind in TOKEN_KINDS}
-        return Bill(Usage(source=self.usage_source, **counts), self.cost_usd)
+        return Bill(Usage(source=self.usage_source, tokenizer=self.tokenizer, **counts), self.cost_usd)
 
 
 def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
@@ -204,6 +209,7 @@ def usage_values(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
     return {
         **{kind: getattr(usage, kind) for kind in TOKEN_KINDS},
         "usage_source": usage.source,
+        "tokenizer": usage.tokenizer,
         "cost_picodollars": _picodollars(cost),
     }
 
@@ -238,7 +244,8 @@ def _dollars(picodollars: int | None) -> str | None:
 
 
 def to_orphan(row: RowMapping) -> Orphan:
-    usage = Usage(source=row["usage_source"], **{kind: row[kind] for kind in TOKEN_KINDS})
+    counts = {kind: row[kind] for kind in TOKEN_KINDS}
+    usage = Usage(source=row["usage_source"], tokenizer=row["tokenizer"], **counts)
     picodollars = row["cost_picodollars"]
     return Orphan(row["id"], Bill.of(usage, None if picodollars is None else from_picodollars(picodollars)))
 

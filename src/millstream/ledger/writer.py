@@ -29,7 +29,8 @@ _GATHER_SECONDS = 0.02
 _REFUSED = (TooManyStreams, sa.exc.IntegrityError)
 
 _ENDED = (
-    *("finish_reason", "error_code", "cost_picodollars", "first_event_at", "ended_at", "corrected_at"),
+    *("finish_reason", "error_code", "tokenizer", "cost_picodollars"),
+    *("first_event_at", "ended_at", "corrected_at"),
     *REPORTED_COLUMNS,
 )
 _RUNNING = sa.update(streams).where(

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from millstream.usage import TOKEN_KINDS
+
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
 
 _TEXT = {"type": "string"}
@@ -99,9 +101,9 @@ def listed(item: Mapping[str, Any]) -> dict[str, Any]:
 _USAGE = {
     "type": "object",
     "properties": {
-        **{f"{kind}_tokens": {"type": "integer"} for kind in ("prompt", "completion", "total", "cached")},
-        "reasoning_tokens": {"type": "integer"},
+        **{kind: {"type": "integer"} for kind in ("total_tokens", *TOKEN_KINDS)},
         "source": _TEXT,
+        "tokenizer": _TEXT,
         "cost_usd": {"type": ["string", "null"]},
     },
 }

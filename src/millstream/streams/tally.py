@@ -77,8 +77,9 @@ class Tally:
                 completion_tokens=completion,
                 reasoning_tokens=min(running.reasoning_tokens, completion),
                 source="counted",
+                tokenizer=self._encoding,
             )
-        return Usage(prompt, completion, "counted")
+        return Usage(prompt, completion, "counted", tokenizer=self._encoding)
 
     async def _with_prompt(self, usage: Usage) -> Usage:
         """``usage`` of a provider that counts no prompt, with ours: the weaker source names the whole."""
@@ -87,7 +88,9 @@ class Tally:
         except Exception as error:  # as above
             log.error("stream %s cannot be counted: %s", self._stream_id, safe_traceback(error))
             return usage
-        return msgspec.structs.replace(usage, prompt_tokens=prompt, source="counted")
+        return msgspec.structs.replace(
+            usage, prompt_tokens=prompt, source="counted", tokenizer=self._encoding
+        )
 
     async def _prompt(self, tokenizer: tokens.Tokenizer) -> int:
         if self._prompt_tokens is None:

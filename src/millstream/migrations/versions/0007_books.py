@@ -1,5 +1,6 @@
 """What billing needs. Keys have owners, labels and an end, and their secrets are replaced with an overlap;
-the streams of test keys are marked.
+the streams of test keys are marked. Tokens of sound and of pictures are counted apart, and a count of ours
+says with which vocabulary.
 """
 
 import sqlalchemy as sa
@@ -25,6 +26,11 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("streams") as streams:
         streams.add_column(sa.Column("is_test", sa.Boolean, nullable=False, server_default=sa.false()))
+        for side in ("prompt", "completion"):
+            for kind in ("audio", "image"):
+                name = f"{side}_{kind}_tokens"
+                streams.add_column(sa.Column(name, sa.BigInteger, nullable=False, server_default="0"))
+        streams.add_column(sa.Column("tokenizer", sa.String(32)))
     op.execute(
         sa.text("UPDATE streams SET is_test = true WHERE key_id IN (SELECT id FROM keys WHERE is_test)")
     )
