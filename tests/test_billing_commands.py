@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,9 @@ from millstream.auth import Keys
 from millstream.cli import app
 from millstream.database import Database
 from millstream.errors import Unauthorized
+from millstream.ledger import Ledger
+from millstream.meter import Meter
+from millstream.usage import Usage
 
 
 def millstream(*arguments: str, code: int = 0) -> str:
@@ -49,6 +54,42 @@ def test_a_key_is_made_changed_and_rotated() -> None:
     listed = millstream("keys", "list")
     assert "acme" in listed
     assert "plan=free" in listed
+
+
+def record(*rows: dict[str, Any]) -> None:
+    """Rows in the ledger of the data folder."""
+    db = Database("sqlite:///millstream-data/millstream.db")
+    try:
+        db.migrate()
+
+        async def write() -> None:
+            for row in rows:
+                await Meter(Ledger(db)).record("k", Usage(10, 5, "provider_final"), **row)
+
+        asyncio.run(write())
+    finally:
+        db.close()
+
+
+def test_models_in_use_without_a_price_are_listed_until_they_have_one(tmp_path: Path) -> None:
+    record(
+        {"model": "mine", "provider": "cluster"},
+        {"model": "mine", "provider": "cluster"},
+        {"model": "priced", "provider": "cluster", "cost_usd": Decimal(1)},
+        {"model": "of-a-test", "provider": "cluster", "test": True},
+    )
+    (found,) = json.loads(millstream("prices", "check", "--json", code=1))
+    assert (found["provider"], found["model"], found["streams"], found["tokens"]) == (
+        "cluster",
+        "mine",
+        2,
+        30,
+    )
+    assert "mine" in millstream("prices", "check", code=1)
+    (tmp_path / "millstream.toml").write_text("[prices.mine]\nmarkup = 2\n")
+    millstream("prices", "check", code=1)  # of a cost that nobody knows
+    (tmp_path / "millstream.toml").write_text('[prices."cluster/mine"]\ninput = 1\noutput = 2\n')
+    assert millstream("prices", "check") == ""
 
 
 @pytest.mark.parametrize(

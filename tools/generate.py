@@ -43,6 +43,8 @@ def command_line() -> str:
         ["keys", "revoke"],
         ["secret"],
         ["secret", "rotate"],
+        ["prices"],
+        ["prices", "check"],
         ["usage"],
     ]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
@@ -67,6 +69,7 @@ def settings_reference() -> str:
         PriceSettings,
         ProviderSettings,
         QuirkSettings,
+        RateSettings,
         Settings,
     )
 
@@ -97,7 +100,11 @@ def settings_reference() -> str:
         "([several deployments](../guides/routing.md)):\n\n"
         + table(ModelSettings, str)
         + '\n\n## Prices\n\nSections `[prices."<model>"]`, in US dollars per million tokens; they win '
-        "over the list prices that ship with Millstream:\n\n" + table(PriceSettings, str) + "\n"
+        "over the list prices that ship with Millstream ([billing](../guides/billing.md)):\n\n"
+        + table(PriceSettings, str)
+        + "\n\nWhat is `charged`, and a tier, has these:\n\n"
+        + table(RateSettings, str)
+        + "\n"
     )
 
 

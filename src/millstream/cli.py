@@ -1,4 +1,4 @@
-"""The command line: serve · chat · record · keys · secret · usage."""
+"""The command line: serve · chat · record · keys · secret · prices · usage."""
 
 import asyncio
 import json
@@ -40,6 +40,9 @@ secret_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(secret_app, name="secret")
+
+prices_app = typer.Typer(help="What models cost, and what is charged for them.", no_args_is_help=True)
+app.add_typer(prices_app, name="prices")
 
 DataDir = Annotated[
     Path | None,
@@ -366,6 +369,41 @@ def secret_rotate(
         print(f"a new secret signs; what was signed before it is believed until {_date(believed_until)} UTC")
 
 
+@prices_app.callback()
+def _prices() -> None:
+    """As with `secret`."""
+
+
+@prices_app.command("check")
+def prices_check(
+    since: Annotated[str, typer.Option(help="A date (2026-01-31, UTC) or an age (24h, 30d).")] = "30d",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List the models in use that have no price; the exit code is 1 if there is one.
+
+    Looks at the streams of the ledger that have no price, and whether they would have one now. What
+    test keys have used is left out. A price is a section [prices."MODEL"] of millstream.toml.
+    """
+    from millstream.runtime.price_check import unpriced
+    from millstream.settings import Settings
+
+    settings = Settings.load(**({} if data_dir is None else {"data_dir": data_dir}))
+    found = _with_database(data_dir, lambda db: unpriced(settings, db, _moment(since), time.time()))
+    if as_json:
+        _print_json(msgspec.to_builtins(found))
+    elif found:
+        table = Table("provider", "model", "its name there", box=None)
+        for column in ("streams", "tokens"):
+            table.add_column(column, justify="right")
+        for one in found:
+            names = (one.provider, one.model, one.upstream_model or "")
+            table.add_row(*map(escape, names), f"{one.streams:,}", f"{one.tokens:,}")
+        _print_table(table)
+    if found:
+        raise typer.Exit(1)
+
+
 @app.command()
 def usage(
     by: Annotated[Group, typer.Option(help="What to add up by.")] = "key",
@@ -391,7 +429,7 @@ def usage(
         _print_json(msgspec.to_builtins(totals))
         return
     table = Table(by, box=None)
-    for column in ("streams", "prompt tokens", "completion tokens", "cost USD", "unpriced"):
+    for column in ("streams", "prompt tokens", "completion tokens", "cost USD", "price USD", "unpriced"):
         table.add_column(column, justify="right")
     for total in totals:
         table.add_row(
@@ -400,6 +438,7 @@ def usage(
             f"{total.prompt_tokens:,}",
             f"{total.completion_tokens:,}",
             total.cost_usd,
+            total.price_usd,
             f"{total.unpriced:,}" if total.unpriced else "",
         )
     _print_table(table)

@@ -90,7 +90,8 @@ streams = sa.Table(
     sa.Column("user", sa.String(256)),
     sa.Column("is_test", sa.Boolean, nullable=False, server_default=sa.false()),  # of a test key: not billed
     sa.Column("model", sa.String(256), nullable=False),
-    sa.Column("provider", sa.String(64), nullable=False),  # who was asked first
+    sa.Column("provider", sa.String(64), nullable=False),  # who answers, or was asked last
+    sa.Column("upstream_model", sa.String(256)),  # by its provider's name
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("finish_reason", sa.String(24)),
     sa.Column("error_code", sa.String(32)),
@@ -98,7 +99,10 @@ streams = sa.Table(
     *(sa.Column(kind, sa.BigInteger, nullable=False, server_default="0") for kind in TOKEN_KINDS),
     sa.Column("usage_source", sa.String(24), nullable=False),
     sa.Column("tokenizer", sa.String(32)),  # the vocabulary that we counted with, where we did
-    sa.Column("cost_picodollars", sa.BigInteger),  # null where no price is known
+    # What it costs, and what is charged for it; null where that is not known. By which prices, as JSON.
+    sa.Column("cost_picodollars", sa.BigInteger),
+    sa.Column("price_picodollars", sa.BigInteger),
+    sa.Column("unit_prices", sa.Text),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("first_event_at", sa.Float),
     sa.Column("ended_at", sa.Float),

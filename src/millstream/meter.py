@@ -7,7 +7,7 @@ from decimal import Decimal
 from millstream.ledger import Ledger
 from millstream.ledger.reports import Total
 from millstream.ledger.rows import Opening, Settlement
-from millstream.usage import Group, Usage
+from millstream.usage import Charge, Group, Usage
 
 
 class Meter:
@@ -25,6 +25,7 @@ class Meter:
         provider: str = "",
         user: str | None = None,
         cost_usd: Decimal | None = None,
+        price_usd: Decimal | None = None,
         record_id: str | None = None,
         test: bool = False,
     ) -> str:
@@ -32,15 +33,17 @@ class Meter:
 
         A plain number is a count of completion tokens. Give a ``record_id`` of your own (up to 64
         characters) where a retry must not count twice: a second row of the same id raises
-        ``sqlalchemy.exc.IntegrityError``. Without ``cost_usd`` the row counts as unpriced. ``test``
+        ``sqlalchemy.exc.IntegrityError``. ``price_usd`` is what is charged, if
+        that is not what it costs; without either the row counts as unpriced. ``test``
         usage is kept apart from what is billed.
         """
         if isinstance(usage, int):
             usage = Usage(0, usage, "counted")
         now = time.time()
+        charge = Charge(cost_usd, cost_usd if price_usd is None else price_usd)
         stream_id = record_id or f"rec_{secrets.token_urlsafe(16)}"
         await self._ledger.record(
-            Settlement(stream_id, "completed", None, None, usage, cost_usd, None, now),
+            Settlement(stream_id, "completed", None, None, usage, charge, None, now, provider, model),
             Opening(stream_id, key_id, key_id, model, provider, now, user, test=test),
         )
         return stream_id

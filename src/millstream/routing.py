@@ -17,7 +17,7 @@ from msgspec import Struct
 from millstream.errors import ProviderError, RequestRefused, UpstreamRateLimited
 from millstream.events import AnswerStart
 from millstream.ledger.rows import Attempt
-from millstream.prices import Price
+from millstream.prices import Tariff
 from millstream.prompt import Prompt
 from millstream.providers import Produced, Provider, UsageReport
 from millstream.usage import Usage
@@ -80,7 +80,7 @@ class Deployment(Struct, frozen=True, eq=False):
     upstream_name: str
     encoding: str
     circuit: Circuit
-    price: Price | None = None
+    tariff: Tariff | None = None
     stream_seconds: float | None = None
     weight: int = 1
     is_for_tests: bool = False

@@ -1,4 +1,4 @@
-"""Usage and money: the kinds of tokens that are counted, what they cost, and a bill of both.
+"""Usage and money: the kinds of tokens that are counted, what they cost, what is charged, and a bill of it.
 
 Each fact stands here once. The tables of the database, the statements of the ledger and the receipt take
 their columns from ``TOKEN_KINDS``.
@@ -8,7 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 UsageSource: TypeAlias = Literal["provider_final", "provider_partial", "counted", "checkpoint"]
 Group: TypeAlias = Literal["key", "model", "day", "user"]  # what usage is added up by
@@ -64,16 +64,41 @@ class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
 TOKEN_KINDS = tuple(name for name in Usage.__struct_fields__ if name.endswith("_tokens"))
 
 
-class Bill(Struct, frozen=True, gc=False):
-    """Usage with its price. ``cost_usd`` is a decimal string, or None where no price is known."""
+class Charge(Struct, frozen=True):
+    """What usage costs and what is charged for it, in US dollars; None where that is unknown.
+    ``unit_prices`` says how that was found, as JSON.
+    """
+
+    cost: Decimal | None = None
+    price: Decimal | None = None
+    unit_prices: str | None = None
+
+
+UNKNOWN = Charge()
+
+
+class Bill(Struct, frozen=True, gc=False, omit_defaults=True):
+    """Usage with its price. ``cost_usd`` is what it costs, a decimal string, or None where that is not known;
+    ``price_usd`` is what is charged for it, where that is another sum.
+    """
 
     usage: Usage
     cost_usd: str | None
+    price_usd: str | UnsetType | None = UNSET
 
     @classmethod
-    def of(cls, usage: Usage, cost: Decimal | None) -> "Bill":
-        """``cost`` in US dollars, rounded as the ledger keeps it."""
-        return cls(usage, None if cost is None else to_dollars(to_picodollars(cost)))
+    def of(cls, usage: Usage, charge: Charge) -> "Bill":
+        """Sums are rounded as the ledger keeps them."""
+        cost, price = (
+            None if dollars is None else to_dollars(to_picodollars(dollars))
+            for dollars in (charge.cost, charge.price)
+        )
+        return cls(usage, cost, UNSET if price == cost else price)
+
+    @property
+    def charged_usd(self) -> str | None:
+        """What whoever asked pays for it."""
+        return self.cost_usd if isinstance(self.price_usd, UnsetType) else self.price_usd
 
 
 def to_picodollars(cost: Decimal) -> int:

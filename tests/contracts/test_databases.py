@@ -31,7 +31,7 @@ from millstream.ledger.rows import Claim, Opening, Orphan, Settlement
 from millstream.meter import Meter
 from millstream.signing import SigningSecrets
 from millstream.tickets import Signer
-from millstream.usage import Bill, Group, Usage
+from millstream.usage import UNKNOWN, Bill, Charge, Group, Usage
 from services import postgres_server
 
 
@@ -83,9 +83,10 @@ def settlement(stream_id: str = "s", **more: Any) -> Settlement:
         "finish_reason": "stop",
         "error_code": None,
         "usage": Usage(10, 5, "provider_final", 2, 1),
-        "cost": Decimal("0.000142"),
+        "charge": Charge(Decimal("0.000142"), Decimal("0.000284"), '{"version":"v"}'),
         "first_event_at": time.time(),
         "ended_at": time.time(),
+        "provider": "p",
     }
     return Settlement(**{**values, **more})
 
@@ -342,8 +343,9 @@ async def test_keys_and_streams_of_the_version_before_are_known_as_tests(url: st
             connection.execute(
                 sa.text(
                     "INSERT INTO streams (id, owner_id, key_id, model, provider, status, prompt_tokens, "
-                    "completion_tokens, cached_tokens, reasoning_tokens, usage_source, created_at) "
-                    f"VALUES ('{kind}', '{kind}', '{kind}', 'm', 'p', 'completed', 1, 1, 0, 0, 'counted', 1)"
+                    "completion_tokens, cached_tokens, reasoning_tokens, usage_source, created_at, "
+                    f"cost_picodollars) VALUES ('{kind}', '{kind}', '{kind}', 'm', 'p', 'completed', 1, 1, 0, 0, "
+                    "'counted', 1, 7000000)"
                 )
             )
 
@@ -352,6 +354,7 @@ async def test_keys_and_streams_of_the_version_before_are_known_as_tests(url: st
     assert {key.id: key.test for key in await Keys(db).all()} == {"test": True, "live": False}
     (live,), (test,) = await Ledger(db).totals(), await Ledger(db).totals(test=True)
     assert (live.group, test.group) == ("live", "test")
+    assert live.price_usd == live.cost_usd == "0.000007"
     db.close()
 
 
@@ -407,7 +410,7 @@ async def test_a_row_settles_once(db: Database) -> None:
         await ledger.open(opening())
         await ledger.settle(settlement())
         await ledger.settle(settlement(usage=Usage(99, 99, "counted"), status="failed"))
-        ledger.checkpoint("s", Usage(77, 77, "checkpoint"), None)
+        ledger.checkpoint("s", Usage(77, 77, "checkpoint"), UNKNOWN)
     receipt = await Ledger(db).receipt("s")
     assert (receipt.status, receipt.prompt_tokens) == ("completed", 10)
 
@@ -417,7 +420,7 @@ async def test_many_streams_at_once_are_all_written(db: Database) -> None:
 
         async def one(i: int) -> None:
             await ledger.open(opening(f"s{i}"))
-            ledger.checkpoint(f"s{i}", Usage(1, 1, "checkpoint"), None)
+            ledger.checkpoint(f"s{i}", Usage(1, 1, "checkpoint"), UNKNOWN)
             await ledger.settle(settlement(f"s{i}"))
 
         await asyncio.gather(*(one(i) for i in range(300)))
@@ -443,7 +446,7 @@ async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(
         await dead.__aenter__()  # and never leaves
         await dead.open(opening("dead"))
         await alive.open(opening("alive"))
-        dead.checkpoint("dead", Usage(10, 3, "checkpoint"), Decimal("0.5"))
+        dead.checkpoint("dead", Usage(10, 3, "checkpoint"), Charge(Decimal("0.5"), Decimal(1), "{}"))
         await dead.open(opening("after"))
         assert await sweeper.leases.orphans() == []
         async with asyncio.timeout(5):
@@ -452,8 +455,8 @@ async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(
                 assert await sweeper.leases.beat()
         orphans = {orphan.stream_id: orphan for orphan in await sweeper.leases.orphans()}
         assert orphans == {
-            "dead": Orphan("dead", Bill(Usage(10, 3, "checkpoint"), "0.500000")),
-            "after": Orphan("after", Bill(Usage(0, 0, "checkpoint"), None)),
+            "dead": Orphan("dead", Bill(Usage(10, 3, "checkpoint"), "0.500000", "1.000000"), "p", None, "{}"),
+            "after": Orphan("after", Bill(Usage(0, 0, "checkpoint"), None), "p"),
         }
         await sweeper.settle_orphan(settlement("dead", status="interrupted"))
         await sweeper.settle_orphan(settlement("after", status="interrupted"))
@@ -587,7 +590,9 @@ async def test_totals_add_up_by_what_is_asked(db: Database, by: Group) -> None:
             [("a", "m", None, 0), ("a", "n", "u", 86_399.999), ("b", "m", "u", 86_400)]
         ):
             await ledger.open(opening(f"s{i}", key_id=key, model=model, user=user, created_at=day + at))
-            await ledger.settle(settlement(f"s{i}", cost=None if i == 2 else Decimal("0.1")))
+            await ledger.settle(
+                settlement(f"s{i}", charge=UNKNOWN if i == 2 else Charge(Decimal("0.1"), Decimal("0.1")))
+            )
         totals = await ledger.totals(by)
         assert {total.group: (total.streams, total.unpriced) for total in totals} == {
             "key": {"a": (2, 0), "b": (1, 1)},

@@ -357,7 +357,7 @@ async def test_a_stream_whose_end_breaks_ends_and_is_settled_all_the_same(
         raise ArithmeticError
 
     async with run(scripted()) as app:
-        monkeypatch.setattr("millstream.streams.tally.Tally.cost", broken)
+        monkeypatch.setattr("millstream.streams.tally.Tally.charge", broken)
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             await call.finished()
             assert call.frames[-1]["error"]["code"] == "internal"

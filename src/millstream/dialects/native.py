@@ -72,7 +72,7 @@ def usage_json(bill: Bill) -> dict[str, Any]:
     shown |= {kind: count for kind, count in counts.items() if count and kind not in shown}
     if usage.tokenizer is not None:
         shown["tokenizer"] = usage.tokenizer
-    return shown | {"source": usage.source, "cost_usd": bill.cost_usd}
+    return shown | {"source": usage.source, "cost_usd": bill.charged_usd}
 
 
 def ask_of(request: ChatRequest) -> Ask:

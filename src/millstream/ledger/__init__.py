@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from decimal import Decimal
 
 import sqlalchemy as sa
 
@@ -12,10 +11,10 @@ from millstream.database import Database, DatabaseAway, streams
 from millstream.errors import IdempotencyConflict, NotFound
 from millstream.ledger import reports, rows
 from millstream.ledger.leases import Leases
-from millstream.ledger.reports import Total
+from millstream.ledger.reports import Total, Unpriced
 from millstream.ledger.rows import Claim, Opening, Receipt, Settlement
 from millstream.ledger.writer import Writer, not_opened
-from millstream.usage import Group, Usage
+from millstream.usage import Charge, Group, Usage
 
 log = logging.getLogger("millstream.ledger")
 
@@ -114,9 +113,9 @@ class Ledger:
         """The same for a stream whose worker is gone. A row that is no longer running stays as it is."""
         await self._writer.settle(rows.settlement_values(settlement), corrects=False)
 
-    def checkpoint(self, stream_id: str, usage: Usage, cost: Decimal | None) -> None:
+    def checkpoint(self, stream_id: str, usage: Usage, charge: Charge) -> None:
         """Notes what a running stream has used so far."""
-        self._writer.checkpoint(stream_id, rows.usage_values(usage, cost))
+        self._writer.checkpoint(stream_id, rows.usage_values(usage, charge))
 
     async def receipt(self, stream_id: str) -> Receipt:
         """Raises ``NotFound``."""
@@ -158,6 +157,10 @@ class Ledger:
         return await self._db.report(
             lambda connection: reports.totals(connection, by, since, until, key_id, test)
         )
+
+    async def unpriced(self, since: float | None = None) -> list[Unpriced]:
+        """Models that were used from ``since`` on, but by test keys, and whose streams have no price."""
+        return await self._db.report(lambda connection: reports.unpriced(connection, since))
 
     def crash(self) -> None:
         """Writes nothing from now on, as if the worker had been killed. For tests of what others do then."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy.engine import Connection
 
 from millstream.database import streams
@@ -13,8 +14,8 @@ from millstream.usage import Group, to_dollars
 
 
 class Total(Struct, frozen=True):
-    """Sums over the streams of one group. ``unpriced`` of them have no known price and are not in
-    ``cost_usd``.
+    """Sums over the streams of one group: what they cost, and what is charged for them. ``uncosted`` of them
+    are not in ``cost_usd``, and ``unpriced`` not in ``price_usd``, because that is not known.
     """
 
     group: str
@@ -22,7 +23,45 @@ class Total(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     cost_usd: str
+    price_usd: str
+    uncosted: int
     unpriced: int
+
+    def for_customer(self) -> "Total":
+        """As whoever pays for it may see it: what it costs is what is charged."""
+        return replace(self, cost_usd=self.price_usd, uncosted=self.unpriced)
+
+
+class Unpriced(Struct, frozen=True):
+    """A model of which streams have no price, by the name that was asked for and by its provider's."""
+
+    provider: str
+    model: str
+    upstream_model: str | None
+    streams: int
+    tokens: int
+
+
+def unpriced(connection: Connection, since: float | None = None) -> list[Unpriced]:
+    """Models that were used from ``since`` on, but by test keys, and whose streams have no price."""
+    names = (streams.c.provider, streams.c.model, streams.c.upstream_model)
+    tokens = streams.c.prompt_tokens + streams.c.completion_tokens
+    query = (
+        sa.select(*names, sa.func.count().label("streams"), sa.func.sum(tokens).label("tokens"))
+        .where(
+            streams.c.price_picodollars.is_(None),
+            streams.c.status != "running",
+            streams.c.is_test == sa.false(),
+            tokens > 0,
+            *([streams.c.created_at >= since] if since is not None else []),
+        )
+        .group_by(*names)
+        .order_by(*names)
+    )
+    return [
+        Unpriced(row.provider, row.model, row.upstream_model, row.streams, int(row.tokens))
+        for row in connection.execute(query)
+    ]
 
 
 def totals(
@@ -48,8 +87,10 @@ def totals(
         sa.func.count().label("streams"),
         sa.func.sum(streams.c.prompt_tokens).label("prompt_tokens"),
         sa.func.sum(streams.c.completion_tokens).label("completion_tokens"),
-        sa.func.coalesce(sa.func.sum(streams.c.cost_picodollars), 0).label("picodollars"),
-        (sa.func.count() - sa.func.count(streams.c.cost_picodollars)).label("unpriced"),
+        sa.func.coalesce(sa.func.sum(streams.c.cost_picodollars), 0).label("cost"),
+        sa.func.coalesce(sa.func.sum(streams.c.price_picodollars), 0).label("price"),
+        (sa.func.count() - sa.func.count(streams.c.cost_picodollars)).label("uncosted"),
+        (sa.func.count() - sa.func.count(streams.c.price_picodollars)).label("unpriced"),
     )
     conditions: Sequence[sa.ColumnElement[bool]] = [
         streams.c.is_test == sa.literal(test),
@@ -65,7 +106,9 @@ def totals(
             row["streams"],
             int(row["prompt_tokens"]),
             int(row["completion_tokens"]),
-            to_dollars(int(row["picodollars"])),
+            to_dollars(int(row["cost"])),
+            to_dollars(int(row["price"])),
+            row["uncosted"],
             row["unpriced"],
         )
         for row in connection.execute(query).mappings()

@@ -3,12 +3,13 @@
 The columns of usage come from ``usage.TOKEN_KINDS``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
+from msgspec.structs import replace
 from sqlalchemy.engine import RowMapping
 
 from millstream.errors import Interrupted
@@ -16,6 +17,7 @@ from millstream.events import FinishReason, StreamFailed, Terminal
 from millstream.usage import (
     TOKEN_KINDS,
     Bill,
+    Charge,
     Usage,
     UsageSource,
     from_picodollars,
@@ -25,7 +27,10 @@ from millstream.usage import (
 
 Status: TypeAlias = Literal["running", "completed", "cancelled", "failed", "interrupted"]
 
-USAGE_COLUMNS = (*TOKEN_KINDS, "usage_source", "tokenizer", "cost_picodollars")
+USAGE_COLUMNS = (
+    *TOKEN_KINDS,
+    *("usage_source", "tokenizer", "cost_picodollars", "price_picodollars", "unit_prices"),
+)
 REPORTED_COLUMNS = (
     "provider_finish_reason",
     "provider_usage",
@@ -58,6 +63,8 @@ class Opening(Struct, frozen=True):
     claim: Claim | None = None
     thread_id: str | None = None
     test: bool = False
+    upstream_model: str | None = None
+    unit_prices: str | None = None
 
 
 class Attempt(Struct, frozen=True, omit_defaults=True):
@@ -86,7 +93,8 @@ NOTHING_REPORTED = Reported()
 
 class Settlement(Struct, frozen=True):
     """How a stream ended, and what it used. ``corrects`` where others have ended the stream already, with the
-    numbers of its last checkpoint, and these are its producer's.
+    numbers of its last checkpoint, and these are its producer's. ``provider`` is who answered, or was asked
+    last, and ``upstream_model`` its name for the model.
     """
 
     stream_id: str
@@ -94,17 +102,20 @@ class Settlement(Struct, frozen=True):
     finish_reason: FinishReason | None
     error_code: str | None
     usage: Usage
-    cost: Decimal | None
+    charge: Charge
     first_event_at: float | None
     ended_at: float
+    provider: str
+    upstream_model: str | None = None
     corrects: bool = False
     reported: Reported = NOTHING_REPORTED
     attempts: tuple[Attempt, ...] = ()
 
     @classmethod
-    def of(cls, stream_id: str, terminal: Terminal, ended_at: float) -> "Settlement":
+    def of(cls, orphan: "Orphan", terminal: Terminal, ended_at: float) -> "Settlement":
         """The settlement that says what the stream's terminal event says."""
-        cost = None if terminal.bill.cost_usd is None else Decimal(terminal.bill.cost_usd)
+        bill = terminal.bill
+        charge = Charge(_decimal(bill.cost_usd), _decimal(bill.charged_usd), orphan.unit_prices)
         status: Status
         if isinstance(terminal, StreamFailed):
             reason, code = None, terminal.code
@@ -112,7 +123,18 @@ class Settlement(Struct, frozen=True):
         else:
             reason, code = terminal.finish_reason, None
             status = "cancelled" if reason == "cancelled" else "completed"
-        return cls(stream_id, status, reason, code, terminal.bill.usage, cost, None, ended_at)
+        return cls(
+            orphan.stream_id,
+            status,
+            reason,
+            code,
+            bill.usage,
+            charge,
+            None,
+            ended_at,
+            orphan.provider,
+            orphan.upstream_model,
+        )
 
 
 class Orphan(Struct, frozen=True):
@@ -120,6 +142,9 @@ class Orphan(Struct, frozen=True):
 
     stream_id: str
     bill: Bill
+    provider: str
+    upstream_model: str | None = None
+    unit_prices: str | None = None
 
 
 class Receipt(Struct, frozen=True):
@@ -146,7 +171,9 @@ class Receipt(Struct, frozen=True):
     completion_image_tokens: int
     usage_source: UsageSource
     tokenizer: str | None  # that we counted with, where the source is no provider
-    cost_usd: str | None
+    cost_usd: str | None  # what it costs
+    price_usd: str | None  # what is charged for it
+    unit_prices: dict[str, Any] | None  # by which both were found, with their version and date
     created_at: float
     first_event_at: float | None
     ended_at: float | None
@@ -157,10 +184,31 @@ class Receipt(Struct, frozen=True):
     provider_cost_usd: str | None
     attempts: tuple[Attempt, ...]  # of which the last one is what the rest is about
 
+    def for_customer(self) -> "Receipt":
+        """As whoever pays for it may see it: what it costs is what is charged."""
+        if self.price_usd == self.cost_usd:
+            return self
+        prices = self.unit_prices
+        if prices is not None:
+            prices = {name: value for name, value in prices.items() if name != "cost"}
+        return replace(
+            self,
+            cost_usd=self.price_usd,
+            unit_prices=prices,
+            provider_cost_usd=None,
+            provider_usage=self.provider_usage and without_costs(self.provider_usage),
+        )
+
     @property
     def bill(self) -> Bill:
         counts = {kind: getattr(self, kind) for kind in TOKEN_KINDS}
-        return Bill(Usage(source=self.usage_source, tokenizer=self.tokenizer, **counts), self.cost_usd)
+        usage = Usage(source=self.usage_source, tokenizer=self.tokenizer, **counts)
+        return Bill(usage, self.cost_usd, UNSET if self.price_usd == self.cost_usd else self.price_usd)
+
+
+def without_costs(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A provider's usage object, without what it takes for it."""
+    return {name: value for name, value in raw.items() if "cost" not in name}
 
 
 def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
@@ -174,6 +222,8 @@ def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
         "is_test": opening.test,
         "model": opening.model,
         "provider": opening.provider,
+        "upstream_model": opening.upstream_model,
+        "unit_prices": opening.unit_prices,
         "status": "running",
         **dict.fromkeys(TOKEN_KINDS, 0),
         "usage_source": "checkpoint",
@@ -192,7 +242,9 @@ def settlement_values(settlement: Settlement) -> dict[str, Any]:
         "status": settlement.status,
         "finish_reason": settlement.finish_reason,
         "error_code": settlement.error_code,
-        **usage_values(settlement.usage, settlement.cost),
+        **usage_values(settlement.usage, settlement.charge),
+        "provider": settlement.provider,
+        "upstream_model": settlement.upstream_model,
         "first_event_at": settlement.first_event_at,
         "ended_at": settlement.ended_at,
         "corrected_at": settlement.ended_at if settlement.corrects else None,
@@ -204,13 +256,15 @@ def settlement_values(settlement: Settlement) -> dict[str, Any]:
     }
 
 
-def usage_values(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
+def usage_values(usage: Usage, charge: Charge) -> dict[str, Any]:
     """``USAGE_COLUMNS`` with their values."""
     return {
         **{kind: getattr(usage, kind) for kind in TOKEN_KINDS},
         "usage_source": usage.source,
         "tokenizer": usage.tokenizer,
-        "cost_picodollars": _picodollars(cost),
+        "cost_picodollars": _picodollars(charge.cost),
+        "price_picodollars": _picodollars(charge.price),
+        "unit_prices": charge.unit_prices,
     }
 
 
@@ -239,6 +293,14 @@ def _picodollars(cost: Decimal | None) -> int | None:
     return None if cost is None else to_picodollars(cost)
 
 
+def _of_picodollars(picodollars: int | None) -> Decimal | None:
+    return None if picodollars is None else from_picodollars(picodollars)
+
+
+def _decimal(dollars: str | None) -> Decimal | None:
+    return None if dollars is None else Decimal(dollars)
+
+
 def _dollars(picodollars: int | None) -> str | None:
     return None if picodollars is None else to_dollars(picodollars)
 
@@ -246,13 +308,14 @@ def _dollars(picodollars: int | None) -> str | None:
 def to_orphan(row: RowMapping) -> Orphan:
     counts = {kind: row[kind] for kind in TOKEN_KINDS}
     usage = Usage(source=row["usage_source"], tokenizer=row["tokenizer"], **counts)
-    picodollars = row["cost_picodollars"]
-    return Orphan(row["id"], Bill.of(usage, None if picodollars is None else from_picodollars(picodollars)))
+    charge = Charge(_of_picodollars(row["cost_picodollars"]), _of_picodollars(row["price_picodollars"]))
+    bill = Bill.of(usage, charge)
+    return Orphan(row["id"], bill, row["provider"], row["upstream_model"], row["unit_prices"])
 
 
 def to_receipt(row: RowMapping) -> Receipt:
     values = {name: row[name] for name in Receipt.__struct_fields__ if name in row}
-    usage = values.pop("provider_usage")
+    usage, prices = values.pop("provider_usage"), values.pop("unit_prices")
     values["attempts"] = attempts = _attempts_of(row)
     values["provider"] = attempts[-1].provider
     return Receipt(
@@ -260,6 +323,8 @@ def to_receipt(row: RowMapping) -> Receipt:
         stream_id=row["id"],
         test=row["is_test"],
         cost_usd=_dollars(row["cost_picodollars"]),
+        price_usd=_dollars(row["price_picodollars"]),
+        unit_prices=None if prices is None else msgspec.json.decode(prices),
         provider_usage=None if usage is None else msgspec.json.decode(usage),
         provider_cost_usd=_dollars(row["provider_cost_picodollars"]),
     )

@@ -29,7 +29,7 @@ _GATHER_SECONDS = 0.02
 _REFUSED = (TooManyStreams, sa.exc.IntegrityError)
 
 _ENDED = (
-    *("finish_reason", "error_code", "tokenizer", "cost_picodollars"),
+    *("finish_reason", "error_code", "tokenizer", "cost_picodollars", "price_picodollars"),
     *("first_event_at", "ended_at", "corrected_at"),
     *REPORTED_COLUMNS,
 )
@@ -46,6 +46,8 @@ _SETTLE = Prepared(
         "error_code",
         *USAGE_COLUMNS,
         *REPORTED_COLUMNS,
+        "provider",
+        "upstream_model",
         "first_event_at",
         "ended_at",
         "corrected_at",
@@ -59,7 +61,7 @@ _CORRECT = Prepared(
         streams.c.status == sa.literal_column("'interrupted'"),
         streams.c.corrected_at.is_(None),
     ),
-    [*USAGE_COLUMNS, *REPORTED_COLUMNS, "first_event_at", "corrected_at"],
+    [*USAGE_COLUMNS, *REPORTED_COLUMNS, "provider", "upstream_model", "first_event_at", "corrected_at"],
 )
 # What is written where there is nothing to write, to see whether it would be.
 _PROBE = sa.update(streams).where(sa.false()).values(status="running")

@@ -53,7 +53,7 @@ from millstream.errors import (
 from millstream.events import FinishReason, StreamEnd, StreamFailed, StreamInfo, Terminal, is_cut
 from millstream.journals import Journal
 from millstream.ledger import Claimed, Ledger
-from millstream.ledger.rows import Opening, Settlement, Status
+from millstream.ledger.rows import Opening, Settlement, Status, without_costs
 from millstream.log_ids import STREAM_ID
 from millstream.routing import Batch, Routed
 from millstream.streams import lines
@@ -61,7 +61,7 @@ from millstream.streams.audience import Audience, SendAway
 from millstream.streams.cancel_scope import CancelScope
 from millstream.streams.parts import Assembler
 from millstream.streams.tally import Tally
-from millstream.usage import Bill, Usage
+from millstream.usage import UNKNOWN, Bill, Usage
 
 log = logging.getLogger("millstream.streams")
 
@@ -109,7 +109,8 @@ class Producer:
             self._assembler,
             ask.prompt.messages,
             routed.deployment.encoding,
-            routed.deployment.price,
+            routed.deployment.tariff,
+            opening.created_at,
         )
         self._scope = CancelScope()
         self._clock: asyncio.Timeout | None = None  # while the scope is entered
@@ -170,7 +171,7 @@ class Producer:
         usage = await self._tally.usage(accepted=self._was_called)
         if not self.is_ending:
             usage = usage.sourced("checkpoint")
-            self._ledger.checkpoint(self.info.stream_id, usage, self._tally.cost(usage))
+            self._ledger.checkpoint(self.info.stream_id, usage, self._tally.charge(usage))
 
     @property
     def is_ending(self) -> bool:
@@ -243,7 +244,7 @@ class Producer:
         self.state = State.PRODUCING
         async with self._routed.answering() as (begun, rest):
             deployment = self._routed.deployment
-            self._tally.answered_by(deployment.encoding, deployment.price)
+            self._tally.answered_by(deployment.encoding, deployment.tariff)
             for batch in begun:
                 await self._take(batch)
             async for batch in rest:
@@ -275,6 +276,8 @@ class Producer:
             return
         reported = self._assembler.reported  # which can be written, whatever the provider is
         raw = None if reported.usage is None else msgspec.json.decode(reported.usage)
+        if raw is not None and self._tally.marks_up:  # what it costs is nobody's business
+            raw = without_costs(raw)
         word = reported.finish_reason or ""
         await self._append_end(StreamEnd(reason, bill, word, finish.stop_sequence, raw, finish.extra))
 
@@ -323,21 +326,24 @@ class Producer:
         priced: bool = True,
     ) -> Bill:
         """Decides what the ledger will say; the terminal event says the same."""
-        cost = self._tally.cost(usage) if priced else None
+        charge = self._tally.charge(usage) if priced else UNKNOWN
+        deployment = self._routed.deployment
         self._settlement = Settlement(
             self.info.stream_id,
             status,
             reason,
             error_code,
             usage,
-            cost,
+            charge,
             self._first_event_at,
             time.time(),
+            deployment.provider_name,
+            deployment.upstream_name,
             reported=self._assembler.reported,
             attempts=self._routed.attempts(error_code),
         )
         self.state = State.ENDING
-        return Bill.of(usage, cost)
+        return Bill.of(usage, charge)
 
 
 def _is_cancelled() -> bool:

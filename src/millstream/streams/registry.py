@@ -153,12 +153,13 @@ class Streams:
         token = principal.token
         if token is not None:
             self._check_open(info.owner_id, token.max_streams)
+        asked = routed.deployment
         opening = Opening(
             stream_id,
             info.owner_id,
             principal.id,
             info.model,
-            routed.deployment.provider_name,
+            asked.provider_name,
             info.created_at,
             ask.prompt.user,
             token_id=None if token is None else token.id,
@@ -166,6 +167,8 @@ class Streams:
             claim=None if idempotency_key is None else Claim(idempotency_key, _digest(ask)),
             thread_id=ask.thread_id,
             test=principal.test,
+            upstream_model=asked.upstream_name,
+            unit_prices=None if asked.tariff is None else asked.tariff.unit_prices(info.created_at),
         )
         try:
             await self._journal.create(info)

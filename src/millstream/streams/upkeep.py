@@ -130,7 +130,7 @@ class Upkeep:
     async def _end_orphan(self, orphan: Orphan) -> None:
         """The journal ends before the row: if this worker dies in between, another one finds the row."""
         stands = await self._interrupt(orphan.stream_id, StreamFailed.of(Interrupted(), orphan.bill))
-        await self._ledger.settle_orphan(Settlement.of(orphan.stream_id, stands, time.time()))
+        await self._ledger.settle_orphan(Settlement.of(orphan, stands, time.time()))
 
     async def _end_postponed(self) -> None:
         """Appends the postponed terminal events, until one fails."""

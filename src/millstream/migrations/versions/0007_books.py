@@ -1,6 +1,7 @@
 """What billing needs. Keys have owners, labels and an end, and their secrets are replaced with an overlap;
 the streams of test keys are marked. Tokens of sound and of pictures are counted apart, and a count of ours
-says with which vocabulary.
+says with which vocabulary. Beside what a stream costs stands what is charged for it, which was the same until
+now, and by which prices.
 """
 
 import sqlalchemy as sa
@@ -31,6 +32,10 @@ def upgrade() -> None:
                 name = f"{side}_{kind}_tokens"
                 streams.add_column(sa.Column(name, sa.BigInteger, nullable=False, server_default="0"))
         streams.add_column(sa.Column("tokenizer", sa.String(32)))
+        streams.add_column(sa.Column("upstream_model", sa.String(256)))
+        streams.add_column(sa.Column("price_picodollars", sa.BigInteger))
+        streams.add_column(sa.Column("unit_prices", sa.Text))
+    op.execute(sa.text("UPDATE streams SET price_picodollars = cost_picodollars"))
     op.execute(
         sa.text("UPDATE streams SET is_test = true WHERE key_id IN (SELECT id FROM keys WHERE is_test)")
     )

@@ -113,14 +113,14 @@ async def follow(
 async def receipt(request: Request, stream_id: StreamId) -> dict[str, Any]:
     """The stream's receipt. A stream of another key answers like one that does not exist."""
     caller = await _caller(request, stream_id, None, "follow")
-    return _shown(await get_runtime(request).streams.receipt(caller, stream_id))
+    return _shown(caller, await get_runtime(request).streams.receipt(caller, stream_id))
 
 
 @router.post("/v1/streams/{stream_id}/cancel", responses=_RECEIPT)
 async def cancel(request: Request, stream_id: StreamId, ticket: Ticket = None) -> dict[str, Any]:
     """Stops the stream, whichever worker runs it. As often as you like. Answers the receipt so far."""
     caller = await _caller(request, stream_id, ticket, "cancel")
-    return _shown(await get_runtime(request).streams.cancel(caller, stream_id))
+    return _shown(caller, await get_runtime(request).streams.cancel(caller, stream_id))
 
 
 async def _caller(
@@ -137,7 +137,8 @@ async def _caller(
     return Principal(owner_id, frozenset())
 
 
-def _shown(receipt: Receipt) -> dict[str, Any]:
-    shown: dict[str, Any] = msgspec.to_builtins(receipt)
+def _shown(caller: Principal, receipt: Receipt) -> dict[str, Any]:
+    operates = caller.may(["usage"]) or caller.may(["admin"])
+    shown: dict[str, Any] = msgspec.to_builtins(receipt if operates else receipt.for_customer())
     del shown["owner_id"]
     return shown

@@ -40,4 +40,5 @@ async def usage(
         key_id=None if sees_all else caller.id,
         test=caller.test and not sees_all if test is None else test,
     )
-    return {"by": by, "data": msgspec.to_builtins(totals)}
+    shown = totals if sees_all else [total.for_customer() for total in totals]
+    return {"by": by, "data": msgspec.to_builtins(shown)}
