@@ -92,6 +92,20 @@ def test_models_in_use_without_a_price_are_listed_until_they_have_one(tmp_path: 
     assert millstream("prices", "check") == ""
 
 
+def test_a_receipt_is_printed() -> None:
+    record({"model": "m", "provider": "p", "record_id": "mine", "cost_usd": Decimal("0.5"), "user": "[/ann]"})
+    receipt = from_json("usage", "--stream", "mine")
+    assert (receipt["stream_id"], receipt["cost_usd"]) == ("mine", "0.500000")
+    assert (receipt["usage"]["prompt_tokens"], receipt["usage"]["source"]) == (10, "provider_final")
+    lines = dict(line.split(maxsplit=1) for line in millstream("usage", "--stream", "mine").splitlines())
+    assert lines["usage.total_tokens"].strip() == "15"
+    assert lines["user"].strip() == "[/ann]"
+    assert lines["ended_at"].strip().endswith("UTC")
+    assert "error_code" not in lines
+    missing = CliRunner().invoke(app, ["usage", "--stream", "str_none"])
+    assert "there is no stream" in str(missing.exception)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -16,7 +16,7 @@ def test_the_tables_and_the_receipt_have_exactly_these_kinds_of_tokens() -> None
     columns = [column.name for column in database.streams.columns]
     assert [name for name in columns if name.endswith("_tokens")] == list(TOKEN_KINDS)
     assert set(USAGE_COLUMNS) <= set(columns)
-    assert [name for name in Receipt.__struct_fields__ if name.endswith("_tokens")] == list(TOKEN_KINDS)
+    assert not [name for name in Receipt.__struct_fields__ if name.endswith("_tokens")]
 
 
 def test_every_kind_is_shown() -> None:

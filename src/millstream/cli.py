@@ -414,6 +414,9 @@ def usage(
         str, typer.Option(help="The same; up to but not including it.", show_default=False)
     ] = "",
     test: Annotated[bool, typer.Option("--test", help="Of test keys, which are left out otherwise.")] = False,
+    stream: Annotated[
+        str | None, typer.Option(help="Print the receipt of the stream of this id.", show_default=False)
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -421,6 +424,13 @@ def usage(
     from millstream.ledger import Ledger
     from millstream.meter import Meter
 
+    if stream is not None:
+        receipt = _with_database(data_dir, lambda db: Ledger(db).receipt(stream)).shown()
+        if as_json:
+            _print_json(receipt)
+        else:
+            _print_receipt(receipt)
+        return
     totals = _with_database(
         data_dir,
         lambda db: Meter(Ledger(db)).totals(by, since=_moment(since), until=_moment(until), test=test),
@@ -491,6 +501,24 @@ def _moment(text: str, *, ahead: bool = False) -> float | None:
 
 def _date(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _print_receipt(receipt: dict[str, Any]) -> None:
+    """One line a fact; what is not known is left out."""
+    table = Table(show_header=False, box=None)
+    for name, value in receipt.items():
+        inner = value if isinstance(value, dict) else {}
+        facts = {f"{name}.{of}": one for of, one in inner.items()} if inner else {name: value}
+        for fact, known in facts.items():
+            if known not in (None, {}, []):
+                table.add_row(fact, escape(_fact(fact, known)))
+    _print_table(table)
+
+
+def _fact(name: str, value: object) -> str:
+    if name.endswith("_at") and isinstance(value, float):
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " UTC"
+    return json.dumps(value) if isinstance(value, (dict, list, tuple)) else str(value)
 
 
 def _print_table(table: Table) -> None:

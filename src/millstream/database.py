@@ -104,8 +104,10 @@ streams = sa.Table(
     sa.Column("price_picodollars", sa.BigInteger),
     sa.Column("unit_prices", sa.Text),
     sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("called_at", sa.Float),  # when its first provider was asked
     sa.Column("first_event_at", sa.Float),
     sa.Column("ended_at", sa.Float),
+    sa.Column("ended_by", sa.String(16)),
     sa.Column("corrected_at", sa.Float),  # when its producer's numbers replaced those of its last checkpoint
     # What its provider said of it, in its own words: how it ended, its usage object as JSON, its own price.
     sa.Column("provider_finish_reason", sa.String(64)),

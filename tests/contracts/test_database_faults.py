@@ -224,7 +224,7 @@ async def test_checkpoints_are_written_beside_an_opening_that_is_refused(
         with pytest.raises(Exception):  # noqa: B017  # which one is tested elsewhere
             await ledger.open(refused)
         receipt = await ledger.receipt("running")
-        assert (receipt.prompt_tokens, receipt.completion_tokens) == (7, 3)
+        assert (receipt.usage.prompt_tokens, receipt.usage.completion_tokens) == (7, 3)
         for stream_id in ("running", "first"):
             await ledger.settle(settlement(stream_id))
 
@@ -288,4 +288,4 @@ async def test_a_settlement_whose_answer_was_lost_corrects_nothing(sqlite_db: Da
         for tokens in (5, 6):
             await ledger.settle(settlement("s", Usage(10, tokens, "provider_final")))
         receipt = await ledger.receipt("s")
-        assert (receipt.completion_tokens, receipt.corrected_at) == (5, None)
+        assert (receipt.usage.completion_tokens, receipt.corrected_at) == (5, None)

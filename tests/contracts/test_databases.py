@@ -399,8 +399,8 @@ async def test_a_stream_is_opened_and_settled(db: Database) -> None:
         await ledger.settle(settlement())
         receipt = await ledger.receipt("s")
         assert (receipt.status, receipt.finish_reason, receipt.cost_usd) == ("completed", "stop", "0.000142")
-        assert (receipt.prompt_tokens, receipt.completion_tokens, receipt.cached_tokens) == (10, 5, 2)
-        assert (receipt.usage_source, receipt.user, receipt.key_id) == ("provider_final", "u", "k")
+        assert receipt.usage == Usage(10, 5, "provider_final", 2, 1)
+        assert (receipt.user, receipt.key_id) == ("u", "k")
         with pytest.raises(NotFound):
             await ledger.receipt("other")
 
@@ -412,7 +412,7 @@ async def test_a_row_settles_once(db: Database) -> None:
         await ledger.settle(settlement(usage=Usage(99, 99, "counted"), status="failed"))
         ledger.checkpoint("s", Usage(77, 77, "checkpoint"), UNKNOWN)
     receipt = await Ledger(db).receipt("s")
-    assert (receipt.status, receipt.prompt_tokens) == ("completed", 10)
+    assert (receipt.status, receipt.usage.prompt_tokens) == ("completed", 10)
 
 
 async def test_many_streams_at_once_are_all_written(db: Database) -> None:

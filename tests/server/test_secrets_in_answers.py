@@ -55,6 +55,7 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
             ("post", "/api/chat/{chat_id}/stop"): (post(app, "/api/chat/chat-1/stop", b"", key), 200),
             ("get", "/v1/models"): (get(app, "/v1/models", key), 200),
             ("get", "/v1/models/{model_id}"): (get(app, "/v1/models/scripted", key), 200),
+            ("get", "/v1/streams"): (get(app, "/v1/streams", key), 200),
             ("post", "/v1/streams"): (post(app, "/v1/streams", BODY, key), 201),
             ("get", "/v1/streams/{stream_id}/events"): (get(app, events), 200),
             ("get", "/v1/streams/{stream_id}"): (get(app, stream, key), 200),

@@ -214,7 +214,7 @@ async def test_a_cancel_ends_the_stream_for_all_and_can_be_repeated(run: Run, jo
         stream_id = call.response_headers["x-stream-id"]
         answers = [await cancel(app, stream_id) for _ in range(3)]
         assert [answer["status"] for answer in answers] == ["cancelled"] * 3
-        assert answers[0]["usage_source"] == "counted"
+        assert answers[0]["usage"]["source"] == "counted"
         await call.finished()
         assert call.frames[-2]["finish_reason"] == "cancelled"
         assert call.frames[-1] == "[DONE]"

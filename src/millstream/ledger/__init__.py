@@ -9,8 +9,9 @@ import sqlalchemy as sa
 
 from millstream.database import Database, DatabaseAway, streams
 from millstream.errors import IdempotencyConflict, NotFound
-from millstream.ledger import reports, rows
+from millstream.ledger import receipts, reports, rows
 from millstream.ledger.leases import Leases
+from millstream.ledger.receipts import Page, Wanted
 from millstream.ledger.reports import Total, Unpriced
 from millstream.ledger.rows import Claim, Opening, Receipt, Settlement
 from millstream.ledger.writer import Writer, not_opened
@@ -124,6 +125,10 @@ class Ledger:
         if row is None:
             raise NotFound(f"there is no stream '{stream_id}'")
         return rows.to_receipt(row)
+
+    async def receipts(self, wanted: Wanted, cursor: str | None = None, size: int = 50) -> Page:
+        """A page of receipts, the newest first. Raises ``InvalidRequest``."""
+        return await self._db.report(lambda connection: receipts.page(connection, wanted, cursor, size))
 
     async def latest(self, owner_id: str, thread_id: str) -> str | None:
         """The newest stream of a conversation. Raises ``DatabaseAway``."""

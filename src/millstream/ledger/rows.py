@@ -12,14 +12,13 @@ from msgspec import UNSET, Struct
 from msgspec.structs import replace
 from sqlalchemy.engine import RowMapping
 
-from millstream.errors import Interrupted
-from millstream.events import FinishReason, StreamFailed, Terminal
+from millstream.errors import Internal, Interrupted
+from millstream.events import EndedBy, FinishReason, StreamFailed, Terminal
 from millstream.usage import (
     TOKEN_KINDS,
     Bill,
     Charge,
     Usage,
-    UsageSource,
     from_picodollars,
     to_dollars,
     to_picodollars,
@@ -107,6 +106,7 @@ class Settlement(Struct, frozen=True):
     ended_at: float
     provider: str
     upstream_model: str | None = None
+    ended_by: EndedBy | None = None
     corrects: bool = False
     reported: Reported = NOTHING_REPORTED
     attempts: tuple[Attempt, ...] = ()
@@ -134,6 +134,7 @@ class Settlement(Struct, frozen=True):
             ended_at,
             orphan.provider,
             orphan.upstream_model,
+            _ended_by(terminal),
         )
 
 
@@ -147,8 +148,18 @@ class Orphan(Struct, frozen=True):
     unit_prices: str | None = None
 
 
+class Timings(Struct, frozen=True):
+    """In seconds from when the stream was asked for: until its provider was, until the first event, until the
+    end. None of what has not happened, or is not known.
+    """
+
+    queued: float | None
+    first_event: float | None
+    ended: float | None
+
+
 class Receipt(Struct, frozen=True):
-    """The ledger's row of a stream. Times are in Unix seconds; ``cost_usd`` is a decimal string."""
+    """The ledger's row of a stream. Times are in Unix seconds; sums are decimal strings in US dollars."""
 
     stream_id: str
     owner_id: str
@@ -157,32 +168,26 @@ class Receipt(Struct, frozen=True):
     test: bool  # of a test key, and not billed
     model: str
     provider: str
+    upstream_model: str | None  # by its provider's name
     status: Status
     finish_reason: str | None
     error_code: str | None
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    reasoning_tokens: int
-    cache_write_tokens: int
-    prompt_audio_tokens: int
-    prompt_image_tokens: int
-    completion_audio_tokens: int
-    completion_image_tokens: int
-    usage_source: UsageSource
-    tokenizer: str | None  # that we counted with, where the source is no provider
+    ended_by: EndedBy | None
+    usage: Usage
     cost_usd: str | None  # what it costs
     price_usd: str | None  # what is charged for it
     unit_prices: dict[str, Any] | None  # by which both were found, with their version and date
     created_at: float
     first_event_at: float | None
     ended_at: float | None
+    timings: Timings
     corrected_at: float | None  # when the producer's numbers replaced those of a checkpoint
     # What the provider said, in its own words.
     provider_finish_reason: str | None
     provider_usage: dict[str, Any] | None
     provider_cost_usd: str | None
     attempts: tuple[Attempt, ...]  # of which the last one is what the rest is about
+    limits: tuple[dict[str, Any], ...] = ()  # that applied to it
 
     def for_customer(self) -> "Receipt":
         """As whoever pays for it may see it: what it costs is what is charged."""
@@ -201,9 +206,16 @@ class Receipt(Struct, frozen=True):
 
     @property
     def bill(self) -> Bill:
-        counts = {kind: getattr(self, kind) for kind in TOKEN_KINDS}
-        usage = Usage(source=self.usage_source, tokenizer=self.tokenizer, **counts)
-        return Bill(usage, self.cost_usd, UNSET if self.price_usd == self.cost_usd else self.price_usd)
+        return Bill(self.usage, self.cost_usd, UNSET if self.price_usd == self.cost_usd else self.price_usd)
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON has it, for whoever may see it: every kind of token, and not whose it is."""
+        shown: dict[str, Any] = msgspec.to_builtins(self)
+        del shown["owner_id"]
+        kinds = {kind: getattr(self.usage, kind) for kind in TOKEN_KINDS}
+        total = {"total_tokens": self.usage.total_tokens}
+        shown["usage"] = {"source": self.usage.source, "tokenizer": self.usage.tokenizer, **total, **kinds}
+        return shown
 
 
 def without_costs(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,6 +259,8 @@ def settlement_values(settlement: Settlement) -> dict[str, Any]:
         "upstream_model": settlement.upstream_model,
         "first_event_at": settlement.first_event_at,
         "ended_at": settlement.ended_at,
+        "ended_by": settlement.ended_by,
+        "called_at": settlement.attempts[0].started_at if settlement.attempts else None,
         "corrected_at": settlement.ended_at if settlement.corrects else None,
         "provider_finish_reason": settlement.reported.finish_reason,
         "provider_usage": settlement.reported.usage,
@@ -280,8 +294,8 @@ def _attempts_of(row: RowMapping) -> tuple[Attempt, ...]:
     return (
         Attempt(
             row["provider"],
-            row["model"],
-            row["created_at"],
+            row["upstream_model"] or row["model"],
+            row["called_at"] or row["created_at"],
             ended_at,
             row["first_event_at"],
             row["error_code"],
@@ -305,26 +319,47 @@ def _dollars(picodollars: int | None) -> str | None:
     return None if picodollars is None else to_dollars(picodollars)
 
 
-def to_orphan(row: RowMapping) -> Orphan:
+def _ended_by(terminal: Terminal) -> EndedBy | None:
+    """What the terminal event of an orphan tells of that: not who has cancelled it."""
+    if isinstance(terminal, StreamFailed):
+        return "crash" if terminal.code in (Interrupted.code, Internal.code) else "provider"
+    return None if terminal.finish_reason == "cancelled" else "provider"
+
+
+def _usage(row: RowMapping) -> Usage:
     counts = {kind: row[kind] for kind in TOKEN_KINDS}
-    usage = Usage(source=row["usage_source"], tokenizer=row["tokenizer"], **counts)
+    return Usage(source=row["usage_source"], tokenizer=row["tokenizer"], **counts)
+
+
+def _timings(row: RowMapping) -> Timings:
+    return Timings(
+        *(
+            None if at is None else round(at - row["created_at"], 6)
+            for at in (row["called_at"], row["first_event_at"], row["ended_at"])
+        )
+    )
+
+
+def to_orphan(row: RowMapping) -> Orphan:
     charge = Charge(_of_picodollars(row["cost_picodollars"]), _of_picodollars(row["price_picodollars"]))
-    bill = Bill.of(usage, charge)
+    bill = Bill.of(_usage(row), charge)
     return Orphan(row["id"], bill, row["provider"], row["upstream_model"], row["unit_prices"])
 
 
 def to_receipt(row: RowMapping) -> Receipt:
     values = {name: row[name] for name in Receipt.__struct_fields__ if name in row}
-    usage, prices = values.pop("provider_usage"), values.pop("unit_prices")
+    raw, prices = values.pop("provider_usage"), values.pop("unit_prices")
     values["attempts"] = attempts = _attempts_of(row)
     values["provider"] = attempts[-1].provider
     return Receipt(
         **values,
         stream_id=row["id"],
         test=row["is_test"],
+        usage=_usage(row),
+        timings=_timings(row),
         cost_usd=_dollars(row["cost_picodollars"]),
         price_usd=_dollars(row["price_picodollars"]),
         unit_prices=None if prices is None else msgspec.json.decode(prices),
-        provider_usage=None if usage is None else msgspec.json.decode(usage),
+        provider_usage=None if raw is None else msgspec.json.decode(raw),
         provider_cost_usd=_dollars(row["provider_cost_picodollars"]),
     )

@@ -30,7 +30,7 @@ _REFUSED = (TooManyStreams, sa.exc.IntegrityError)
 
 _ENDED = (
     *("finish_reason", "error_code", "tokenizer", "cost_picodollars", "price_picodollars"),
-    *("first_event_at", "ended_at", "corrected_at"),
+    *("called_at", "first_event_at", "ended_at", "ended_by", "corrected_at"),
     *REPORTED_COLUMNS,
 )
 _RUNNING = sa.update(streams).where(
@@ -48,8 +48,10 @@ _SETTLE = Prepared(
         *REPORTED_COLUMNS,
         "provider",
         "upstream_model",
+        "called_at",
         "first_event_at",
         "ended_at",
+        "ended_by",
         "corrected_at",
         "worker_id",
     ],
@@ -61,7 +63,11 @@ _CORRECT = Prepared(
         streams.c.status == sa.literal_column("'interrupted'"),
         streams.c.corrected_at.is_(None),
     ),
-    [*USAGE_COLUMNS, *REPORTED_COLUMNS, "provider", "upstream_model", "first_event_at", "corrected_at"],
+    [
+        *USAGE_COLUMNS,
+        *REPORTED_COLUMNS,
+        *("provider", "upstream_model", "called_at", "first_event_at", "corrected_at"),
+    ],
 )
 # What is written where there is nothing to write, to see whether it would be.
 _PROBE = sa.update(streams).where(sa.false()).values(status="running")

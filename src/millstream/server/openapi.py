@@ -92,10 +92,10 @@ def of(struct: Any, *, without: str = "", **more: Mapping[str, Any]) -> dict[str
     return {**schema, "properties": properties, "required": required}
 
 
-def listed(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a list as all endpoints have it."""
-    data = {"type": "array", "items": item}
-    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+def listed(item: Mapping[str, Any], **more: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a list as all endpoints have it, with ``more`` properties."""
+    properties = {"data": {"type": "array", "items": item}, **more}
+    return {"type": "object", "required": [*properties], "properties": properties}
 
 
 _USAGE = {

@@ -27,7 +27,7 @@ from millstream.errors import (
     StreamGone,
     TooManyStreams,
 )
-from millstream.events import StreamInfo, StreamStart
+from millstream.events import EndedBy, StreamInfo, StreamStart
 from millstream.journals import Journal, Signal, StreamState
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Receipt
@@ -274,12 +274,12 @@ class Streams:
         producer = self._running.get(stream_id)
         if producer is not None:
             if _sees(principal, producer.info.owner_id):
-                producer.cancel()
+                producer.cancel(by=_ends(principal, producer.info.owner_id))
                 await self._settled(stream_id)
             return await self._receipt(principal, stream_id)
         receipt = await self.receipt(principal, stream_id)
         if receipt.status == "running":
-            await self._journal.request_cancel(stream_id)
+            await self._journal.request_cancel(stream_id, _ends(principal, receipt.owner_id))
         return receipt
 
     def _check_open(self, owner_id: str, most: int) -> None:
@@ -363,7 +363,7 @@ class Streams:
                 continue
             match signal.kind:
                 case "cancel":
-                    producer.cancel()
+                    producer.cancel(by=signal.by)
                 case "reading":
                     producer.audience.worker_reads(signal.sender)
                 case "left":
@@ -372,6 +372,10 @@ class Streams:
 
 def _sees(principal: Principal, owner_id: str) -> bool:
     return principal.owns(owner_id) or principal.may(["admin"])
+
+
+def _ends(principal: Principal, owner_id: str) -> EndedBy:
+    return "client" if principal.owns(owner_id) else "operator"
 
 
 def _within_limits(principal: Principal, ask: Ask, default_model: str | None) -> Ask:

@@ -91,7 +91,7 @@ class Upkeep:
         refused = await self._keys.refused_among({p.key_id for p in self._running.values()})
         for producer in list(self._running.values()):
             if producer.key_id in refused:
-                producer.cancel(Unauthorized())
+                producer.cancel(Unauthorized(), by="operator")
 
     async def _expire(self) -> None:
         self._journal.expire()
@@ -102,7 +102,7 @@ class Upkeep:
         if not await self._ledger.leases.beat():
             log.error("this worker was thought dead; its streams were ended by others")
             for producer in list(self._running.values()):
-                producer.cancel(Interrupted())
+                producer.cancel(Interrupted(), by="crash")
 
     async def _remove_expired_workers(self) -> None:
         if expired := await self._ledger.leases.remove_expired():

@@ -1,7 +1,7 @@
 """What billing needs. Keys have owners, labels and an end, and their secrets are replaced with an overlap;
 the streams of test keys are marked. Tokens of sound and of pictures are counted apart, and a count of ours
 says with which vocabulary. Beside what a stream costs stands what is charged for it, which was the same until
-now, and by which prices.
+now, and by which prices. Receipts say who ended a stream, and when its provider was asked.
 """
 
 import sqlalchemy as sa
@@ -33,6 +33,8 @@ def upgrade() -> None:
                 streams.add_column(sa.Column(name, sa.BigInteger, nullable=False, server_default="0"))
         streams.add_column(sa.Column("tokenizer", sa.String(32)))
         streams.add_column(sa.Column("upstream_model", sa.String(256)))
+        streams.add_column(sa.Column("called_at", sa.Float))
+        streams.add_column(sa.Column("ended_by", sa.String(16)))
         streams.add_column(sa.Column("price_picodollars", sa.BigInteger))
         streams.add_column(sa.Column("unit_prices", sa.Text))
     op.execute(sa.text("UPDATE streams SET price_picodollars = cost_picodollars"))

@@ -4,14 +4,15 @@ import re
 import time
 from typing import Annotated, Any, get_args
 
-import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import StringConstraints
 
 from millstream.auth import Principal
 from millstream.dialects.native import ask_of
 from millstream.dialects.table import DIALECTS, DialectName
 from millstream.errors import BadPosition, NotFound, Overloaded
-from millstream.ledger.rows import Receipt
+from millstream.ledger.receipts import MOST, Wanted
+from millstream.ledger.rows import Receipt, Status
 from millstream.messages import ChatRequest, Grace
 from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
@@ -25,11 +26,13 @@ from millstream.server.streaming.event_stream import EventStreamResponse, reconn
 from millstream.tickets import FIRST_USE_SECONDS, Purpose
 
 router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
-_RECEIPT = openapi.errors(404, 422) | openapi.answer("The receipt", openapi.of(Receipt, without="owner_id"))
+_SHOWN = openapi.of(Receipt, without="owner_id")
+_RECEIPT = openapi.errors(404, 422) | openapi.answer("The receipt", _SHOWN)
 
 _STREAM_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _GRACE = Grace(grace_seconds=30)
 
+Text = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00]*$")]  # as databases take it
 StreamId = Annotated[str, Path(description="as in `X-Stream-Id` and the first frame")]
 Ticket = Annotated[str | None, Query(description="instead of a key, for this one stream")]
 
@@ -61,6 +64,30 @@ async def start(request: Request, response: Response, caller: Caller) -> dict[st
         "cancel_url": f"{url}/cancel?ticket={cancel}",
         "expires_at": int(time.time()) + FIRST_USE_SECONDS,
     }
+
+
+@router.get(
+    "/v1/streams",
+    responses=openapi.errors(422)
+    | openapi.answer("The receipts", openapi.listed(_SHOWN, next_cursor={"type": ["string", "null"]})),
+)
+async def receipts(
+    request: Request,
+    status: Status | None = None,
+    key: Annotated[Text | None, Query(description="the id of a key")] = None,
+    model: Annotated[Text | None, Query()] = None,
+    user: Annotated[Text | None, Query(description="an end user")] = None,
+    since: Annotated[float | None, Query(description="Unix seconds, inclusive")] = None,
+    until: Annotated[float | None, Query(description="Unix seconds, exclusive")] = None,
+    limit: Annotated[int, Query(ge=1, le=MOST)] = 50,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+) -> dict[str, Any]:
+    """Receipts, the newest first: of all keys with the scope `usage` or `admin`, else of the caller's own."""
+    caller = await identify(request)
+    owner_id = None if _operates(caller) else caller.owner_id
+    wanted = Wanted(owner_id, status, key, model, user, since, until)
+    page = await get_runtime(request).ledger.receipts(wanted, cursor, limit)
+    return {"data": [_shown(caller, one) for one in page.data], "next_cursor": page.next_cursor}
 
 
 @router.get(
@@ -137,8 +164,9 @@ async def _caller(
     return Principal(owner_id, frozenset())
 
 
+def _operates(caller: Principal) -> bool:
+    return caller.may(["usage"]) or caller.may(["admin"])
+
+
 def _shown(caller: Principal, receipt: Receipt) -> dict[str, Any]:
-    operates = caller.may(["usage"]) or caller.may(["admin"])
-    shown: dict[str, Any] = msgspec.to_builtins(receipt if operates else receipt.for_customer())
-    del shown["owner_id"]
-    return shown
+    return (receipt if _operates(caller) else receipt.for_customer()).shown()
