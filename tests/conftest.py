@@ -6,14 +6,17 @@ from typing import Any
 
 import hypothesis
 import pytest
+import sqlalchemy as sa
 from redis import Redis
 
 from application import Run, Running
+from millstream import database
+from millstream.database import Database
 from millstream.providers import Provider
 from millstream.server.app import Millstream, create_app
 from millstream.settings import ProviderSettings, Settings
 from oracle import Oracle
-from services import REDIS, RedisServers, redis_programs, redis_server
+from services import REDIS, RedisServers, postgres_server, redis_programs, redis_server
 
 hypothesis.settings.register_profile("shared", deadline=None)  # a machine may have other work
 hypothesis.settings.load_profile("shared")
@@ -77,3 +80,30 @@ def run(tmp_path: Path) -> Run:
             await running.idle()
 
     return start
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Generator[str]:
+    with postgres_server() as server:
+        yield server.url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a database without tables, of every kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'folder' / 'x.db'}"
+    url: str = request.getfixturevalue("postgres")
+    db = Database(url)
+    db.run(lambda connection: database.metadata.drop_all(connection))
+    db.run(lambda connection: connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version")))
+    db.close()
+    return url
+
+
+@pytest.fixture
+def db(url: str) -> Generator[Database]:
+    db = Database(url)
+    db.migrate()
+    yield db
+    db.close()

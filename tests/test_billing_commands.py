@@ -1,17 +1,20 @@
 """Keys, prices, receipts and reports from the command line."""
 
 import asyncio
+import csv
+import io
 import json
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from millstream.auth import Keys
 from millstream.cli import app
-from millstream.database import Database
+from millstream.database import Database, hours
 from millstream.errors import Unauthorized
 from millstream.ledger import Ledger
 from millstream.meter import Meter
@@ -104,6 +107,52 @@ def test_a_receipt_is_printed() -> None:
     assert "error_code" not in lines
     missing = CliRunner().invoke(app, ["usage", "--stream", "str_none"])
     assert "there is no stream" in str(missing.exception)
+
+
+def test_usage_is_crossed_and_printed_as_csv() -> None:
+    record(
+        {"model": "m", "provider": "p", "cost_usd": Decimal("0.5"), "user": "[/ann]"},
+        {"model": "n", "provider": "p", "cost_usd": Decimal("0.25")},
+        {"model": "n", "provider": "p"},
+    )
+    lines = millstream("usage", "--by", "month,model", "--csv").splitlines()
+    headings, m, n = (line.split(",") for line in lines)
+    assert headings[:3] == ["month", "model", "streams"]
+    assert (m[1:3], n[1:3]) == (["m", "1"], ["n", "2"])
+    totals = {total["group"]["user"]: total for total in from_json("usage", "--by", "user", "--percentiles")}
+    assert (totals[None]["price_usd"], totals["[/ann]"]["price_usd"]) == ("0.250000", "0.500000")
+    assert totals[None]["first_event_seconds"] == {"p50": None, "p90": None, "p95": None, "p99": None}
+    table = millstream("usage", "--by", "user", "--percentiles", "--zone", "Europe/Paris", "--since", "7d")
+    assert "[/ann]" in table
+    assert "p95" in table
+    assert CliRunner().invoke(app, ["usage", "--by", "planet"]).exit_code != 0
+
+
+def test_every_stream_is_exported_once_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    record(*({"model": "m", "record_id": f"r{n}", "cost_usd": Decimal(n)} for n in range(3)))
+    rows = list(csv.DictReader(io.StringIO(millstream("usage", "export"))))
+    assert [row["stream_id"] for row in rows] == ["r0", "r1", "r2"]
+    assert [row["price_usd"] for row in rows] == ["0.000000", "1.000000", "2.000000"]
+    assert (rows[0]["prompt_tokens"], rows[0]["usage_source"]) == ("10", "provider_final")
+    assert "owner_id" not in rows[0]
+    lines = [json.loads(line) for line in millstream("usage", "export", "--format", "jsonl").splitlines()]
+    assert [line["stream_id"] for line in lines] == ["r0", "r1", "r2"]
+    assert lines[0]["usage"]["total_tokens"] == 15
+    assert millstream("usage", "export", "--until", "2026-01-01", "--format", "jsonl") == ""
+
+
+def test_sums_are_verified_and_what_differs_is_said() -> None:
+    record({"model": "m"}, {"model": "m"})
+    assert "2 streams" in millstream("usage", "verify")
+    assert from_json("usage", "verify")["differences"] == []
+    db = Database("sqlite:///millstream-data/millstream.db")
+    db.run(lambda connection: connection.execute(sa.update(hours).values(prompt_tokens=1)))
+    db.close()
+    told = millstream("usage", "verify", code=1)
+    assert "prompt_tokens" in told
+    (found,) = json.loads(millstream("usage", "verify", "--json", code=1))["differences"]
+    assert (found["what"], found["rows"], found["sums"]) == ("prompt_tokens", 20, 1)
+    assert json.loads(millstream("usage", "verify", "--until", "2026-01-01", "--json"))["differences"] == []
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ def command_line() -> str:
         ["prices"],
         ["prices", "check"],
         ["usage"],
+        ["usage", "export"],
+        ["usage", "verify"],
     ]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
     for command in commands:

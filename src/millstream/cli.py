@@ -5,10 +5,10 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import msgspec
 import typer
@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from millstream.errors import ConfigurationError, MillstreamError
-from millstream.usage import Group
 from millstream.version import DOCS, __version__
 
 Result = TypeVar("Result")
@@ -48,6 +47,10 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder of the SQLite database.  \\[env: MILLSTREAM_DATA_DIR]", show_default=False),
 ]
+usage_app = typer.Typer(help="What was used, and what it cost.")
+app.add_typer(usage_app, name="usage")
+Since = Annotated[str, typer.Option(help="A date (2026-01-31) or an age (24h, 7d).", show_default=False)]
+Until = Annotated[str, typer.Option(help="The same; up to but not including it.", show_default=False)]
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -404,25 +407,33 @@ def prices_check(
         raise typer.Exit(1)
 
 
-@app.command()
+@usage_app.callback(invoke_without_command=True)
 def usage(
-    by: Annotated[Group, typer.Option(help="What to add up by.")] = "key",
-    since: Annotated[
-        str, typer.Option(help="A date (2026-01-31, UTC) or an age (24h, 7d).", show_default=False)
-    ] = "",
-    until: Annotated[
-        str, typer.Option(help="The same; up to but not including it.", show_default=False)
-    ] = "",
+    context: typer.Context,
+    by: Annotated[
+        str,
+        typer.Option(help="hour, day or month; key, owner, model, provider, user. Or several: day,model."),
+    ] = "key",
+    since: Since = "",
+    until: Until = "",
+    zone: Annotated[str, typer.Option(help="Whose hours, days and months.")] = "UTC",
+    key: Annotated[str | None, typer.Option(help="Of one key, by its id.", show_default=False)] = None,
+    owner: Annotated[str | None, typer.Option(help="Of the keys of one owner.", show_default=False)] = None,
     test: Annotated[bool, typer.Option("--test", help="Of test keys, which are left out otherwise.")] = False,
+    percentiles: Annotated[
+        bool, typer.Option("--percentiles", help="Also of the time to the first event.")
+    ] = False,
     stream: Annotated[
         str | None, typer.Option(help="Print the receipt of the stream of this id.", show_default=False)
     ] = None,
     data_dir: DataDir = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of text.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print what was used, and what it cost."""
-    from millstream.ledger import Ledger
-    from millstream.meter import Meter
+    if context.invoked_subcommand is not None:
+        return
+    from millstream.ledger import Ledger, reports, tables
 
     if stream is not None:
         receipt = _with_database(data_dir, lambda db: Ledger(db).receipt(stream)).shown()
@@ -431,27 +442,115 @@ def usage(
         else:
             _print_receipt(receipt)
         return
-    totals = _with_database(
-        data_dir,
-        lambda db: Meter(Ledger(db)).totals(by, since=_moment(since), until=_moment(until), test=test),
+    asked = reports.Asked(
+        reports.dimensions(by),
+        _moment(since, zone),
+        _moment(until, zone),
+        zone,
+        key,
+        owner,
+        test,
+        percentiles,
     )
+    totals = _with_database(data_dir, lambda db: Ledger(db).totals(asked))
     if as_json:
         _print_json(msgspec.to_builtins(totals))
-        return
-    table = Table(by, box=None)
-    for column in ("streams", "prompt tokens", "completion tokens", "cost USD", "price USD", "unpriced"):
+    elif as_csv:
+        print(tables.of_totals(asked.by, totals, percentiles=percentiles), end="")
+    else:
+        _print_totals(asked.by, totals)
+
+
+def _print_totals(by: Sequence[str], totals: Sequence[Any]) -> None:
+    table = Table(*by, box=None)
+    waited = ["p50 s", "p95 s"] if any(total.first_event_seconds for total in totals) else []
+    for column in (
+        "streams",
+        "prompt tokens",
+        "completion tokens",
+        "cost USD",
+        "price USD",
+        "unpriced",
+        *waited,
+    ):
         table.add_column(column, justify="right")
     for total in totals:
+        first = total.first_event_seconds
+        seconds = (first.p50, first.p95) if first else ()
         table.add_row(
-            escape(total.group) or "(none)",
+            *(escape(total.group[name] or "(none)") for name in by),
             f"{total.streams:,}",
             f"{total.prompt_tokens:,}",
             f"{total.completion_tokens:,}",
             total.cost_usd,
             total.price_usd,
             f"{total.unpriced:,}" if total.unpriced else "",
+            *("" if one is None else f"{one:g}" for one in seconds),
         )
     _print_table(table)
+
+
+@usage_app.command("export")
+def usage_export(
+    since: Since = "",
+    until: Until = "",
+    form: Annotated[Literal["csv", "jsonl"], typer.Option("--format", help="A line a stream.")] = "csv",
+    data_dir: DataDir = None,
+) -> None:
+    """Print the receipts of all streams, the oldest first.
+
+    Each page is read on its own: a server that runs meanwhile is not held up.
+    """
+    from millstream.database import Database
+    from millstream.ledger import Ledger, tables
+    from millstream.ledger.receipts import Wanted
+
+    wanted = Wanted(since=_moment(since), until=_moment(until))
+
+    async def export(db: Database) -> None:
+        if form == "csv":
+            print(tables.receipt_headings(), end="")
+        async for page in Ledger(db).every_receipt(wanted):
+            if form == "csv":
+                print(tables.of_receipts(page), end="")
+            else:
+                for receipt in page:
+                    print(json.dumps(receipt.shown()))
+
+    _with_database(data_dir, export)
+
+
+@usage_app.command("verify")
+def usage_verify(
+    since: Since = "",
+    until: Until = "",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Add all streams up again, and compare that with the sums that reports are made of.
+
+    The exit code is 1 where they differ. Hours are whole; those whose streams have been deleted
+    (MILLSTREAM_RETENTION_DAYS) cannot be looked at.
+    """
+    from millstream.ledger import Ledger
+
+    verified = _with_database(data_dir, lambda db: Ledger(db).verify(_moment(since), _moment(until)))
+    if as_json:
+        _print_json(msgspec.to_builtins(verified))
+    else:
+        if verified.differences:
+            table = Table("hour", "sums", "of", "what", "streams say", "sums say", box=None)
+            for one in verified.differences:
+                of = " ".join(f"{name}={value}" for name, value in one.of.items())
+                table.add_row(
+                    _date(one.hour), one.table, escape(of), one.what, f"{one.rows:,}", f"{one.sums:,}"
+                )
+            _print_table(table)
+        looked_at = f"{_date(verified.since)} to {_date(verified.until)} UTC" if verified.until else "nothing"
+        found = f"{len(verified.differences):,} differences" if verified.differences else "no difference"
+        print(f"{verified.streams:,} streams, {looked_at}: {found}")
+    if verified.differences:
+        raise typer.Exit(1)
 
 
 def _with_database(
@@ -486,17 +585,19 @@ def _age(text: str) -> float | None:
     return None if age is None else int(age[1]) * {"h": 3600.0, "d": 86_400.0}[age[2]]
 
 
-def _moment(text: str, *, ahead: bool = False) -> float | None:
-    """A date, or so long ago; where it is ``ahead``, from now."""
+def _moment(text: str, zone: str = "UTC", *, ahead: bool = False) -> float | None:
+    """A date of the zone, or so long ago; where it is ``ahead``, from now."""
     if not text:
         return None
     if (age := _age(text)) is not None:
         return time.time() + (age if ahead else -age)
     try:
         moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except ValueError:
         _exit(f"'{text}' is neither a date like 2026-01-31 nor an age like 24h or 7d")
+    from millstream.ledger.periods import zone_of
+
+    return (moment if moment.tzinfo else moment.replace(tzinfo=zone_of(zone))).timestamp()
 
 
 def _date(at: float) -> str:

@@ -79,7 +79,9 @@ secrets = sa.Table(
     sa.Column("expires_at", sa.Float),  # null until another one replaces it
 )
 
-# One row a stream: what it is, what it used, where each number comes from.
+# One row a stream: what it is, what it used, where each number comes from. When it is settled or corrected,
+# triggers add it to the sums below, in the same transaction, whoever does that (migration 0007). A migration
+# that makes this table anew has to make them anew, too.
 streams = sa.Table(
     "streams",
     metadata,
@@ -145,6 +147,54 @@ streams = sa.Table(
     ),
 )
 
+# Until when the first event came, in seconds: the bounds of the buckets that streams are counted in. The last
+# bucket, one more, has those after all of them.
+FIRST_EVENT_SECONDS = (
+    *(0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7),
+    *(1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 60.0),
+)
+FIRST_EVENTS = tuple(f"first_event_{number}" for number in range(len(FIRST_EVENT_SECONDS) + 1))
+SUMS = (
+    "streams",
+    "cancelled",
+    "failed",  # or interrupted
+    "estimated",  # whose provider has not said the last word on its tokens
+    "uncosted",  # without a known cost
+    "unpriced",  # and without a known price
+    *TOKEN_KINDS,
+    "cost_picodollars",
+    "price_picodollars",
+    *FIRST_EVENTS,
+)
+
+
+def _sums(name: str, **of_whom: int) -> sa.Table:
+    """Sums over the settled streams that were created in one hour, counted from 1970 in UTC.
+
+    Of what is the same there may be several rows, by ``shard``: on PostgreSQL connections write rows of their
+    own, so that no worker waits for another's transaction.
+    """
+    columns = [sa.Column(column, sa.String(length), primary_key=True) for column, length in of_whom.items()]
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False),
+        *columns,
+        sa.Column("model", sa.String(256), primary_key=True),
+        sa.Column("provider", sa.String(64), primary_key=True),
+        sa.Column("is_test", sa.Boolean, primary_key=True),
+        sa.Column("shard", sa.SmallInteger, primary_key=True, autoincrement=False),
+        *(sa.Column(column, sa.BigInteger, nullable=False) for column in SUMS),
+        *([sa.Index(f"{name}_by_key", "key_id", "hour")] if of_whom else []),
+        sqlite_with_rowid=False,
+    )
+
+
+# Three times, from few rows to many: a report reads no more than it has to.
+hours = _sums("hours")
+key_hours = _sums("key_hours", key_id=32)
+user_hours = _sums("user_hours", key_id=32, user=256)  # an empty user is none
+
 REVISION = "0007"  # the newest migration
 
 # The row's own fault; every other error of a driver says that the database cannot be had now.
@@ -181,6 +231,14 @@ def migrate_alone(connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
     else:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def snapshot(connection: Connection) -> None:
+    """All that this transaction reads from now on, its first statements, is of one moment."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    else:
+        connection.exec_driver_sql("BEGIN")
 
 
 class Prepared:
@@ -245,6 +303,10 @@ class Database:
         self._connections: set[Any] = set()
         sa.event.listen(self._engine, "connect", lambda connection, _: self._connections.add(connection))
         sa.event.listen(self._engine, "close", lambda connection, _: self._connections.discard(connection))
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self._engine.dialect.name == "sqlite"
 
     def migrate(self, *, makes_one: bool = True) -> None:
         """Brings the tables up to date, and files of SQLite that other users may read. Makes the tables where
@@ -436,6 +498,7 @@ def _engine(url: str) -> Engine:
             parsed,
             pool_size=4,
             pool_pre_ping=not is_sqlite,
+            pool_use_lifo=True,  # as few as can be, each of which has sums of its own
             hide_parameters=True,  # its errors are logged, and rows are nobody's business
             connect_args={} if is_sqlite else _POSTGRES_OPTIONS,
         )

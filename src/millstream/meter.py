@@ -4,10 +4,10 @@ import secrets
 import time
 from decimal import Decimal
 
-from millstream.ledger import Ledger
-from millstream.ledger.reports import Total
+from millstream.ledger import Ledger, reports
+from millstream.ledger.reports import Asked, Total
 from millstream.ledger.rows import Opening, Settlement
-from millstream.usage import Charge, Group, Usage
+from millstream.usage import Charge, Usage
 
 
 class Meter:
@@ -50,14 +50,20 @@ class Meter:
 
     async def totals(
         self,
-        by: Group = "key",
+        by: str = "key",
         *,
         since: float | None = None,
         until: float | None = None,
+        zone: str = "UTC",
         key_id: str | None = None,
+        owner: str | None = None,
         test: bool = False,
+        percentiles: bool = False,
     ) -> list[Total]:
-        """Sums per key, model, day (UTC) or end user. ``since`` and ``until`` are Unix seconds. ``test``
-        gives those of test keys, which are in no other sums.
+        """Sums by key, owner of a key, model, provider, end user, hour, day or month of ``zone``, or several
+        of these with commas between them, such as ``day,model``. ``since`` and ``until`` are Unix seconds.
+        ``test`` gives those of test keys, which are in no other sums, and ``percentiles`` those of the time
+        to the first event. Raises ``InvalidRequest``.
         """
-        return await self._ledger.totals(by, since=since, until=until, key_id=key_id, test=test)
+        asked = Asked(reports.dimensions(by), since, until, zone, key_id, owner, test, percentiles)
+        return await self._ledger.totals(asked)

@@ -305,6 +305,13 @@ class Settings(BaseSettings):
     journal_max_bytes: int = Field(
         512 << 20, ge=1 << 20, description="most memory that finished streams are kept in"
     )
+    retention_days: float | None = Field(
+        None,
+        ge=1,
+        le=36_500,
+        description="how long the row of a stream is kept, with its receipt; the sums of its hour stay. "
+        "Without it: for ever",
+    )
     providers: dict[str, ProviderSettings] = Field({}, description="more providers, by name")
     markup: Markup = Field(
         Decimal(1), description="what is charged for a stream, as a multiple of what it costs"

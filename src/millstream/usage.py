@@ -11,7 +11,6 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 UsageSource: TypeAlias = Literal["provider_final", "provider_partial", "counted", "checkpoint"]
-Group: TypeAlias = Literal["key", "model", "day", "user"]  # what usage is added up by
 
 PICODOLLARS = Decimal(10**12)  # a dollar
 

@@ -1,4 +1,4 @@
-"""Receipts: pages of them, the newest first.
+"""Receipts: pages of them.
 
 A cursor names the last row of the page before: rows that come or go in the meantime move no page.
 """
@@ -40,18 +40,19 @@ class Page(Struct, frozen=True):
     next_cursor: str | None
 
 
-def page(connection: Connection, wanted: Wanted, cursor: str | None, size: int) -> Page:
-    """Raises ``InvalidRequest`` where the cursor is none of ours."""
+def page(
+    connection: Connection, wanted: Wanted, cursor: str | None, size: int, *, oldest_first: bool = False
+) -> Page:
+    """The newest first, unless it is ``oldest_first``. Raises ``InvalidRequest`` where the cursor is none of
+    ours.
+    """
     conditions = _conditions(wanted)
+    place = (streams.c.created_at, streams.c.id)
     if cursor is not None:
-        last = _read(cursor)
-        conditions.append(sa.tuple_(streams.c.created_at, streams.c.id) < sa.tuple_(*map(sa.literal, last)))
-    query = (
-        sa.select(streams)
-        .where(*conditions)
-        .order_by(streams.c.created_at.desc(), streams.c.id.desc())
-        .limit(size + 1)
-    )
+        last, here = sa.tuple_(*map(sa.literal, _read(cursor))), sa.tuple_(*place)
+        conditions.append(here > last if oldest_first else here < last)
+    order = [column.asc() if oldest_first else column.desc() for column in place]
+    query = sa.select(streams).where(*conditions).order_by(*order).limit(size + 1)
     found = [to_receipt(row) for row in connection.execute(query).mappings()]
     more = len(found) > size
     return Page(found[:size], _cursor(found[size - 1]) if more else None)
@@ -64,7 +65,7 @@ def _conditions(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
         column == getattr(wanted, name) for name, column in equal.items() if getattr(wanted, name) is not None
     ]
     if wanted.status == "running":
-        conditions.append(columns.worker_id.is_not(None))  # there is an index of these
+        conditions.append(columns.worker_id > "")  # there is an index of these
     if wanted.owner_id is not None:
         # A key also has what was started with its tokens.
         key_id, _, user = wanted.owner_id.partition("/")

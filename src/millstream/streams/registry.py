@@ -49,14 +49,16 @@ _LOOK_SECONDS = 0.05  # between two looks, where another worker settles it
 
 class Limits(Struct, frozen=True):
     """``seconds`` is the longest a stream may take, ``streams`` how many may run on this worker,
-    ``lag_seconds`` how late its event loop may be until starts are refused, and ``readers`` how many
-    connections of one owner may follow streams here.
+    ``lag_seconds`` how late its event loop may be until starts are refused, ``readers`` how many
+    connections of one owner may follow streams here, and ``kept_seconds`` how long rows are kept, if not for
+    ever.
     """
 
     seconds: float = 900
     streams: int = 10_000
     lag_seconds: float = 0.1
     readers: int = 1_000
+    kept_seconds: float | None = None
 
 
 class FoundStream(Struct, frozen=True):
@@ -88,7 +90,9 @@ class Streams:
         self._readers = Readers(self._limits.readers)
         self._open: Counter[str] = Counter()  # by owner, of those with a token's limit
         self._full: dict[str, float] = {}  # owners who had all their streams open, and until when that counts
-        self._upkeep = Upkeep(journal, ledger, keys, self._running, self._remote_readers.values)
+        self._upkeep = Upkeep(
+            journal, ledger, keys, self._running, self._remote_readers.values, self._limits.kept_seconds
+        )
         self._exits = AsyncExitStack()
         self.pressure = Pressure(self._limits.lag_seconds)
         self._settle_by: float | None = None  # set with the end of the drain

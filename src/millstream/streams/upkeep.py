@@ -2,7 +2,7 @@
 
 Running streams are checkpointed, and stopped when their key is revoked or expires. This worker's beat is
 raised. Streams whose worker is gone, and streams that could not be ended while the journal was away, are
-ended here. When keys were last used is written.
+ended here. When keys were last used is written, and old rows are deleted.
 """
 
 import asyncio
@@ -27,13 +27,17 @@ BEAT_SECONDS = 2.0
 SWEEP_SECONDS = 3.0
 _REFUSED_SECONDS = 2.0
 _USES_SECONDS = 60.0
+OLD_ROWS_SECONDS = 1.0
+_FOLD_SECONDS = 600.0
+_FOLDED_HOURS = 48  # back, where a worker starts
 REPAIR_SECONDS = 5.0
 _MAX_POSTPONED = 10_000
 
 
 class Upkeep:
     """To be entered (``async with``) for as long as streams run. ``running`` are the producers of this
-    worker, ``followed`` gives the ids of other workers' streams that are read here.
+    worker, ``followed`` gives the ids of other workers' streams that are read here. Rows of the ledger are
+    deleted after ``kept_seconds``.
     """
 
     def __init__(
@@ -43,12 +47,15 @@ class Upkeep:
         keys: Keys,
         running: Mapping[str, Producer],
         followed: Callable[[], Collection[str]],
+        kept_seconds: float | None = None,
     ) -> None:
         self._journal = journal
         self._ledger = ledger
         self._keys = keys
         self._running = running
         self._followed = followed
+        self._kept_seconds = kept_seconds
+        self._folded_to = int(time.time() // 3600) - _FOLDED_HOURS
         self._postponed: dict[str, StreamFailed] = {}  # terminal events that the journal could not take yet
         self._suspects: set[str] = set()  # followed here, settled in the ledger, still open in the journal
         self._has_warned = False  # of company that cannot see our streams
@@ -65,6 +72,8 @@ class Upkeep:
             self._expire: CHECKPOINT_SECONDS,
             self._stop_refused: _REFUSED_SECONDS,
             self._keys.write_uses: _USES_SECONDS,
+            self._delete_old_rows: OLD_ROWS_SECONDS,
+            self._fold_hours: _FOLD_SECONDS,
         }
         self._tasks = [asyncio.create_task(_every(seconds, job)) for job, seconds in jobs.items()]
         return self
@@ -95,6 +104,21 @@ class Upkeep:
 
     async def _expire(self) -> None:
         self._journal.expire()
+
+    # -- the ledger --------------------------------------------------------------------------
+
+    async def _delete_old_rows(self) -> None:
+        """A few at a time: streams that are opened wait for them."""
+        if self._kept_seconds is not None:
+            await self._ledger.delete_rows(time.time() - self._kept_seconds)
+
+    async def _fold_hours(self) -> None:
+        """Those that have been over for a while."""
+        if not self._ledger.is_sharded:
+            return
+        for hour in range(self._folded_to, int(time.time() // 3600) - 1):
+            await self._ledger.fold_hour(hour)
+            self._folded_to = hour + 1
 
     # -- workers ----------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ import time
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import StringConstraints
 
 from millstream.auth import Principal
 from millstream.dialects.native import ask_of
@@ -18,7 +17,7 @@ from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, identify
 from millstream.server.errors import Route
-from millstream.server.requests import idempotency_key, last_event_id, position, read_model
+from millstream.server.requests import Moment, Text, idempotency_key, last_event_id, position, read_model
 from millstream.server.root_path import stream_url
 from millstream.server.routes.chat import BODY, Caller
 from millstream.server.streaming.client_watch import ClientWatch
@@ -32,7 +31,6 @@ _RECEIPT = openapi.errors(404, 422) | openapi.answer("The receipt", _SHOWN)
 _STREAM_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _GRACE = Grace(grace_seconds=30)
 
-Text = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00]*$")]  # as databases take it
 StreamId = Annotated[str, Path(description="as in `X-Stream-Id` and the first frame")]
 Ticket = Annotated[str | None, Query(description="instead of a key, for this one stream")]
 
@@ -77,8 +75,8 @@ async def receipts(
     key: Annotated[Text | None, Query(description="the id of a key")] = None,
     model: Annotated[Text | None, Query()] = None,
     user: Annotated[Text | None, Query(description="an end user")] = None,
-    since: Annotated[float | None, Query(description="Unix seconds, inclusive")] = None,
-    until: Annotated[float | None, Query(description="Unix seconds, exclusive")] = None,
+    since: Annotated[Moment | None, Query(description="Unix seconds, inclusive")] = None,
+    until: Annotated[Moment | None, Query(description="Unix seconds, exclusive")] = None,
     limit: Annotated[int, Query(ge=1, le=MOST)] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
 ) -> dict[str, Any]:
