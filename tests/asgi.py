@@ -124,6 +124,10 @@ def get(app: Application, path: str, key: str | None = None, **headers: str) -> 
     return Exchange(app, "GET", path, _with_key(headers, key))
 
 
+def patch(app: Application, path: str, body: object, key: str | None = None) -> Exchange:
+    return Exchange(app, "PATCH", path, _with_key({}, key), json.dumps(body).encode())
+
+
 def delete(app: Application, path: str, key: str | None = None) -> Exchange:
     return Exchange(app, "DELETE", path, _with_key({}, key))
 

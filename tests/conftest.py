@@ -90,7 +90,7 @@ def postgres() -> Generator[str]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of a database without tables."""
+    """Of a database without tables, of every kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'folder' / 'x.db'}"
     url: str = request.getfixturevalue("postgres")
@@ -99,3 +99,11 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     db.run(lambda connection: connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version")))
     db.close()
     return url
+
+
+@pytest.fixture
+def db(database_url: str) -> Generator[Database]:
+    db = Database(database_url)
+    db.migrate()
+    yield db
+    db.close()

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 from millstream.ledger.rows import Opening, Settlement
-from millstream.usage import Usage
+from millstream.usage import Charge, Usage
 
 
 def opening(stream_id: str = "s", **more: Any) -> Opening:
@@ -29,8 +29,9 @@ def settlement(stream_id: str = "s", **more: Any) -> Settlement:
         "finish_reason": "stop",
         "error_code": None,
         "usage": Usage(10, 5, "provider_final", 2, 1),
-        "cost": Decimal("0.000142"),
+        "charge": Charge(Decimal("0.000142"), Decimal("0.000284"), '{"version":"v"}'),
         "first_event_at": time.time(),
         "ended_at": time.time(),
+        "provider": "p",
     }
     return Settlement(**{**values, **more})

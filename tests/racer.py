@@ -12,7 +12,7 @@ from millstream.database import Database
 from millstream.errors import BudgetExceeded
 from millstream.ledger import Ledger
 from millstream.limits import Applied, Demand, Limit
-from millstream.usage import Usage
+from millstream.usage import Charge, Usage
 
 BUDGET = Limit("tokens", "total", 100)
 EACH = 10
@@ -38,7 +38,7 @@ async def race(url: str, name: str, count: int) -> None:
         await asyncio.to_thread(sys.stdin.readline)
         usage = Usage(EACH // 2, 0, "provider_final")
         for one in started:
-            await ledger.settle(settlement(one, usage=usage, cost=Decimal(0), is_limited=True))
+            await ledger.settle(settlement(one, usage=usage, charge=Charge(Decimal(0), Decimal(0)), is_limited=True))
     db.close()
 
 

@@ -191,7 +191,7 @@ async def test_the_usage_of_an_answer_that_is_stopped_before_its_first_word_is_k
         source = await millstream.streams.start(principal, Ask(Prompt(PROMPT.messages, "m"), "continue"))
         await began.wait()
         receipt = await millstream.streams.cancel(principal, source.info.stream_id)
-        assert (receipt.status, receipt.prompt_tokens) == ("cancelled", 1200)
+        assert (receipt.status, receipt.usage.prompt_tokens) == ("cancelled", 1200)
 
 
 def test_weights_are_shares() -> None:

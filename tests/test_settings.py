@@ -96,7 +96,7 @@ async def test_the_file_of_the_guide_says_what_it_says(tmp_path: Path) -> None:
     service = llm_service(settings, {})
     (deployment,) = (await service.resolve("cluster/deepseek-r1")).deployments
     assert (deployment.provider_name, deployment.stream_seconds) == ("cluster", 600)
-    assert deployment.price is not None
+    assert deployment.tariff is not None
     assert settings.providers["cluster"].quirks is not None
     assert settings.providers["cluster"].quirks.quirks().ends == {"wound_up": "stop", "gave_up": "failed"}
     await service.close()

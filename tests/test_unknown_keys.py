@@ -12,7 +12,8 @@ from fastapi import Depends, FastAPI
 from application import Run
 from asgi import get
 from millstream import Millstream, Settings, get_api_key
-from millstream.auth import UNKNOWN_AT_ONCE, Keys, new_secret
+from millstream.api_keys import new_secret
+from millstream.auth import UNKNOWN_AT_ONCE, Keys
 from millstream.database import Database, DatabaseAway
 from millstream.errors import Overloaded, Unauthorized
 from millstream.providers.scripted import ScriptedProvider

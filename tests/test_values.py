@@ -1,7 +1,6 @@
-"""Small values: keys, prices, positions, errors, events."""
+"""Small values: keys, positions, errors, events."""
 
 import json
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,10 @@ from hypothesis import strategies as st
 
 from millstream import errors, events
 from millstream.answer import Answer
-from millstream.auth import is_wellformed, new_secret
+from millstream.api_keys import is_wellformed, new_secret
 from millstream.database import DatabaseAway
 from millstream.dialects.native import NativeDialect
 from millstream.events import Batch, Event, Position, StreamInfo
-from millstream.prices import FlatPrice, Prices
 from millstream.usage import Bill, Usage
 
 SPEC = Path(__file__).parent.parent / "spec"
@@ -38,46 +36,6 @@ def test_junk_is_no_key(text: str) -> None:
 def test_positions_are_short_and_plain() -> None:
     assert str(Position(2, 42)) == "2-42"
     assert str(events.Batch(Position(1, 3), [events.PartStart(0, events.Text())] * 4).last) == "1-6"
-
-
-async def test_a_set_price_comes_before_the_list() -> None:
-    prices = Prices({"gpt-4o": FlatPrice(Decimal(1), Decimal(2), Decimal("0.5"))})
-    price = await prices.find("gpt-4o", "openai", "openai", "gpt-4o")
-    assert price is not None
-    assert price.cost(Usage(1_000_000, 1_000_000, "counted", 400_000)) == Decimal("2.8")
-
-
-@pytest.mark.parametrize("price_of", ["m", "p/m", "alias"])
-async def test_a_price_holds_under_every_name_of_its_model(price_of: str) -> None:
-    prices = Prices({price_of: FlatPrice(Decimal(1), Decimal(2))})
-    assert await prices.find("alias", "p", None, "m") is not None
-    assert await prices.find("other", "q", None, "n") is None
-
-
-async def test_a_list_price_knows_cached_tokens_and_an_unknown_model_has_none() -> None:
-    prices = Prices({})
-    price = await prices.find("x", "p", "openai", "gpt-4o")
-    assert price is not None
-    whole = price.cost(Usage(1000, 100, "counted"))
-    assert 0 < price.cost(Usage(1000, 100, "counted", 500)) < whole
-    assert await prices.find("x", "p", "openai", "no-such-model") is None
-    assert await prices.find("x", "p", None, "gpt-4o") is None
-
-
-def codes(kind: type[errors.MillstreamError]) -> set[str]:
-    """Of the server's errors; the client has one of its own, for when there is no server."""
-    if kind.__module__ != "millstream.errors":
-        return set()
-    return {kind.code} | {code for child in kind.__subclasses__() for code in codes(child)}
-
-
-def test_the_codes_are_those_of_the_specification_with_their_status() -> None:
-    table = (SPEC / "protocol.md").read_text(encoding="utf-8").partition("## 8. Errors")[2]
-    for code in codes(errors.MillstreamError):
-        assert f"`{code}`" in table, code
-        status = errors.ReportedError(code, "").status
-        line = next(line for line in table.splitlines() if f"`{code}`" in line)
-        assert str(status) in line.partition(f"`{code}`")[2], code
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,17 @@ def command_line() -> str:
         ["keys"],
         ["keys", "create"],
         ["keys", "list"],
+        ["keys", "change"],
+        ["keys", "rotate"],
         ["keys", "revoke"],
         ["keys", "limit"],
         ["secret"],
         ["secret", "rotate"],
+        ["prices"],
+        ["prices", "check"],
         ["usage"],
+        ["usage", "export"],
+        ["usage", "verify"],
     ]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
     for command in commands:
@@ -66,6 +72,7 @@ def settings_reference() -> str:
         PriceSettings,
         ProviderSettings,
         QuirkSettings,
+        RateSettings,
         Settings,
     )
 
@@ -96,7 +103,11 @@ def settings_reference() -> str:
         "([several deployments](../guides/routing.md)):\n\n"
         + table(ModelSettings, str)
         + '\n\n## Prices\n\nSections `[prices."<model>"]`, in US dollars per million tokens; they win '
-        "over the list prices that ship with Millstream:\n\n" + table(PriceSettings, str) + "\n"
+        "over the list prices that ship with Millstream ([billing](../guides/billing.md)):\n\n"
+        + table(PriceSettings, str)
+        + "\n\nWhat is `charged`, and a tier, has these:\n\n"
+        + table(RateSettings, str)
+        + "\n"
     )
 
 
@@ -190,7 +201,7 @@ ROOMS = (
     ("wire formats", ("dialects", "messages", "bodies")),
     ("journals", ("journals",)),
     ("the ledger", ("ledger", "limits", "prices", "tokens")),
-    ("who is asking", ("auth", "signing", "tickets")),
+    ("who is asking", ("auth", "api_keys", "signing", "tickets")),
     ("the database", ("database", "driver", "driver_words", "private_files", "threads")),
     ("for programs that call a server", ("client",)),
     ("words", ("answer", "events", "prompt", "usage", "errors", "log_ids", "sse")),
@@ -241,6 +252,7 @@ PUBLIC = {
     ),
     "millstream.runtime": ("Runtime",),
     "millstream.auth": ("Keys",),
+    "millstream.api_keys": ("ApiKey", "Changes"),
     "millstream.client": ("AsyncClient", "Frame", "Failure", "ToolCallPiece", "Unreachable"),
     "millstream.prompt": ("Prompt", "Message", "Tool", "OutputFormat"),
     "millstream.providers": (

@@ -1,38 +1,23 @@
-"""API keys and browser tokens: a credential -> a Principal.
+"""API keys and browser tokens: a credential -> a Principal."""
 
-A key is ``ms_live_`` or ``ms_test_``, 30 random base62 characters (178 bits) and 6 of checksum. It is shown
-once and stored as its SHA-256 digest: a fast hash suffices where nothing can be guessed. The checksum
-refuses typing errors and junk without a look-up.
-"""
-
-import hashlib
 import math
-import re
-import secrets
 import time
-import zlib
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import TypeAlias
 
-import sqlalchemy as sa
 from msgspec import Struct
-from sqlalchemy.engine import Connection, RowMapping
+from sqlalchemy.engine import Connection
 
-from millstream import database
+from millstream import api_keys
+from millstream.api_keys import SCOPES, ApiKey, Changes, Scope
 from millstream.database import Database, DatabaseAway
-from millstream.errors import InvalidRequest, NotFound, Overloaded, Unauthorized
+from millstream.errors import InvalidRequest, Overloaded, Unauthorized
 from millstream.limits import Applied, Limit, narrowest
 from millstream.signing import SigningSecrets
 from millstream.tickets import BrowserToken, Signer
 
-Scope: TypeAlias = Literal["chat", "usage", "admin"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
-
-_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_FORMAT = re.compile(r"(ms_(?:live|test)_)([0-9A-Za-z]{30})([0-9A-Za-z]{6})")
-_MAX_NAME = 128
 CACHE_SECONDS = 2.0
 _CACHE_KEYS = 10_000
 
@@ -43,24 +28,16 @@ _MAX_UNKNOWN = 1_000  # of which it is remembered for ``CACHE_SECONDS`` that the
 _IDS_PER_QUERY = 500
 
 
-class ApiKey(Struct, frozen=True):
-    """What is known of a key. The key itself is not: only its digest is stored."""
-
-    id: str
-    name: str
-    hint: str
-    scopes: tuple[Scope, ...]
-    created_at: float
-    revoked_at: float | None
-
-
 class Principal(Struct, frozen=True):
-    """Who is asking: the API key ``id``, which pays, or somebody with a browser token of it."""
+    """Who is asking: the API key ``id``, which pays, or somebody with a browser token of it. A ``test`` key
+    reaches models that cost nothing, and is never billed.
+    """
 
     id: str
     scopes: frozenset[Scope]
     token: BrowserToken | None = None
     limits: tuple[Limit, ...] = ()  # of the key
+    test: bool = False
 
     def may(self, scopes: Collection[Scope]) -> bool:
         return self.scopes.issuperset(scopes)
@@ -89,25 +66,7 @@ class Principal(Struct, frozen=True):
         return owner_id == self.owner_id or (self.token is None and owner_id.startswith(f"{self.id}/"))
 
 
-def _checksum(text: str) -> str:
-    number = zlib.crc32(text.encode())
-    digits = ""
-    for _ in range(6):
-        number, digit = divmod(number, 62)
-        digits = _ALPHABET[digit] + digits
-    return digits
-
-
-def new_secret(*, test: bool = False) -> str:
-    start = "ms_test_" if test else "ms_live_"
-    body = "".join(secrets.choice(_ALPHABET) for _ in range(30))
-    return start + body + _checksum(start + body)
-
-
-def is_wellformed(secret: str) -> bool:
-    """Whether ``secret`` could be a key: its form and its checksum are right."""
-    match = _FORMAT.fullmatch(secret)
-    return match is not None and _checksum(match[1] + match[2]) == match[3]
+_Found: TypeAlias = tuple[ApiKey, float | None] | None
 
 
 class _Budget:
@@ -145,10 +104,12 @@ class Keys:
 
     def __init__(self, db: Database, signing_secrets: Sequence[bytes] = ()) -> None:
         self._db = db
+        # By digest or by id: until when it is believed, by the monotonic clock, and what.
         self._verified: OrderedDict[bytes | str, tuple[float, Principal]] = OrderedDict()
         self._unknown: OrderedDict[bytes, float] = OrderedDict()
         self._budget = _Budget()
         self._signing = SigningSecrets(db, signing_secrets)
+        self._used_at: dict[str, float] = {}  # since uses were last written
 
     async def signer(self) -> Signer:
         """Signs for this installation, to be used at once."""
@@ -158,17 +119,18 @@ class Keys:
         """Raises ``Unauthorized``, which is the same for every cause, or ``Overloaded`` where too many keys
         come that were never seen.
         """
-        if not is_wellformed(secret):
+        if not api_keys.is_wellformed(secret):
             raise Unauthorized
-        digest = hashlib.sha256(secret.encode()).digest()
+        digest = api_keys.digest_of(secret)
+        find = partial(api_keys.by_digest, digest=digest)
         if digest in self._verified:
-            return await self._find(digest, database.keys.c.digest)
+            return await self._find(digest, find)
         if time.monotonic() - self._unknown.get(digest, -math.inf) < CACHE_SECONDS:
             raise Unauthorized
         if not self._budget.take():
             raise Overloaded("many unknown keys are being tried; try again")
         try:
-            principal = await self._find(digest, database.keys.c.digest)
+            principal = await self._find(digest, find)
         except Unauthorized:
             self._unknown[digest] = time.monotonic()
             if len(self._unknown) > _MAX_UNKNOWN:
@@ -181,59 +143,99 @@ class Keys:
         return principal
 
     async def verify_token(self, text: str) -> Principal:
-        """Whoever has the browser token, as long as the key that it was made with is not revoked."""
+        """Whoever has the browser token, as long as the key that it was made with is good."""
         token = (await self.signer()).check_token(text)
-        key = await self._find(token.key_id, database.keys.c.id)
-        return Principal(key.id, frozenset({"chat"}), token, key.limits)
+        key = await self._find_by_id(token.key_id)
+        return Principal(key.id, frozenset({"chat"}), token, key.limits, key.test)
 
     async def check(self, key_id: str) -> None:
-        """Raises ``Unauthorized`` where the key is revoked or was never made."""
-        await self._find(key_id, database.keys.c.id)
+        """Raises ``Unauthorized`` where the key is revoked, has expired or was never made."""
+        await self._find_by_id(key_id)
 
-    async def _find(self, name: bytes | str, column: sa.Column[Any]) -> Principal:
-        now = time.monotonic()
+    async def _find_by_id(self, key_id: str) -> Principal:
+        def find(connection: Connection) -> _Found:
+            key = api_keys.by_id(connection, key_id)
+            return None if key is None else (key, None)
+
+        return await self._find(key_id, find)
+
+    async def _find(self, name: bytes | str, find: Callable[[Connection], _Found]) -> Principal:
+        now, at = time.monotonic(), time.time()
         cached = self._verified.get(name)
-        if cached is not None and now - cached[0] < CACHE_SECONDS:
+        if cached is not None and now < cached[0]:
+            self._used_at[cached[1].id] = at
             return cached[1]
-        found = await self._db.read(lambda connection: _one(connection, column == name))
-        if found is None or found[0].revoked_at is not None:
+
+        def read(connection: Connection) -> tuple[ApiKey, float | None, tuple[Limit, ...]] | None:
+            found = find(connection)
+            return None if found is None else (*found, api_keys.limits(connection, found[0].id))
+
+        found = await self._db.read(read)
+        ends = math.inf if found is None else min(found[0].expires_at or math.inf, found[1] or math.inf)
+        if found is None or found[0].revoked_at is not None or ends <= at:
             self._verified.pop(name, None)
             raise Unauthorized
-        key, limits = found
-        principal = Principal(key.id, frozenset(key.scopes), limits=limits)
-        self._verified[name] = (now, principal)
+        key, _, limits = found
+        principal = Principal(key.id, frozenset(key.scopes), limits=limits, test=key.test)
+        self._used_at[key.id] = at
+        self._verified[name] = (now + min(CACHE_SECONDS, ends - at), principal)
         self._verified.move_to_end(name)
         if len(self._verified) > _CACHE_KEYS:
             self._verified.popitem(last=False)
         return principal
 
-    async def create(self, name: str, scopes: Sequence[str], *, test: bool = False) -> tuple[ApiKey, str]:
+    async def create(
+        self,
+        name: str,
+        scopes: Sequence[str],
+        *,
+        test: bool = False,
+        owner: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        expires_at: float | None = None,
+    ) -> tuple[ApiKey, str]:
         """The key and its secret, which cannot be had again. Raises ``InvalidRequest``."""
-        key, secret, digest = _new_key(name, scopes, test)
-        await self._db.write(lambda connection: _insert(connection, key, digest))
+        key, secret = api_keys.new_key(
+            name, scopes, test=test, owner=owner, labels=labels, expires_at=expires_at
+        )
+        await self._db.write(lambda connection: api_keys.insert(connection, key, secret))
         return key, secret
 
     async def all(self) -> list[ApiKey]:
-        return await self._db.read(_all)
+        return await self._db.read(api_keys.every)
 
     async def revoke(self, key_id: str) -> ApiKey:
         """Idempotent. Raises ``NotFound``."""
-        key = await self._db.write(lambda connection: _revoke(connection, key_id))
-        if key is None:
-            raise NotFound(f"no key has the id '{key_id}'")
+        key = await self._db.write(lambda connection: api_keys.revoke(connection, key_id))
         self._forget(key.id)
         return key
 
-    def _forget(self, key_id: str) -> None:
-        for name in [name for name, (_, principal) in self._verified.items() if principal.id == key_id]:
-            del self._verified[name]
+    async def change(self, key_id: str, changes: Changes) -> ApiKey:
+        """Raises ``NotFound``, ``InvalidRequest``."""
+        key = await self._db.write(lambda connection: api_keys.change(connection, key_id, changes))
+        self._forget(key.id)
+        return key
+
+    async def rotate(self, key_id: str, overlap_seconds: float) -> tuple[ApiKey, str]:
+        """The key with another secret, and that. The secrets before it are good for ``overlap_seconds`` more,
+        or for as long as they were before, if that is less. Raises ``NotFound``, ``InvalidRequest``.
+        """
+        most = api_keys.MAX_OVERLAP_SECONDS
+        if not 0 <= overlap_seconds <= most:
+            raise InvalidRequest(f"secrets of a key overlap for 0 to {most:g} seconds")
+
+        def rotate(connection: Connection) -> tuple[ApiKey, str]:
+            key = api_keys.by_id(connection, key_id)
+            secret = api_keys.new_secret(test=key is not None and key.test)
+            return api_keys.rotate(connection, key_id, secret, overlap_seconds), secret
+
+        key, secret = await self._db.write(rotate)
+        self._forget(key.id)
+        return key, secret
 
     async def limits(self, key_id: str) -> tuple[Limit, ...]:
         """Raises ``NotFound``."""
-        found = await self._db.read(lambda connection: _one(connection, database.keys.c.id == key_id))
-        if found is None:
-            raise NotFound(f"no key has the id '{key_id}'")
-        return found[1]
+        return await self._db.read(lambda connection: api_keys.limits_of(connection, key_id))
 
     async def set_limits(
         self, key_id: str, limits: Sequence[Limit], *, replace: bool = True
@@ -241,134 +243,44 @@ class Keys:
         """All limits of the key, now that these are set; they ``replace`` those that it had, or else only
         those of the same kind. Other workers apply them within 2 s. Raises ``NotFound``.
         """
-
-        def work(connection: Connection) -> tuple[ApiKey, tuple[Limit, ...]] | None:
-            found = _one(connection, database.keys.c.id == key_id)
-            if found is not None:
-                _set_limits(connection, key_id, () if replace else found[1], limits)
-            return _one(connection, database.keys.c.id == key_id)
-
-        found = await self._db.write(work)
-        if found is None:
-            raise NotFound(f"no key has the id '{key_id}'")
+        held = await self._db.write(
+            lambda connection: api_keys.set_limits(connection, key_id, limits, replace=replace)
+        )
         self._forget(key_id)
-        return found[1]
+        return held
 
     async def ensure_first(self) -> str | None:
         """Makes an admin key where there is none at all; its secret, or None."""
-        key, secret, digest = _new_key("admin", SCOPES, False)
+        key, secret = api_keys.new_key("admin", SCOPES)
 
         def insert_if_empty(connection: Connection) -> bool:
-            if connection.scalar(sa.select(sa.func.count()).select_from(database.keys)):
+            if api_keys.every(connection):
                 return False
-            _insert(connection, key, digest)
+            api_keys.insert(connection, key, secret)
             return True
 
         return secret if await self._db.write(insert_if_empty) else None
 
-    async def revoked_among(self, key_ids: Collection[str]) -> set[str]:
-        """Those of the keys that are revoked."""
+    async def refused_among(self, key_ids: Collection[str]) -> set[str]:
+        """Those of the keys that are revoked or have expired."""
         ordered = list(key_ids)
-        revoked: set[str] = set()
+        refused: set[str] = set()
         for start in range(0, len(ordered), _IDS_PER_QUERY):
             some = ordered[start : start + _IDS_PER_QUERY]
-            revoked |= await self._db.read(partial(_revoked, key_ids=some))
-        return revoked
+            refused |= await self._db.read(partial(api_keys.refused, key_ids=some))
+        return refused
 
+    async def write_uses(self) -> None:
+        """Writes when keys were last used here, since this was last called. Raises ``DatabaseAway``."""
+        used_at, self._used_at = self._used_at, {}
+        if not used_at:
+            return
+        try:
+            await self._db.write(lambda connection: api_keys.note_uses(connection, used_at))
+        except DatabaseAway:
+            self._used_at = used_at | self._used_at
+            raise
 
-def _new_key(name: str, scopes: Sequence[str], test: bool) -> tuple[ApiKey, str, bytes]:
-    if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
-        raise InvalidRequest(f"a key's name has 1 to {_MAX_NAME} printable characters")
-    if unknown := sorted(set(scopes) - set(SCOPES)):
-        raise InvalidRequest(f"unknown scope '{unknown[0]}'; scopes are {', '.join(SCOPES)}")
-    if not scopes:
-        raise InvalidRequest(f"a key needs at least one scope of {', '.join(SCOPES)}")
-    secret = new_secret(test=test)
-    ordered = tuple(scope for scope in SCOPES if scope in scopes)
-    key_id = "key_" + "".join(secrets.choice(_ALPHABET) for _ in range(16))
-    hint = f"{secret[:12]}…{secret[-4:]}"
-    key = ApiKey(key_id, name, hint, ordered, time.time(), None)
-    return key, secret, hashlib.sha256(secret.encode()).digest()
-
-
-def _insert(connection: Connection, key: ApiKey, digest: bytes) -> None:
-    connection.execute(
-        sa.insert(database.keys).values(
-            id=key.id,
-            name=key.name,
-            digest=digest,
-            hint=key.hint,
-            scopes=" ".join(key.scopes),
-            created_at=key.created_at,
-        )
-    )
-
-
-def _key(row: RowMapping) -> ApiKey:
-    return ApiKey(
-        row["id"],
-        row["name"],
-        row["hint"],
-        cast("tuple[Scope, ...]", tuple(row["scopes"].split())),
-        row["created_at"],
-        row["revoked_at"],
-    )
-
-
-def _one(
-    connection: Connection, condition: sa.ColumnElement[bool]
-) -> tuple[ApiKey, tuple[Limit, ...]] | None:
-    """The key and its limits."""
-    row = connection.execute(sa.select(database.keys).where(condition)).mappings().first()
-    if row is None:
-        return None
-    table = database.key_limits
-    query = sa.select(table).where(table.c.key_id == row["id"]).order_by(*table.primary_key)
-    limits = tuple(
-        Limit(one["what"], one["per"], one["amount"], one["model"] or None, one["each_user"])
-        for one in connection.execute(query).mappings()
-    )
-    return _key(row), limits
-
-
-def _set_limits(
-    connection: Connection, key_id: str, before: Sequence[Limit], limits: Sequence[Limit]
-) -> None:
-    table = database.key_limits
-    connection.execute(sa.delete(table).where(table.c.key_id == key_id))
-    kept = {(one.what, one.per, one.model, one.each_user): one for one in (*before, *limits)}
-    rows = [
-        {
-            "key_id": key_id,
-            "what": one.what,
-            "per": one.per,
-            "model": one.model or "",
-            "each_user": one.each_user,
-            "amount": one.amount,
-        }
-        for one in kept.values()
-    ]
-    if rows:
-        connection.execute(sa.insert(table), rows)
-
-
-def _all(connection: Connection) -> list[ApiKey]:
-    query = sa.select(database.keys).order_by(database.keys.c.created_at)
-    return [_key(row) for row in connection.execute(query).mappings()]
-
-
-def _revoke(connection: Connection, key_id: str) -> ApiKey | None:
-    table = database.keys
-    connection.execute(
-        sa.update(table)
-        .where(table.c.id == key_id, table.c.revoked_at.is_(None))
-        .values(revoked_at=time.time())
-    )
-    row = connection.execute(sa.select(table).where(table.c.id == key_id)).mappings().first()
-    return None if row is None else _key(row)
-
-
-def _revoked(connection: Connection, key_ids: Sequence[str]) -> set[str]:
-    table = database.keys
-    query = sa.select(table.c.id).where(table.c.id.in_(key_ids), table.c.revoked_at.is_not(None))
-    return set(connection.scalars(query))
+    def _forget(self, key_id: str) -> None:
+        for name in [name for name, (_, principal) in self._verified.items() if principal.id == key_id]:
+            del self._verified[name]

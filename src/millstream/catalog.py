@@ -134,7 +134,7 @@ class LLMService:
             await self._listings.ask_for_a_caller()
         provider_name, upstream_name = self._locate(name)
         entry = self._providers[provider_name]
-        price = await self._prices.find(called, provider_name, entry.price_id, upstream_name)
+        tariff = await self._prices.find(called, provider_name, entry.price_id, upstream_name)
         circuit = Circuit()
         if len(self._circuits) < _MAX_RESOLVED:
             circuit = self._circuits.setdefault((provider_name, upstream_name), circuit)
@@ -144,9 +144,10 @@ class LLMService:
             upstream_name,
             tokens.encoding_for(upstream_name),
             circuit,
-            price,
+            tariff,
             entry.stream_seconds,
             weight,
+            entry.is_for_tests,
         )
 
     def _is_known(self, name: str) -> bool:

@@ -1,15 +1,15 @@
-"""The command line: serve · chat · record · keys · secret · usage."""
+"""The command line: serve · chat · record · keys · secret · prices · usage."""
 
 import asyncio
 import json
 import re
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import msgspec
 import typer
@@ -18,7 +18,6 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from millstream.errors import ConfigurationError, MillstreamError
-from millstream.usage import Group
 from millstream.version import DOCS, __version__
 
 Result = TypeVar("Result")
@@ -32,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 keys_app = typer.Typer(
-    help="Make, limit, list and revoke API keys. Works on the database, with or without a running server.",
+    help="Make, limit, list, rotate and revoke API keys, in the database, with or without a running server.",
     no_args_is_help=True,
 )
 app.add_typer(keys_app, name="keys")
@@ -42,10 +41,18 @@ secret_app = typer.Typer(
 )
 app.add_typer(secret_app, name="secret")
 
+prices_app = typer.Typer(help="What models cost, and what is charged for them.", no_args_is_help=True)
+app.add_typer(prices_app, name="prices")
+
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder of the SQLite database.  \\[env: MILLSTREAM_DATA_DIR]", show_default=False),
 ]
+usage_app = typer.Typer(help="What was used, and what it cost.")
+app.add_typer(usage_app, name="usage")
+Since = Annotated[str, typer.Option(help="A date (2026-01-31) or an age (24h, 7d).", show_default=False)]
+Until = Annotated[str, typer.Option(help="The same; up to but not including it.", show_default=False)]
+KeyId = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -200,7 +207,22 @@ def keys_create(
     scopes: Annotated[
         str, typer.Option(help="Comma-separated: chat, usage (totals of all keys), admin.")
     ] = "chat",
-    test: Annotated[bool, typer.Option("--test", help="Mark it as a test key (ms_test_…).")] = False,
+    test: Annotated[
+        bool,
+        typer.Option(
+            "--test",
+            help="A test key (ms_test_…), for scripted, local, chaos and replay only; never billed.",
+        ),
+    ] = False,
+    owner: Annotated[
+        str | None, typer.Option(help="Whose it is: a customer, a team.", show_default=False)
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE; as often as you like.", show_default=False)
+    ] = None,
+    expires: Annotated[
+        str, typer.Option(help="A date (2026-01-31, UTC) or a time from now (12h, 30d).", show_default=False)
+    ] = "",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -210,13 +232,73 @@ def keys_create(
 
     async def create(db: Database) -> tuple[Any, str]:
         wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-        return await Keys(db).create(name, wanted, test=test)
+        return await Keys(db).create(
+            name,
+            wanted,
+            test=test,
+            owner=owner,
+            labels=_labels(label or []),
+            expires_at=_moment(expires, ahead=True),
+        )
 
     key, secret = _with_database(data_dir, create, makes_one=True)
+    _print_made(key, secret, as_json)
+
+
+@keys_app.command("rotate")
+def keys_rotate(
+    key_id: KeyId,
+    overlap: Annotated[
+        str, typer.Option(help="How long the secret so far goes on (12h, 30d); 0 refuses it at once.")
+    ] = "24h",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Give a key another secret. It is shown once; the one before it goes on for a while."""
+    from millstream.auth import Keys
+
+    seconds = 0.0 if overlap == "0" else _age(overlap)
+    if seconds is None:
+        _exit(f"'{overlap}' is no time like 24h or 7d")
+    key, secret = _with_database(data_dir, lambda db: Keys(db).rotate(key_id, seconds))
+    _print_made(key, secret, as_json)
+
+
+@keys_app.command("change")
+def keys_change(
+    key_id: KeyId,
+    name: Annotated[str | None, typer.Option(help="What the key is for.", show_default=False)] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Whose it is, where it has no owner yet.", show_default=False)
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE, instead of the labels so far.", show_default=False),
+    ] = None,
+    expires: Annotated[
+        str,
+        typer.Option(
+            help="A date (2026-01-31, UTC), a time from now (12h, 30d), or never.", show_default=False
+        ),
+    ] = "",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Change what is known of a key."""
+    from millstream.api_keys import Changes
+    from millstream.auth import Keys
+
+    given: dict[str, Any] = {"name": name, "owner": owner}
+    if label is not None:
+        given["labels"] = _labels(label)
+    given = {field: value for field, value in given.items() if value is not None}
+    if expires:
+        given["expires_at"] = None if expires == "never" else _moment(expires, ahead=True)
+    key = _with_database(data_dir, lambda db: Keys(db).change(key_id, Changes(**given)))
     if as_json:
-        _print_json({"key": secret, **msgspec.to_builtins(key)})
+        _print_json(msgspec.to_builtins(key))
     else:
-        print(secret)
+        print(f"changed {key.id} ({key.name})")
 
 
 @keys_app.command("list")
@@ -229,19 +311,27 @@ def keys_list(data_dir: DataDir = None, as_json: Json = False) -> None:
         _print_json(msgspec.to_builtins(keys))
         return
     table = Table(
-        Column("id", no_wrap=True, min_width=20), "name", "key", "scopes", "created", "revoked", box=None
+        Column("id", no_wrap=True, min_width=20),
+        *("name", "owner", "key", "scopes", "created", "last used", "expires", "revoked", "labels"),
+        box=None,
     )
     for key in keys:
-        revoked = _date(key.revoked_at) if key.revoked_at else ""
+        dates = (key.created_at, key.last_used_at, key.expires_at, key.revoked_at)
         table.add_row(
-            key.id, escape(key.name), key.hint, " ".join(key.scopes), _date(key.created_at), revoked
+            key.id,
+            escape(key.name),
+            escape(key.owner or ""),
+            key.hint,
+            " ".join(key.scopes),
+            *("" if at is None else _date(at) for at in dates),
+            escape(" ".join(f"{name}={value}" for name, value in key.labels.items())),
         )
     _print_table(table)
 
 
 @keys_app.command("revoke")
 def keys_revoke(
-    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
+    key_id: KeyId,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -370,45 +460,185 @@ def secret_rotate(
         print(f"a new secret signs; what was signed before it is believed until {_date(believed_until)} UTC")
 
 
-@app.command()
-def usage(
-    by: Annotated[Group, typer.Option(help="What to add up by.")] = "key",
-    since: Annotated[
-        str, typer.Option(help="A date (2026-01-31, UTC) or an age (24h, 7d).", show_default=False)
-    ] = "",
-    until: Annotated[
-        str, typer.Option(help="The same; up to but not including it.", show_default=False)
-    ] = "",
+@prices_app.callback()
+def _prices() -> None:
+    """As with `secret`."""
+
+
+@prices_app.command("check")
+def prices_check(
+    since: Annotated[str, typer.Option(help="A date (2026-01-31, UTC) or an age (24h, 30d).")] = "30d",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Print what was used, and what it cost.
+    """List the models in use that have no price; the exit code is 1 if there is one.
 
-    Streams whose price is unknown are counted in a column of their own; their cost is in no sum.
+    Looks at the streams of the ledger that have no price, and whether they would have one now. What
+    test keys have used is left out. A price is a section [prices."MODEL"] of millstream.toml.
     """
-    from millstream.ledger import Ledger
-    from millstream.meter import Meter
+    from millstream.runtime.price_check import unpriced
+    from millstream.settings import Settings
 
-    totals = _with_database(
-        data_dir,
-        lambda db: Meter(Ledger(db)).totals(by, since=_moment(since), until=_moment(until)),
+    settings = Settings.load(**({} if data_dir is None else {"data_dir": data_dir}))
+    found = _with_database(data_dir, lambda db: unpriced(settings, db, _moment(since), time.time()))
+    if as_json:
+        _print_json(msgspec.to_builtins(found))
+    elif found:
+        table = Table("provider", "model", "its name there", box=None)
+        for column in ("streams", "tokens"):
+            table.add_column(column, justify="right")
+        for one in found:
+            names = (one.provider, one.model, one.upstream_model or "")
+            table.add_row(*map(escape, names), f"{one.streams:,}", f"{one.tokens:,}")
+        _print_table(table)
+    if found:
+        raise typer.Exit(1)
+
+
+@usage_app.callback(invoke_without_command=True)
+def usage(
+    context: typer.Context,
+    by: Annotated[
+        str,
+        typer.Option(help="hour, day or month; key, owner, model, provider, user. Or several: day,model."),
+    ] = "key",
+    since: Since = "",
+    until: Until = "",
+    zone: Annotated[str, typer.Option(help="Whose hours, days and months.")] = "UTC",
+    key: Annotated[str | None, typer.Option(help="Of one key, by its id.", show_default=False)] = None,
+    owner: Annotated[str | None, typer.Option(help="Of the keys of one owner.", show_default=False)] = None,
+    test: Annotated[bool, typer.Option("--test", help="Of test keys, which are left out otherwise.")] = False,
+    percentiles: Annotated[
+        bool, typer.Option("--percentiles", help="Also of the time to the first event.")
+    ] = False,
+    stream: Annotated[
+        str | None, typer.Option(help="Print the receipt of the stream of this id.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of text.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print what was used, and what it cost."""
+    if context.invoked_subcommand is not None:
+        return
+    from millstream.ledger import Ledger, reports, tables
+
+    if stream is not None:
+        receipt = _with_database(data_dir, lambda db: Ledger(db).receipt(stream)).shown()
+        if as_json:
+            _print_json(receipt)
+        else:
+            _print_receipt(receipt)
+        return
+    asked = reports.Asked(
+        reports.dimensions(by),
+        _moment(since, zone),
+        _moment(until, zone),
+        zone,
+        key,
+        owner,
+        test,
+        percentiles,
     )
+    totals = _with_database(data_dir, lambda db: Ledger(db).totals(asked))
     if as_json:
         _print_json(msgspec.to_builtins(totals))
-        return
-    table = Table(by, box=None)
-    for column in ("streams", "prompt tokens", "completion tokens", "cost USD", "price unknown"):
+    elif as_csv:
+        print(tables.of_totals(asked.by, totals, percentiles=percentiles), end="")
+    else:
+        _print_totals(asked.by, totals)
+
+
+def _print_totals(by: Sequence[str], totals: Sequence[Any]) -> None:
+    table = Table(*by, box=None)
+    waited = ["p50 s", "p95 s"] if any(total.first_event_seconds for total in totals) else []
+    for column in (
+        "streams",
+        "prompt tokens",
+        "completion tokens",
+        "cost USD",
+        "price USD",
+        "unpriced",
+        *waited,
+    ):
         table.add_column(column, justify="right")
     for total in totals:
+        first = total.first_event_seconds
+        seconds = (first.p50, first.p95) if first else ()
         table.add_row(
-            escape(total.group) or "(none)",
+            *(escape(total.group[name] or "(none)") for name in by),
             f"{total.streams:,}",
             f"{total.prompt_tokens:,}",
             f"{total.completion_tokens:,}",
-            "-" if total.cost_usd is None else total.cost_usd,
+            total.cost_usd,
+            total.price_usd,
             f"{total.unpriced:,}" if total.unpriced else "",
+            *("" if one is None else f"{one:g}" for one in seconds),
         )
     _print_table(table)
+
+
+@usage_app.command("export")
+def usage_export(
+    since: Since = "",
+    until: Until = "",
+    form: Annotated[Literal["csv", "jsonl"], typer.Option("--format", help="A line a stream.")] = "csv",
+    data_dir: DataDir = None,
+) -> None:
+    """Print the receipts of all streams, the oldest first.
+
+    Each page is read on its own: a server that runs meanwhile is not held up.
+    """
+    from millstream.database import Database
+    from millstream.ledger import Ledger, tables
+    from millstream.ledger.receipts import Wanted
+
+    wanted = Wanted(since=_moment(since), until=_moment(until))
+
+    async def export(db: Database) -> None:
+        if form == "csv":
+            print(tables.receipt_headings(), end="")
+        async for page in Ledger(db).every_receipt(wanted):
+            if form == "csv":
+                print(tables.of_receipts(page), end="")
+            else:
+                for receipt in page:
+                    print(json.dumps(receipt.shown()))
+
+    _with_database(data_dir, export)
+
+
+@usage_app.command("verify")
+def usage_verify(
+    since: Since = "",
+    until: Until = "",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Add all streams up again, and compare that with the sums that reports are made of.
+
+    The exit code is 1 where they differ. Hours are whole; those whose streams have been deleted
+    (MILLSTREAM_RETENTION_DAYS) cannot be looked at.
+    """
+    from millstream.ledger import Ledger
+
+    verified = _with_database(data_dir, lambda db: Ledger(db).verify(_moment(since), _moment(until)))
+    if as_json:
+        _print_json(msgspec.to_builtins(verified))
+    else:
+        if verified.differences:
+            table = Table("hour", "sums", "of", "what", "streams say", "sums say", box=None)
+            for one in verified.differences:
+                of = " ".join(f"{name}={value}" for name, value in one.of.items())
+                table.add_row(
+                    _date(one.hour), one.table, escape(of), one.what, f"{one.rows:,}", f"{one.sums:,}"
+                )
+            _print_table(table)
+        looked_at = f"{_date(verified.since)} to {_date(verified.until)} UTC" if verified.until else "nothing"
+        found = f"{len(verified.differences):,} differences" if verified.differences else "no difference"
+        print(f"{verified.streams:,} streams, {looked_at}: {found}")
+    if verified.differences:
+        raise typer.Exit(1)
 
 
 def _with_database(
@@ -437,25 +667,66 @@ def _with_database(
         db.close()
 
 
-def _moment(text: str) -> float | None:
+def _age(text: str) -> float | None:
+    """Seconds; None of what is no age."""
+    age = re.fullmatch(r"(\d{1,6})([hd])", text)
+    return None if age is None else int(age[1]) * {"h": 3600.0, "d": 86_400.0}[age[2]]
+
+
+def _moment(text: str, zone: str = "UTC", *, ahead: bool = False) -> float | None:
+    """A date of the zone, or so long ago; where it is ``ahead``, from now."""
     if not text:
         return None
-    if age := re.fullmatch(r"(\d{1,6})([hd])", text):
-        return time.time() - int(age[1]) * {"h": 3600, "d": 86_400}[age[2]]
+    if (age := _age(text)) is not None:
+        return time.time() + (age if ahead else -age)
     try:
         moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except ValueError:
         _exit(f"'{text}' is neither a date like 2026-01-31 nor an age like 24h or 7d")
+    from millstream.ledger.periods import zone_of
+
+    return (moment if moment.tzinfo else moment.replace(tzinfo=zone_of(zone))).timestamp()
 
 
 def _date(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
 
 
+def _print_receipt(receipt: dict[str, Any]) -> None:
+    """One line a fact; what is not known is left out."""
+    table = Table(show_header=False, box=None)
+    for name, value in receipt.items():
+        inner = value if isinstance(value, dict) else {}
+        facts = {f"{name}.{of}": one for of, one in inner.items()} if inner else {name: value}
+        for fact, known in facts.items():
+            if known not in (None, {}, []):
+                table.add_row(fact, escape(_fact(fact, known)))
+    _print_table(table)
+
+
+def _fact(name: str, value: object) -> str:
+    if name.endswith("_at") and isinstance(value, float):
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " UTC"
+    return json.dumps(value) if isinstance(value, (dict, list, tuple)) else str(value)
+
+
 def _print_table(table: Table) -> None:
     # Into a file or a pipe a row is one line, however long.
     Console(width=None if sys.stdout.isatty() else 1000).print(table)
+
+
+def _labels(given: list[str]) -> dict[str, str]:
+    for label in given:
+        if "=" not in label:
+            _exit(f"'{label}' is no label: one is like team=search")
+    return {name: value for name, _, value in (label.partition("=") for label in given)}
+
+
+def _print_made(key: Any, secret: str, as_json: bool) -> None:
+    if as_json:
+        _print_json({"key": secret, **msgspec.to_builtins(key)})
+    else:
+        print(secret)
 
 
 def _print_json(value: object) -> None:

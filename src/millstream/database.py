@@ -47,6 +47,20 @@ keys = sa.Table(
     sa.Column("scopes", sa.String(64), nullable=False),  # separated by spaces
     sa.Column("created_at", sa.Float, nullable=False),  # Unix seconds, as all times here
     sa.Column("revoked_at", sa.Float, index=True),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("last_used_at", sa.Float),  # written once a minute
+    sa.Column("owner", sa.String(128)),  # whose it is, in the operator's words
+    sa.Column("labels", sa.Text),  # as JSON, where there are any
+    sa.Column("is_test", sa.Boolean, nullable=False, server_default=sa.false()),
+)
+
+# Secrets of keys that another one has replaced, for as long as both are good.
+old_digests = sa.Table(
+    "old_digests",
+    metadata,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),
+    sa.Column("key_id", sa.String(32), nullable=False, index=True),
+    sa.Column("good_until", sa.Float, nullable=False),
 )
 
 # One row a worker, which raises ``beat`` as long as it lives. Another worker deletes a row whose beat stands
@@ -69,7 +83,9 @@ secrets = sa.Table(
     sa.Column("expires_at", sa.Float),  # null until another one replaces it
 )
 
-# One row a stream: what it is, what it used, where each number comes from.
+# One row a stream: what it is, what it used, where each number comes from. When it is settled or corrected,
+# triggers add it to the sums below, in the same transaction, whoever does that (migration 0007). A migration
+# that makes this table anew has to make them anew, too.
 streams = sa.Table(
     "streams",
     metadata,
@@ -78,18 +94,26 @@ streams = sa.Table(
     sa.Column("key_id", sa.String(32), nullable=False),  # who pays for it
     sa.Column("token_id", sa.String(32)),  # the browser token that it was started with
     sa.Column("user", sa.String(256)),
+    sa.Column("is_test", sa.Boolean, nullable=False, server_default=sa.false()),  # of a test key: not billed
     sa.Column("model", sa.String(256), nullable=False),
-    sa.Column("provider", sa.String(64), nullable=False),  # who was asked first
+    sa.Column("provider", sa.String(64), nullable=False),  # who answers, or was asked last
+    sa.Column("upstream_model", sa.String(256)),  # by its provider's name
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("finish_reason", sa.String(24)),
     sa.Column("error_code", sa.String(32)),
     # With a default, so that workers of the version before a new kind can go on in one database.
     *(sa.Column(kind, sa.BigInteger, nullable=False, server_default="0") for kind in TOKEN_KINDS),
     sa.Column("usage_source", sa.String(24), nullable=False),
-    sa.Column("cost_picodollars", sa.BigInteger),  # null where no price is known
+    sa.Column("tokenizer", sa.String(32)),  # the vocabulary that we counted with, where we did
+    # What it costs, and what is charged for it; null where that is not known. By which prices, as JSON.
+    sa.Column("cost_picodollars", sa.BigInteger),
+    sa.Column("price_picodollars", sa.BigInteger),
+    sa.Column("unit_prices", sa.Text),
     sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("called_at", sa.Float),  # when its first provider was asked
     sa.Column("first_event_at", sa.Float),
     sa.Column("ended_at", sa.Float),
+    sa.Column("ended_by", sa.String(16)),
     sa.Column("corrected_at", sa.Float),  # when its producer's numbers replaced those of its last checkpoint
     # What its provider said of it, in its own words: how it ended, its usage object as JSON, its own price.
     sa.Column("provider_finish_reason", sa.String(64)),
@@ -150,6 +174,54 @@ counters = sa.Table(
     sa.Column("reserved", sa.BigInteger, nullable=False),
 )
 
+# Until when the first event came, in seconds: the bounds of the buckets that streams are counted in. The last
+# bucket, one more, has those after all of them.
+FIRST_EVENT_SECONDS = (
+    *(0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7),
+    *(1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 60.0),
+)
+FIRST_EVENTS = tuple(f"first_event_{number}" for number in range(len(FIRST_EVENT_SECONDS) + 1))
+SUMS = (
+    "streams",
+    "cancelled",
+    "failed",  # or interrupted
+    "estimated",  # whose provider has not said the last word on its tokens
+    "uncosted",  # without a known cost
+    "unpriced",  # and without a known price
+    *TOKEN_KINDS,
+    "cost_picodollars",
+    "price_picodollars",
+    *FIRST_EVENTS,
+)
+
+
+def _sums(name: str, **of_whom: int) -> sa.Table:
+    """Sums over the settled streams that were created in one hour, counted from 1970 in UTC.
+
+    Of what is the same there may be several rows, by ``shard``: on PostgreSQL connections write rows of their
+    own, so that no worker waits for another's transaction.
+    """
+    columns = [sa.Column(column, sa.String(length), primary_key=True) for column, length in of_whom.items()]
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False),
+        *columns,
+        sa.Column("model", sa.String(256), primary_key=True),
+        sa.Column("provider", sa.String(64), primary_key=True),
+        sa.Column("is_test", sa.Boolean, primary_key=True),
+        sa.Column("shard", sa.SmallInteger, primary_key=True, autoincrement=False),
+        *(sa.Column(column, sa.BigInteger, nullable=False) for column in SUMS),
+        *([sa.Index(f"{name}_by_key", "key_id", "hour")] if of_whom else []),
+        sqlite_with_rowid=False,
+    )
+
+
+# Three times, from few rows to many: a report reads no more than it has to.
+hours = _sums("hours")
+key_hours = _sums("key_hours", key_id=32)
+user_hours = _sums("user_hours", key_id=32, user=256)  # an empty user is none
+
 REVISION = "0008"  # the newest migration
 
 # The row's own fault; every other error of a driver says that the database cannot be had now.
@@ -194,6 +266,14 @@ def migrate_alone(connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
     else:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def snapshot(connection: Connection) -> None:
+    """All that this transaction reads from now on, its first statements, is of one moment."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    else:
+        connection.exec_driver_sql("BEGIN")
 
 
 class _Work:
@@ -243,6 +323,10 @@ class Database:
     def is_closed(self) -> bool:
         """Whether it takes no more work."""
         return self._writer.is_closed
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self._engine.dialect.name == "sqlite"
 
     def migrate(self, *, makes_one: bool = True) -> None:
         """Brings the tables up to date, and files of SQLite that other users may read. Makes the tables where
@@ -534,6 +618,7 @@ def _engine(url: str) -> Engine:
             parsed,
             pool_size=4,
             pool_pre_ping=not is_sqlite,
+            pool_use_lifo=True,  # as few as can be, each of which has sums of its own
             hide_parameters=True,  # its errors are logged, and rows are nobody's business
             connect_args={} if is_sqlite else _POSTGRES_OPTIONS,
         )

@@ -29,6 +29,11 @@ class StreamStart(Struct, frozen=True, gc=False, tag="stream-start"):
     model: str
 
 
+# Who made a stream end: whoever asked for it (a call that cancels it), its disconnect policy, because nobody
+# read it any more, whoever runs Millstream, the provider, a limit, or a fault or the death of a worker.
+EndedBy: TypeAlias = Literal["client", "policy", "operator", "provider", "limit", "crash"]
+
+
 class AnswerStart(Struct, frozen=True, gc=False, tag="answer-start", omit_defaults=True):
     """What the provider said of its answer before a word of it: the name of its ``api`` (``openai``,
     ``anthropic``, …), its own id for the answer and name of the model, and the usage so far.

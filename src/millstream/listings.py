@@ -40,6 +40,7 @@ class ProviderEntry(Struct, frozen=True):
     preferred: Sequence[str] = ()  # defaults to choose from, best first
     hidden: Collection[str] = ()  # parts of names that are no chat models
     stream_seconds: float | None = None  # the longest time of an answer, where that is less than usual
+    is_for_tests: bool = False  # it costs nothing: test keys may ask it, and no other
 
 
 class Listing:

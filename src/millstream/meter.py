@@ -4,10 +4,10 @@ import secrets
 import time
 from decimal import Decimal
 
-from millstream.ledger import Ledger
-from millstream.ledger.reports import Total
+from millstream.ledger import Ledger, reports
+from millstream.ledger.reports import Asked, Total
 from millstream.ledger.rows import Opening, Settlement
-from millstream.usage import Group, Usage
+from millstream.usage import Charge, Usage
 
 
 class Meter:
@@ -25,31 +25,45 @@ class Meter:
         provider: str = "",
         user: str | None = None,
         cost_usd: Decimal | None = None,
+        price_usd: Decimal | None = None,
         record_id: str | None = None,
+        test: bool = False,
     ) -> str:
         """Adds a settled row and returns its id, when it is committed.
 
         A plain number is a count of completion tokens. Give a ``record_id`` of your own (up to 64
         characters) where a retry must not count twice: a second row of the same id raises
-        ``sqlalchemy.exc.IntegrityError``. Without ``cost_usd`` the row counts as unpriced.
+        ``sqlalchemy.exc.IntegrityError``. ``price_usd`` is what is charged, if
+        that is not what it costs; without either the row counts as unpriced. ``test``
+        usage is kept apart from what is billed.
         """
         if isinstance(usage, int):
             usage = Usage(0, usage, "counted")
         now = time.time()
+        charge = Charge(cost_usd, cost_usd if price_usd is None else price_usd)
         stream_id = record_id or f"rec_{secrets.token_urlsafe(16)}"
         await self._ledger.record(
-            Settlement(stream_id, "completed", None, None, usage, cost_usd, None, now),
-            Opening(stream_id, key_id, key_id, model, provider, now, user),
+            Settlement(stream_id, "completed", None, None, usage, charge, None, now, provider, model),
+            Opening(stream_id, key_id, key_id, model, provider, now, user, test=test),
         )
         return stream_id
 
     async def totals(
         self,
-        by: Group = "key",
+        by: str = "key",
         *,
         since: float | None = None,
         until: float | None = None,
+        zone: str = "UTC",
         key_id: str | None = None,
+        owner: str | None = None,
+        test: bool = False,
+        percentiles: bool = False,
     ) -> list[Total]:
-        """Sums per key, model, day (UTC) or end user. ``since`` and ``until`` are Unix seconds."""
-        return await self._ledger.totals(by, since=since, until=until, key_id=key_id)
+        """Sums by key, owner of a key, model, provider, end user, hour, day or month of ``zone``, or several
+        of these with commas between them, such as ``day,model``. ``since`` and ``until`` are Unix seconds.
+        ``test`` gives those of test keys, which are in no other sums, and ``percentiles`` those of the time
+        to the first event. Raises ``InvalidRequest``.
+        """
+        asked = Asked(reports.dimensions(by), since, until, zone, key_id, owner, test, percentiles)
+        return await self._ledger.totals(asked)

@@ -1,94 +1,331 @@
-"""What tokens cost: (provider, model) -> a price that is fixed when a stream starts.
+"""What tokens cost, and what is charged for them: (provider, model) -> a tariff.
 
-Prices come from the settings where they are set, else from genai-prices, whose data ships in its wheel.
-An unknown model has no price, which is not a price of zero.
+Unit prices come from the settings where they are set, else from genai-prices, whose data ships in its wheel.
+What is charged is the cost, or the cost with a mark-up, or has unit prices of its own. An unknown price is
+unknown: never one of zero.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
-from functools import lru_cache
-from typing import Protocol
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 from msgspec import Struct
 
-from millstream.usage import Usage
+from millstream.usage import Charge, Usage
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, ModelPrice
 
 _MILLION = Decimal(1_000_000)
+_LIST_SECONDS = 900  # list prices may depend on the time of day, by quarters of an hour
+_MAX_KNOWN = 256
 
 
-class Price(Protocol):
-    """A price that was looked up; ``cost`` applies it."""
+class Rates(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """US dollars per million tokens. Tokens without a rate of their own are billed at ``input`` or
+    ``output``; of sound, and of pictures that a model makes, that is not known: they have no price then.
+    ``request`` is in US dollars for an answer that was produced.
 
-    def cost(self, usage: Usage) -> Decimal:
-        """US dollars."""
-
-
-class FlatPrice(Struct, frozen=True):
-    """US dollars per million tokens, as the settings state them."""
+    ``above`` are rates for the whole of a prompt and its answer, if the prompt is longer than ``tokens``, in
+    the order of that.
+    """
 
     input: Decimal
     output: Decimal
     cached_input: Decimal | None = None
     cache_write: Decimal | None = None
+    reasoning: Decimal | None = None
+    audio_input: Decimal | None = None
+    audio_output: Decimal | None = None
+    image_input: Decimal | None = None
+    image_output: Decimal | None = None
+    request: Decimal | None = None
+    above: tuple["RatesAbove", ...] = ()
 
-    def cost(self, usage: Usage) -> Decimal:
-        cached = self.input if self.cached_input is None else self.cached_input
-        written = self.input if self.cache_write is None else self.cache_write
+    def cost(self, usage: Usage) -> Decimal | None:
+        """US dollars; None where there is no price for what was used."""
+        for dearer in reversed(self.above):
+            if usage.prompt_tokens > dearer.tokens:
+                return dearer.rates.cost(usage)
+        read, written = self._of_prompt(usage), self._of_completion(usage)
+        if read is None or written is None:
+            return None
+        asked = self.request if self.request is not None and usage.total_tokens else 0
+        return (read + written) / _MILLION + asked
+
+    def _of_prompt(self, usage: Usage) -> Decimal | None:
+        fresh = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
+        # What came from a cache, or went to one, is taken to be text as far as there is any.
+        audio = min(usage.prompt_audio_tokens, fresh)
+        image = min(usage.prompt_image_tokens, fresh - audio)
+        if usage.prompt_audio_tokens and self.audio_input is None:
+            return None
         return (
-            (usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens) * self.input
-            + usage.cached_tokens * cached
-            + usage.cache_write_tokens * written
-            + usage.completion_tokens * self.output
-        ) / _MILLION
+            (fresh - audio - image) * self.input
+            + usage.cached_tokens * _or(self.cached_input, self.input)
+            + usage.cache_write_tokens * _or(self.cache_write, self.input)
+            + audio * _or(self.audio_input, self.input)
+            + image * _or(self.image_input, self.input)
+        )
+
+    def _of_completion(self, usage: Usage) -> Decimal | None:
+        audio, image = usage.completion_audio_tokens, usage.completion_image_tokens
+        if (audio and self.audio_output is None) or (image and self.image_output is None):
+            return None
+        thought = min(usage.reasoning_tokens, usage.completion_tokens - audio - image)
+        return (
+            (usage.completion_tokens - audio - image - thought) * self.output
+            + thought * _or(self.reasoning, self.output)
+            + audio * _or(self.audio_output, self.output)
+            + image * _or(self.image_output, self.output)
+        )
+
+    def times(self, markup: Decimal) -> "Rates":
+        """These, each times ``markup``."""
+        values = {name: getattr(self, name) for name in RATES}
+        dearer: dict[str, Any] = {name: rate * markup for name, rate in values.items() if rate is not None}
+        above = tuple(RatesAbove(one.tokens, one.rates.times(markup)) for one in self.above)
+        return Rates(**dearer, above=above)
 
 
-class ListPrice:
-    """A provider's list price, with its tiers, as genai-prices knows it."""
+class RatesAbove(Struct, frozen=True):
+    """Rates for prompts of more than so many ``tokens``."""
 
-    def __init__(self, provider_id: str, model: str) -> None:
-        # Imported here: it takes a quarter of a second and is only needed where no price is set.
-        from genai_prices import Usage as GenaiUsage
-        from genai_prices import calc_price
+    tokens: int
+    rates: Rates
 
-        self._usage = GenaiUsage
-        # One look-up now, so that a change of the data cannot change the price of a running stream.
-        self._price = calc_price(
-            GenaiUsage(input_tokens=1, output_tokens=1), model_ref=model, provider_id=provider_id
-        ).model_price
 
-    def cost(self, usage: Usage) -> Decimal:
-        return self._price.calc_price(
-            self._usage(
-                input_tokens=usage.prompt_tokens,
-                output_tokens=usage.completion_tokens,
-                cache_read_tokens=usage.cached_tokens,
-                cache_write_tokens=usage.cache_write_tokens,
-            )
-        )["total_price"]
+RATES = tuple(name for name in Rates.__struct_fields__ if name != "above")
+
+
+def _or(rate: Decimal | None, otherwise: Decimal) -> Decimal:
+    return otherwise if rate is None else rate
+
+
+class UnitPrices(Struct, frozen=True):
+    """What a model's tokens cost at one moment. ``tiers`` are rates of service tiers: ``flex``, ``priority``,
+    ``batch``. In a tier that is not there they cost ``rates``, unless ``all_tiers`` are said to be there.
+    """
+
+    version: str
+    rates: Rates
+    tiers: Mapping[str, Rates] = {}
+    all_tiers: bool = False
+
+    def of(self, tier: str | None) -> Rates | None:
+        if tier is None:
+            return self.rates
+        return self.tiers.get(tier, None if self.all_tiers else self.rates)
+
+
+class PriceSource(Protocol):
+    """Where the unit prices of a model stand."""
+
+    def at(self, moment: float) -> UnitPrices | None:
+        """Those that hold at ``moment``, in Unix seconds."""
+
+
+class SetPrices(Struct, frozen=True):
+    """Those of the settings, which hold always."""
+
+    prices: UnitPrices
+
+    def at(self, moment: float) -> UnitPrices | None:
+        return self.prices
+
+
+class ListPrices:
+    """A model's list prices, as genai-prices knows them."""
+
+    def __init__(self, model: "ModelInfo", version: str) -> None:
+        self._model = model
+        self._version = version
+
+    def at(self, moment: float) -> UnitPrices | None:
+        when = datetime.fromtimestamp(moment, UTC)
+        standard = _rates(self._model.get_prices(when))
+        if standard is None:
+            return None
+        tiers: dict[str, Rates] = {}
+        for variant in self._model.price_variants or ():
+            is_active = variant.constraint is None or variant.constraint.active(when)
+            if len(variant.when) == 1 and is_active:
+                (word,) = variant.when.values()  # service_tier=flex, processing=batch, speed=fast
+                rates = _rates(self._model.get_prices(when, variant.when))
+                if rates is not None:
+                    tiers.setdefault(word, rates)
+        return UnitPrices(self._version, standard, tiers, all_tiers=True)
+
+
+# Ours -> theirs.
+_GENAI = {
+    "input": "input_mtok",
+    "output": "output_mtok",
+    "cached_input": "cache_read_mtok",
+    "cache_write": "cache_write_mtok",
+    "reasoning": "output_reasoning_mtok",
+    "audio_input": "input_audio_mtok",
+    "audio_output": "output_audio_mtok",
+    "image_input": "input_image_mtok",
+    "image_output": "output_image_mtok",
+    "request": "requests_kcount",
+}
+
+
+def _rates(price: "ModelPrice") -> Rates | None:
+    """None where it is not known what a word costs."""
+    theirs = {ours: getattr(price, name) for ours, name in _GENAI.items()}
+    known = {name: value for name, value in theirs.items() if value is not None}
+    if "input" not in known or "output" not in known:
+        return None
+    starts = {tier.start for value in known.values() for tier in getattr(value, "tiers", ())}
+
+    def rates(prompt_tokens: int, **more: Any) -> Rates:
+        found: dict[str, Any] = {name: _tiered(value, prompt_tokens) for name, value in known.items()}
+        if "request" in found:
+            found["request"] /= 1000
+        return Rates(**found, **more)
+
+    return rates(0, above=tuple(RatesAbove(start, rates(start + 1)) for start in sorted(starts)))
+
+
+def _tiered(value: Any, prompt_tokens: int) -> Decimal:
+    """The rate for a prompt of that length: a number, or a base with tiers above it."""
+    rate: Decimal = getattr(value, "base", value)
+    for tier in getattr(value, "tiers", ()):
+        if prompt_tokens > tier.start:
+            rate = tier.price
+    return rate
 
 
 @lru_cache(1024)
-def _list_price(provider_id: str, model: str) -> Price | None:
+def _listed(provider_id: str, model: str) -> PriceSource | None:
+    # Imported here: it takes a quarter of a second and is only needed where no price is set.
+    from genai_prices import Usage as GenaiUsage
+    from genai_prices import __version__, calc_price
+
     try:
-        return ListPrice(provider_id, model)
+        found = calc_price(GenaiUsage(input_tokens=1), model_ref=model, provider_id=provider_id)
     except LookupError:
         return None
+    return ListPrices(found.model, f"genai-prices {__version__}")
+
+
+class Override(Struct, frozen=True):
+    """What the settings say of a model: its ``cost``, and either a ``markup`` or what is ``charged``."""
+
+    cost: UnitPrices | None = None
+    markup: Decimal | None = None
+    charged: UnitPrices | None = None
+
+
+class Tariff:
+    """What a model costs, and what is charged for it. ``charged`` goes before ``markup``."""
+
+    def __init__(
+        self,
+        cost: PriceSource | None,
+        markup: Decimal = Decimal(1),
+        charged: PriceSource | None = None,
+    ) -> None:
+        self._cost = cost
+        self._markup = markup
+        self._charged = charged
+        self._known: dict[tuple[int, str | None], _Sheet] = {}
+
+    @property
+    def marks_up(self) -> bool:
+        """Whether what is charged is another sum than what it costs."""
+        return self._charged is not None or self._markup != 1
+
+    def charge(self, usage: Usage, moment: float, tier: str | None = None) -> Charge:
+        """For an answer that was asked for at ``moment``, in the service ``tier`` that its provider named."""
+        return self._sheet(moment, tier).charge(usage)
+
+    def unit_prices(self, moment: float) -> str | None:
+        """As JSON, for an answer of which no more is known."""
+        return self._sheet(moment, None).shown
+
+    def _sheet(self, moment: float, tier: str | None) -> "_Sheet":
+        quarter = int(moment // _LIST_SECONDS)
+        known = self._known.get((quarter, tier))
+        if known is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            sources = (self._cost, self._charged)
+            cost, charged = (None if one is None else one.at(moment) for one in sources)
+            known = _Sheet(moment, tier, cost, self._markup, charged)
+            self._known[quarter, tier] = known
+        return known
+
+
+class _Sheet:
+    """A tariff at one moment, in one tier."""
+
+    def __init__(
+        self,
+        moment: float,
+        tier: str | None,
+        cost: UnitPrices | None,
+        markup: Decimal,
+        charged: UnitPrices | None,
+    ) -> None:
+        self._versions = [one.version for one in (cost, charged) if one is not None]
+        self._date = datetime.fromtimestamp(moment, UTC).date()
+        self._tier = tier
+        self._cost = None if cost is None else cost.of(tier)
+        self._markup = markup
+        self._price = None if charged is None else charged.of(tier)
+
+    def charge(self, usage: Usage) -> Charge:
+        cost = None if self._cost is None else self._cost.cost(usage)
+        if self._price is not None:
+            price = self._price.cost(usage)
+        else:
+            price = None if cost is None else cost * self._markup
+        return Charge(cost, price, self.shown)
+
+    @cached_property
+    def shown(self) -> str | None:
+        """As JSON: ``cost``, and ``price`` where that is another one."""
+        price = self._price
+        if price is None and self._cost is not None and self._markup != 1:
+            price = self._cost.times(self._markup)
+        if self._cost is None and price is None:
+            return None
+        found = {"version": ", ".join(dict.fromkeys(self._versions)), "date": self._date, "tier": self._tier}
+        rates = {"cost": self._cost, "price": price}
+        shown = {name: value for name, value in {**found, **rates}.items() if value is not None}
+        return msgspec.json.encode(shown).decode()
 
 
 class Prices:
-    """``overrides`` are prices by the names that callers use: ``gpt-4o`` or ``openai/gpt-4o``."""
+    """``overrides`` are by the names that callers use: ``gpt-4o`` or ``openai/gpt-4o``. ``markup`` is what is
+    charged for the others, as a multiple of what they cost.
+    """
 
-    def __init__(self, overrides: Mapping[str, FlatPrice]) -> None:
+    def __init__(self, overrides: Mapping[str, Override], markup: Decimal = Decimal(1)) -> None:
         self._overrides = overrides
+        self._markup = markup
 
     async def find(
         self, name: str, provider: str, provider_id: str | None, upstream_name: str
-    ) -> Price | None:
-        """None where nobody knows the price. Off the event loop at a model's first look-up."""
-        for alias in (name, f"{provider}/{upstream_name}", upstream_name):
-            if override := self._overrides.get(alias):
-                return override
-        if provider_id is None:
-            return None  # nobody lists prices for it
-        return await asyncio.to_thread(_list_price, provider_id, upstream_name)
+    ) -> Tariff | None:
+        """None where nobody knows a price. Off the event loop at a model's first look-up."""
+        override = self._override((name, f"{provider}/{upstream_name}", upstream_name))
+        cost: PriceSource | None = None
+        if override.cost is not None:
+            cost = SetPrices(override.cost)
+        elif provider_id is not None:  # somebody lists prices for it
+            cost = await asyncio.to_thread(_listed, provider_id, upstream_name)
+        charged = None if override.charged is None else SetPrices(override.charged)
+        if cost is None and charged is None:
+            return None
+        return Tariff(cost, self._markup if override.markup is None else override.markup, charged)
+
+    def _override(self, names: Iterable[str]) -> Override:
+        return next((self._overrides[name] for name in names if name in self._overrides), Override())

@@ -20,10 +20,10 @@ from msgspec import Struct
 from millstream.errors import ProviderError, RequestRefused, UpstreamRateLimited
 from millstream.events import AnswerStart
 from millstream.ledger.rows import Attempt
-from millstream.prices import Price
+from millstream.prices import Tariff
 from millstream.prompt import Prompt
 from millstream.providers import Produced, Provider, UsageReport
-from millstream.usage import Bill, Usage
+from millstream.usage import UNKNOWN, Bill, Usage
 
 _FAILURES = 5  # one after the other, until a deployment is left alone
 _REST_SECONDS = (10.0, 120.0)  # for how long at first, and at most
@@ -83,9 +83,10 @@ class Deployment(Struct, frozen=True, eq=False):
     upstream_name: str
     encoding: str
     circuit: Circuit
-    price: Price | None = None
+    tariff: Tariff | None = None
     stream_seconds: float | None = None
     weight: int = 1
+    is_for_tests: bool = False
 
 
 class Model(Struct, frozen=True, eq=False):
@@ -100,6 +101,11 @@ class Model(Struct, frozen=True, eq=False):
     attempts: int = 1
     attempt_seconds: float = 10.0
     hedge_seconds: float | None = None
+
+    @property
+    def is_for_tests(self) -> bool:
+        """Whether test keys may ask it: it costs nothing, whoever of them answers."""
+        return all(one.is_for_tests for one in (*self.deployments, *self.fallbacks))
 
     def order(self) -> list[Deployment]:
         """In which they are tried: by chance, as their weights say; those that rest come last."""
@@ -157,8 +163,8 @@ class _Asked:
         if not counted:
             return None
         usage = counted[-1].usage if isinstance(counted[-1], UsageReport) else counted[-1]
-        price = self.deployment.price
-        return Bill.of(usage, None if price is None else price.cost(usage))
+        tariff = self.deployment.tariff
+        return Bill.of(usage, UNKNOWN if tariff is None else tariff.charge(usage, self._started_at))
 
     def may_be_billed(self, error: ProviderError) -> bool:
         """Whether there may be a bill although it has failed."""

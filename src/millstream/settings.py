@@ -142,13 +142,61 @@ class ProviderSettings(_Section):
         return self
 
 
-class PriceSettings(_Section):
-    """A model's price in US dollars per million tokens: ``[prices."<model>"]`` in the file."""
+Rate = Annotated[Decimal, Field(ge=0, le=1_000_000)]
+Markup = Annotated[Decimal, Field(ge=0, le=1000)]
 
-    input: Annotated[Decimal, Field(ge=0)]
-    output: Annotated[Decimal, Field(ge=0)]
-    cached_input: Annotated[Decimal, Field(ge=0)] | None = None
-    cache_write: Annotated[Decimal, Field(ge=0)] | None = None
+
+class _OptionalRates(_Section):
+    cached_input: Rate | None = Field(None, description="else `input`")
+    cache_write: Rate | None = Field(None, description="else `input`")
+    reasoning: Rate | None = Field(None, description="else `output`")
+    audio_input: Rate | None = Field(None, description="else a prompt with sound has no known price")
+    audio_output: Rate | None = Field(None, description="else an answer with sound has no known price")
+    image_input: Rate | None = Field(None, description="else `input`")
+    image_output: Rate | None = Field(None, description="else an answer with pictures has no known price")
+    request: Rate | None = Field(None, description="US dollars for an answer, besides its tokens")
+
+
+class RateSettings(_OptionalRates):
+    """Rates in US dollars per million tokens."""
+
+    input: Rate
+    output: Rate
+
+
+class RateAboveSettings(RateSettings):
+    """Rates for all tokens of a stream whose prompt has more than so many."""
+
+    tokens: Annotated[int, Field(ge=1)]
+
+
+class PriceSettings(_OptionalRates):
+    """A model's prices in US dollars per million tokens: ``[prices."<model>"]`` in the file."""
+
+    input: Rate | None = Field(None, description="what its tokens cost; without, the list price holds")
+    output: Rate | None = Field(None, description="belongs to `input`")
+    above: tuple[RateAboveSettings, ...] = Field(
+        (), description="rates for long prompts: `[{tokens = 200000, input = …, output = …}]`"
+    )
+    tiers: dict[str, RateSettings] = Field(
+        {}, description="rates of service tiers that the provider names, such as `flex`, `batch`"
+    )
+    version: str = Field("", max_length=64, description="is noted with every stream, such as `2026-07`")
+    markup: Markup | None = Field(
+        None, description="what is charged, as a multiple of the cost; else `MILLSTREAM_MARKUP`"
+    )
+    charged: RateSettings | None = Field(None, description="rates of what is charged, instead of a mark-up")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "PriceSettings":
+        if (self.input is None) != (self.output is None):
+            raise ValueError("input and output belong together")
+        of_cost = (*_OptionalRates.model_fields, "above", "tiers")
+        if self.input is None and any(getattr(self, name) for name in of_cost):
+            raise ValueError("without input and output there is nothing else of the cost to set")
+        if self.input is None and self.markup is None and self.charged is None:
+            raise ValueError("has to have input and output, a markup, or what is charged")
+        return self
 
 
 class DeploymentSettings(_Section):
@@ -272,7 +320,17 @@ class Settings(BaseSettings):
     journal_max_bytes: int = Field(
         512 << 20, ge=1 << 20, description="most memory that finished streams are kept in"
     )
+    retention_days: float | None = Field(
+        None,
+        ge=1,
+        le=36_500,
+        description="how long the row of a stream is kept, with its receipt; the sums of its hour stay. "
+        "Without it: for ever",
+    )
     providers: dict[str, ProviderSettings] = Field({}, description="more providers, by name")
+    markup: Markup = Field(
+        Decimal(1), description="what is charged for a stream, as a multiple of what it costs"
+    )
     prices: dict[str, PriceSettings] = Field({}, description="prices, by model")
     models: dict[str, ModelSettings] = Field({}, description="names of your own for models, by name")
     unready_providers: dict[str, str] = Field({}, exclude=True, repr=False)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from millstream.auth import Scope
+from millstream.api_keys import Scope
 from millstream.events import TextDelta
 from millstream.providers import Finish
 from millstream.providers.scripted import Script, ScriptedProvider

@@ -24,7 +24,7 @@ def record(opening: Opening, settlement: Settlement) -> None:
     usage = settlement.usage
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": settlement.attempts[-1].provider if settlement.attempts else opening.provider,
+        "gen_ai.provider.name": settlement.provider,
         "gen_ai.request.model": opening.model,
         "gen_ai.response.id": opening.stream_id,
         "gen_ai.usage.input_tokens": usage.prompt_tokens,

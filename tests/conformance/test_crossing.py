@@ -73,4 +73,4 @@ def test_what_openai_s_client_left_is_read_natively_and_watched_by_use_chat(gate
     receipt = json.loads(get(server, f"/v1/streams/{stream_id}"))
     assert receipt["status"] == "completed"
     rows = json.loads(get(server, "/v1/usage?by=model"))["data"]
-    assert [row["streams"] for row in rows if row["group"] == "held"] == [before + 1]
+    assert [row["streams"] for row in rows if row["group"]["model"] == "held"] == [before + 1]

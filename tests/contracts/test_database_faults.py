@@ -17,7 +17,7 @@ from millstream.errors import Overloaded, TooManyStreams
 from millstream.ledger import Ledger
 from millstream.ledger.leases import LEASE_SECONDS
 from millstream.ledger.rows import Claim, Opening, Settlement
-from millstream.usage import Usage
+from millstream.usage import UNKNOWN, Charge, Usage
 from services import Postgres, postgres_server
 
 
@@ -30,8 +30,11 @@ def opening(
 def settlement(stream_id: str, usage: Usage | None = None, *, interrupted: bool = False) -> Settlement:
     usage = usage or Usage(10, 5, "provider_final")
     if interrupted:
-        return Settlement(stream_id, "interrupted", None, "interrupted", usage, None, None, time.time())
-    return Settlement(stream_id, "completed", "stop", None, usage, Decimal("0.1"), time.time(), time.time())
+        return Settlement(
+            stream_id, "interrupted", None, "interrupted", usage, UNKNOWN, None, time.time(), "p"
+        )
+    charge = Charge(Decimal("0.1"), Decimal("0.2"))
+    return Settlement(stream_id, "completed", "stop", None, usage, charge, time.time(), time.time(), "p")
 
 
 @pytest.fixture(scope="session")
@@ -270,7 +273,7 @@ async def test_checkpoints_are_written_beside_an_opening_that_is_refused(
     async with Ledger(sqlite_db) as ledger:
         await ledger.open(opening("running"))
         await ledger.open(opening("first", "owner", max_open=1, claim=claim))
-        ledger.checkpoint("running", Usage(7, 3, "checkpoint"), None)
+        ledger.checkpoint("running", Usage(7, 3, "checkpoint"), UNKNOWN)
         refused = (
             opening("second", "owner", max_open=1)
             if refusal == "one too many"
@@ -279,7 +282,7 @@ async def test_checkpoints_are_written_beside_an_opening_that_is_refused(
         with pytest.raises(Exception):  # noqa: B017  # which one is tested elsewhere
             await ledger.open(refused)
         receipt = await ledger.receipt("running")
-        assert (receipt.prompt_tokens, receipt.completion_tokens) == (7, 3)
+        assert (receipt.usage.prompt_tokens, receipt.usage.completion_tokens) == (7, 3)
         for stream_id in ("running", "first"):
             await ledger.settle(settlement(stream_id))
 
@@ -343,4 +346,4 @@ async def test_a_settlement_whose_answer_was_lost_corrects_nothing(sqlite_db: Da
         for tokens in (5, 6):
             await ledger.settle(settlement("s", Usage(10, tokens, "provider_final")))
         receipt = await ledger.receipt("s")
-        assert (receipt.completion_tokens, receipt.corrected_at) == (5, None)
+        assert (receipt.usage.completion_tokens, receipt.corrected_at) == (5, None)

@@ -3,9 +3,10 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from decimal import Decimal
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -14,7 +15,8 @@ from sqlalchemy.engine import Connection
 
 from ledger_rows import opening, settlement
 from millstream import database
-from millstream.auth import Keys, is_wellformed
+from millstream.api_keys import Changes, is_wellformed
+from millstream.auth import Keys
 from millstream.database import Database, DatabaseAway
 from millstream.errors import (
     ConfigurationError,
@@ -30,16 +32,7 @@ from millstream.ledger.rows import Claim, Orphan
 from millstream.meter import Meter
 from millstream.signing import SigningSecrets
 from millstream.tickets import Signer
-from millstream.usage import Bill, Group, Usage
-
-
-@pytest.fixture
-def db(database_url: str) -> Generator[Database]:
-    db = Database(database_url)
-    db.migrate()
-    yield db
-    db.close()
-
+from millstream.usage import UNKNOWN, Bill, Charge, Usage
 
 # -- migrations ------------------------------------------------------------------------------------
 
@@ -125,10 +118,10 @@ async def test_a_key_is_verified_until_it_is_revoked(db: Database) -> None:
     assert is_wellformed(secret)
     principal = await keys.verify(secret)
     assert (principal.id, principal.scopes) == (key.id, frozenset({"chat", "usage"}))
-    assert await keys.revoked_among({key.id}) == set()
+    assert await keys.refused_among({key.id}) == set()
     assert (await keys.revoke(key.id)).revoked_at is not None
     assert (await keys.revoke(key.id)).revoked_at is not None
-    assert await keys.revoked_among({key.id, "other"}) == {key.id}
+    assert await keys.refused_among({key.id, "other"}) == {key.id}
     with pytest.raises(Unauthorized):
         await keys.verify(secret)
 
@@ -148,6 +141,173 @@ async def test_a_revocation_elsewhere_is_felt(db: Database, monkeypatch: pytest.
     await elsewhere.revoke(key.id)
     with pytest.raises(Unauthorized):
         await here.verify(secret)
+
+
+async def test_what_is_known_of_a_key_is_kept(db: Database) -> None:
+    keys = Keys(db)
+    expires_at = time.time() + 3600
+    made, _ = await keys.create(
+        "n", ["chat"], test=True, owner="acme", labels={"team": "search"}, expires_at=expires_at
+    )
+    (key,) = await keys.all()
+    assert key == made
+    assert (key.owner, key.labels, key.expires_at, key.test) == ("acme", {"team": "search"}, expires_at, True)
+    changed = await keys.change(key.id, Changes(name="m", labels={}, expires_at=None))
+    assert (changed.name, changed.labels, changed.expires_at, changed.owner) == ("m", {}, None, "acme")
+    assert await keys.all() == [changed]
+
+
+async def test_an_owner_is_given_once(db: Database) -> None:
+    keys = Keys(db)
+    key, _ = await keys.create("n", ["chat"])
+    assert (await keys.change(key.id, Changes(owner="acme"))).owner == "acme"
+    assert (await keys.change(key.id, Changes(owner="acme"))).owner == "acme"
+    for other in ("emca", None):
+        with pytest.raises(InvalidRequest, match="keeps it"):
+            await keys.change(key.id, Changes(owner=other))
+    with pytest.raises(NotFound):
+        await keys.change("key_x", Changes(owner="acme"))
+
+
+async def test_a_key_is_refused_from_the_moment_at_which_it_expires(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, clock = time.time(), 0.0
+    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    keys = Keys(db)
+    key, secret = await keys.create("n", ["chat"], expires_at=now + 1)
+    assert (await keys.verify(secret)).id == key.id
+    assert await keys.refused_among({key.id}) == set()
+    now, clock = now + 1, clock + 1  # it was verified less than 2 s ago
+    with pytest.raises(Unauthorized):
+        await keys.verify(secret)
+    assert await keys.refused_among({key.id}) == {key.id}
+
+
+async def test_a_rotated_key_has_two_secrets_until_the_overlap_is_over(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, clock = time.time(), 0.0
+    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    keys, elsewhere = Keys(db), Keys(db)
+    key, old = await keys.create("n", ["chat"], test=True)
+    rotated, new = await keys.rotate(key.id, 60)
+    assert new.startswith("ms_test_")
+    assert (rotated.id, rotated.hint[-4:]) == (key.id, new[-4:])
+    for one in (keys, elsewhere):
+        assert {(await one.verify(secret)).id for secret in (old, new)} == {key.id}
+    now, clock = now + 60, clock + 60
+    for one in (keys, elsewhere):
+        assert (await one.verify(new)).id == key.id
+        with pytest.raises(Unauthorized):
+            await one.verify(old)
+
+
+async def test_a_secret_that_leaked_ends_at_once_and_so_do_those_before_it(db: Database) -> None:
+    keys = Keys(db)
+    key, first = await keys.create("n", ["chat"])
+    _, second = await keys.rotate(key.id, 3600)
+    assert {(await keys.verify(secret)).id for secret in (first, second)} == {key.id}
+    _, third = await keys.rotate(key.id, 0)
+    for old in (first, second):
+        with pytest.raises(Unauthorized):
+            await keys.verify(old)
+    assert (await keys.verify(third)).id == key.id
+
+
+async def test_a_revoked_key_has_no_good_secret_and_gets_none(db: Database) -> None:
+    keys = Keys(db)
+    key, old = await keys.create("n", ["chat"])
+    _, new = await keys.rotate(key.id, 3600)
+    await keys.revoke(key.id)
+    for secret in (old, new):
+        with pytest.raises(Unauthorized):
+            await Keys(db).verify(secret)
+    with pytest.raises(InvalidRequest):
+        await keys.rotate(key.id, 3600)
+    with pytest.raises(NotFound):
+        await keys.rotate("key_x", 3600)
+
+
+async def test_last_use_is_written_when_it_is_asked_for_and_never_goes_back(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now)
+    keys, elsewhere = Keys(db), Keys(db)
+    _, secret = await keys.create("n", ["chat"])
+    await keys.verify(secret)
+    assert [one.last_used_at for one in await keys.all()] == [None]
+    now += 5
+    await elsewhere.verify(secret)
+    await elsewhere.write_uses()
+    await keys.write_uses()
+    assert [one.last_used_at for one in await keys.all()] == [now]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"owner": ""},
+        {"owner": "a\nb"},
+        {"labels": {"": "x"}},
+        {"labels": {"x": "v" * 257}},
+        {"labels": {str(i): "x" for i in range(17)}},
+        {"expires_at": 1.0},
+    ],
+)
+async def test_what_a_key_cannot_have_is_refused(db: Database, more: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        await Keys(db).create("n", ["chat"], **more)
+    assert await Keys(db).all() == []
+
+
+async def test_keys_and_streams_of_the_version_before_are_known_as_tests(database_url: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    db = Database(database_url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    config.attributes["engine"] = db._engine  # noqa: SLF001  # as it migrates itself
+    command.upgrade(config, "0006")
+
+    def fill(connection: Connection) -> None:
+        for kind in ("test", "live"):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO keys (id, name, digest, hint, scopes, created_at) "
+                    f"VALUES ('{kind}', 'n', :digest, 'ms_{kind}_abcd…wxyz', 'chat', 1)"
+                ),
+                {"digest": kind.encode()},
+            )
+            connection.execute(
+                sa.text(
+                    "INSERT INTO streams (id, owner_id, key_id, model, provider, status, prompt_tokens, "
+                    "completion_tokens, cached_tokens, reasoning_tokens, usage_source, created_at, "
+                    f"cost_picodollars) VALUES ('{kind}', '{kind}', '{kind}', 'm', 'p', 'completed', 1, 1, 0, 0, "
+                    "'counted', 1, 7000000)"
+                )
+            )
+
+    db.run(fill)
+    db.migrate()
+    assert {key.id: key.test for key in await Keys(db).all()} == {"test": True, "live": False}
+    meter = Meter(Ledger(db))
+    (live,), (test,) = await meter.totals(), await meter.totals(test=True)
+    assert (live.group["key"], test.group["key"]) == ("live", "test")
+    assert live.price_usd == live.cost_usd == "0.000007"
+    db.close()
+
+
+async def test_usage_of_test_keys_is_in_no_other_sums(db: Database) -> None:
+    meter = Meter(Ledger(db))
+    await meter.record("k", 5)
+    await meter.record("k", 7, test=True)
+    (billed,), (test,) = await meter.totals(), await meter.totals(test=True)
+    assert (billed.completion_tokens, test.completion_tokens) == (5, 7)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +343,8 @@ async def test_a_stream_is_opened_and_settled(db: Database) -> None:
         await ledger.settle(settlement())
         receipt = await ledger.receipt("s")
         assert (receipt.status, receipt.finish_reason, receipt.cost_usd) == ("completed", "stop", "0.000142")
-        assert (receipt.prompt_tokens, receipt.completion_tokens, receipt.cached_tokens) == (10, 5, 2)
-        assert (receipt.usage_source, receipt.user, receipt.key_id) == ("provider_final", "u", "k")
+        assert receipt.usage == Usage(10, 5, "provider_final", 2, 1)
+        assert (receipt.user, receipt.key_id) == ("u", "k")
         with pytest.raises(NotFound):
             await ledger.receipt("other")
 
@@ -194,9 +354,9 @@ async def test_a_row_settles_once(db: Database) -> None:
         await ledger.open(opening())
         await ledger.settle(settlement())
         await ledger.settle(settlement(usage=Usage(99, 99, "counted"), status="failed"))
-        ledger.checkpoint("s", Usage(77, 77, "checkpoint"), None)
+        ledger.checkpoint("s", Usage(77, 77, "checkpoint"), UNKNOWN)
     receipt = await Ledger(db).receipt("s")
-    assert (receipt.status, receipt.prompt_tokens) == ("completed", 10)
+    assert (receipt.status, receipt.usage.prompt_tokens) == ("completed", 10)
 
 
 async def test_many_streams_at_once_are_all_written(db: Database) -> None:
@@ -204,11 +364,11 @@ async def test_many_streams_at_once_are_all_written(db: Database) -> None:
 
         async def one(i: int) -> None:
             await ledger.open(opening(f"s{i}"))
-            ledger.checkpoint(f"s{i}", Usage(1, 1, "checkpoint"), None)
+            ledger.checkpoint(f"s{i}", Usage(1, 1, "checkpoint"), UNKNOWN)
             await ledger.settle(settlement(f"s{i}"))
 
         await asyncio.gather(*(one(i) for i in range(300)))
-        (total,) = await ledger.totals()
+        (total,) = await Meter(ledger).totals()
     assert (total.streams, total.prompt_tokens, total.cost_usd) == (300, 3000, "0.042600")
 
 
@@ -230,7 +390,7 @@ async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(
         await dead.__aenter__()  # and never leaves
         await dead.open(opening("dead"))
         await alive.open(opening("alive"))
-        dead.checkpoint("dead", Usage(10, 3, "checkpoint"), Decimal("0.5"))
+        dead.checkpoint("dead", Usage(10, 3, "checkpoint"), Charge(Decimal("0.5"), Decimal(1), "{}"))
         await dead.open(opening("after"))
         assert await sweeper.leases.orphans() == []
         async with asyncio.timeout(5):
@@ -239,8 +399,8 @@ async def test_a_stream_whose_worker_died_is_an_orphan_with_its_checkpoint(
                 assert await sweeper.leases.beat()
         orphans = {orphan.stream_id: orphan for orphan in await sweeper.leases.orphans()}
         assert orphans == {
-            "dead": Orphan("dead", Bill(Usage(10, 3, "checkpoint"), "0.500000")),
-            "after": Orphan("after", Bill(Usage(0, 0, "checkpoint"), None)),
+            "dead": Orphan("dead", Bill(Usage(10, 3, "checkpoint"), "0.500000", "1.000000"), "p", None, "{}"),
+            "after": Orphan("after", Bill(Usage(0, 0, "checkpoint"), None), "p"),
         }
         await sweeper.settle_orphan(settlement("dead", status="interrupted"))
         await sweeper.settle_orphan(settlement("after", status="interrupted"))
@@ -296,7 +456,7 @@ async def test_an_idempotency_key_is_claimed_once(db: Database) -> None:
             await here.settle(settlement(stream_id))
         with pytest.raises(Claimed):  # for ever, not for as long as it runs
             await here.open(opening("later", claim=claim))
-        assert len(await here.totals("key")) == 1
+        assert len(await Meter(here).totals("key")) == 1
 
 
 async def test_no_more_streams_of_a_token_are_opened_than_it_allows(db: Database) -> None:
@@ -368,34 +528,27 @@ async def test_leaving_does_not_wait_for_ever_for_a_database_that_is_away(
 
 
 @pytest.mark.parametrize("by", ["key", "model", "day", "user"])
-async def test_totals_add_up_by_what_is_asked(db: Database, by: Group) -> None:
+async def test_totals_add_up_by_what_is_asked(db: Database, by: str) -> None:
     day = 1_767_225_600  # 2026-01-01
     async with Ledger(db) as ledger:
         for i, (key, model, user, at) in enumerate(
             [("a", "m", None, 0), ("a", "n", "u", 86_399.999), ("b", "m", "u", 86_400)]
         ):
             await ledger.open(opening(f"s{i}", key_id=key, model=model, user=user, created_at=day + at))
-            await ledger.settle(settlement(f"s{i}", cost=None if i == 2 else Decimal("0.1")))
-        totals = await ledger.totals(by)
-        assert {total.group: (total.streams, total.unpriced) for total in totals} == {
+            await ledger.settle(
+                settlement(f"s{i}", charge=UNKNOWN if i == 2 else Charge(Decimal("0.1"), Decimal("0.1")))
+            )
+        meter = Meter(ledger)
+        totals = await meter.totals(by)
+        assert {total.group[by]: (total.streams, total.unpriced) for total in totals} == {
             "key": {"a": (2, 0), "b": (1, 1)},
             "model": {"m": (2, 1), "n": (1, 0)},
             "day": {"2026-01-01": (2, 0), "2026-01-02": (1, 1)},
-            "user": {"": (1, 0), "u": (2, 1)},
+            "user": {None: (1, 0), "u": (2, 1)},
         }[by]
-        costs = {total.group: total.cost_usd for total in totals}
-        assert (
-            costs
-            == {
-                "key": {"a": "0.200000", "b": None},
-                "model": {"m": "0.100000", "n": "0.100000"},
-                "day": {"2026-01-01": "0.200000", "2026-01-02": None},
-                "user": {"": "0.100000", "u": "0.100000"},
-            }[by]
-        )
-        assert len(await ledger.totals(by, since=day + 86_400)) == 1
-        assert await ledger.totals(by, until=day) == []
-        assert sum(total.streams for total in await ledger.totals(by, key_id="a")) == 2
+        assert len(await meter.totals(by, since=day + 86_400)) == 1
+        assert await meter.totals(by, until=day) == []
+        assert sum(total.streams for total in await meter.totals(by, key_id="a")) == 2
 
 
 async def test_the_meter_records_once_for_each_id(db: Database) -> None:

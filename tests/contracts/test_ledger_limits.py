@@ -23,7 +23,7 @@ from millstream.ledger import Ledger
 from millstream.ledger.rows import Opening, Settlement
 from millstream.limits import Applied, Demand, Hold, Limit, narrowest, window
 from millstream.streams.upkeep import Upkeep
-from millstream.usage import Usage
+from millstream.usage import UNKNOWN, Charge, Usage
 
 DAY = 86_400
 PICO = 10**12
@@ -48,7 +48,7 @@ def limited(
 
 def settled(stream_id: str, tokens: int, cost: Decimal | None = Decimal(0), **more: Any) -> Settlement:
     usage = Usage(tokens, 0, "provider_final")
-    return settlement(stream_id, usage=usage, cost=cost, is_limited=True, **more)
+    return settlement(stream_id, usage=usage, charge=Charge(cost, cost), is_limited=True, **more)
 
 
 async def rows_of(db: Database) -> list[tuple[str, int, int]]:
@@ -163,7 +163,7 @@ async def test_where_no_limit_applies_there_is_no_statement_more(
     monkeypatch.setattr(DriverConnection, "first", None)
     monkeypatch.setattr(DriverConnection, "all", None)
     await ledgers[0].open(opening("s"))
-    ledgers[0].checkpoint("s", Usage(1, 1, "checkpoint"), None)
+    ledgers[0].checkpoint("s", Usage(1, 1, "checkpoint"), UNKNOWN)
     await ledgers[0].settle(settlement("s"))
     assert said == ["INSERT", "UPDATE"]
 
@@ -399,7 +399,7 @@ async def test_whatever_happens_in_whatever_order_the_books_balance(
         done = True
         await watching
     sums: dict[str, int] = {}
-    query = sa.select(streams.c.held, streams.c.prompt_tokens, streams.c.cost_picodollars)
+    query = sa.select(streams.c.held, streams.c.prompt_tokens, streams.c.price_picodollars)
     for held, tokens, cost in await databases[0].read(lambda c: c.execute(query).all()):
         for counter in Hold.of(held).counters:
             added = {"tokens": tokens, "usd": cost, "requests": 1, "streams": 0}[counter.what]

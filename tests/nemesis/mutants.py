@@ -165,14 +165,15 @@ def bill_the_last_running_count() -> None:
 
 @mutant("I2")
 def charge_the_prompt_twice() -> None:
-    from millstream.prices import FlatPrice
+    from millstream.prices import Rates
 
-    cost = FlatPrice.cost
+    cost = Rates.cost
 
-    def dear(self: FlatPrice, usage: Any) -> Any:
-        return cost(self, usage) + usage.prompt_tokens * self.input / 1_000_000
+    def dear(self: Rates, usage: Any) -> Any:
+        found = cost(self, usage)
+        return None if found is None else found + usage.prompt_tokens * self.input / 1_000_000
 
-    FlatPrice.cost = dear  # type: ignore[method-assign]
+    Rates.cost = dear  # type: ignore[method-assign]
 
 
 @mutant("I2")

@@ -220,7 +220,9 @@ class Run:
                 with suppress(aiohttp.ClientError, TimeoutError):
                     url = f"{worker.url}/v1/streams/{stream_id}"
                     async with self.session.get(url, headers=headers) as answer:
-                        self.evidence.receipts[stream_id] = await answer.json()
+                        told = await answer.json()
+                        counts = {**told["usage"], "usage_source": told["usage"]["source"]}
+                        self.evidence.receipts[stream_id] = told | counts
 
         await asyncio.gather(*(one(number, row["id"]) for number, row in enumerate(chosen)))
 

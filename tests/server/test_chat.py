@@ -62,7 +62,7 @@ async def test_an_answer_is_streamed_frame_by_frame(run: Run) -> None:
         assert (row["status"], row["finish_reason"], row["completion_tokens"]) == ("completed", "stop", 2)
         assert row["key_id"] == app.key_id
         async with get(app.app, f"/v1/streams/{stream_id}", app.key) as receipt:
-            assert (await receipt.finished()).json["usage_source"] == "provider_final"
+            assert (await receipt.finished()).json["usage"]["source"] == "provider_final"
         async with get(app.app, f"/v1/streams/{stream_id}", app.admin) as receipt:
             assert (await receipt.finished()).status == 200
         _, other = await app.millstream.keys.create("other", ["chat"])
@@ -227,7 +227,7 @@ async def test_leaving_closes_the_provider_and_settles(run: Run, path: str, mome
                 await closed.wait()
         (row,) = await app.receipts()
         assert (row["status"], row["finish_reason"]) == ("cancelled", "cancelled")
-        assert row["usage_source"] == "counted"
+        assert (row["usage_source"], row["tokenizer"]) == ("counted", "o200k_base")
         assert row["completion_tokens"] == (2 if moment == "in silence" else 0)
         assert row["prompt_tokens"] > 0
 
@@ -318,7 +318,7 @@ async def test_a_checkpoint_has_every_kind_of_tokens(run: Run) -> None:
             await call.until(lambda c: c.text == "Hello")
             stream_id = call.response_headers["x-stream-id"]
             receipt = None
-            while receipt is None or not receipt.completion_tokens:  # until the first checkpoint
+            while receipt is None or not receipt.usage.completion_tokens:  # until the first checkpoint
                 receipt = await app.millstream.ledger.receipt(stream_id)
         assert receipt.bill.usage == usage.sourced("checkpoint")
 
@@ -357,7 +357,7 @@ async def test_a_stream_whose_end_breaks_ends_and_is_settled_all_the_same(
         raise ArithmeticError
 
     async with run(scripted()) as app:
-        monkeypatch.setattr("millstream.streams.tally.Tally.cost", broken)
+        monkeypatch.setattr("millstream.streams.tally.Tally.charge", broken)
         async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
             await call.finished()
             assert call.frames[-1]["error"]["code"] == "internal"

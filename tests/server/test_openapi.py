@@ -53,7 +53,7 @@ def test_every_answer_and_error_is_described(tmp_path: Path) -> None:
                 if foreign:
                     assert response["content"], f"{where} {status}"
                     continue
-                (media,) = response["content"].values()
+                media = next(iter(response["content"].values()))  # others are the same as a table
                 if path.startswith("/v1/"):
                     said = media["schema"].get("properties") or media["schema"]["type"] == "string"
                     assert said, f"{where} {status}"

@@ -56,7 +56,7 @@ async def test_the_router_the_keys_and_the_service_work_in_somebody_elses_applic
     async with post(example.app, "/summary?text=x", b"", secret) as call:
         answer = (await call.finished(20)).json
         assert answer["tokens"] > 10
-    (total,) = [t for t in await example.millstream.meter.totals("model") if t.group == "summary"]
+    (total,) = [t for t in await example.millstream.meter.totals("model") if t.group["model"] == "summary"]
     assert total.completion_tokens == answer["tokens"]
 
 

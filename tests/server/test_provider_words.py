@@ -40,8 +40,9 @@ async def ask(
         await app.idle()
         stream_id = exchange.frames[0]["stream_id"]
         async with get(app.app, f"/v1/streams/{stream_id}", app.key) as call:
-            await call.finished()
-            return [frame for frame in exchange.frames if isinstance(frame, dict)], call.json
+            receipt = (await call.finished()).json
+            counted = receipt["usage"] | {"usage_source": receipt["usage"]["source"]}
+            return [frame for frame in exchange.frames if isinstance(frame, dict)], receipt | counted
 
 
 def event(value: object) -> bytes:

@@ -64,7 +64,7 @@ async def test_right_after_the_end_the_receipt_is_the_last_one(
         async with post(app.app, path, BODY, app.key) as call:
             await call.finished()
             found = await receipt(app, call.response_headers["x-stream-id"], app.key)
-        assert (found["status"], found["completion_tokens"]) == ("completed", 2)
+        assert (found["status"], found["usage"]["completion_tokens"]) == ("completed", 2)
 
 
 @pytest.mark.usefixtures("patient")

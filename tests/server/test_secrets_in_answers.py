@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-from asgi import Exchange, delete, get, post, put
+from asgi import Exchange, delete, get, patch, post, put
 from millstream import Millstream, Settings, create_app
 from millstream.dialects.responses import response_id
 from millstream.events import TextDelta
@@ -22,7 +22,7 @@ PROVIDERS = {"s": ScriptedProvider({"m": [TextDelta("Hello"), END]})}
 
 @pytest.mark.parametrize("whose", ["ours", "somebody else's"])
 async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose: str) -> None:
-    millstream = Millstream(Settings(data_dir=tmp_path), providers=PROVIDERS)
+    millstream = Millstream(Settings(data_dir=tmp_path, max_lag_seconds=3600), providers=PROVIDERS)
     if whose == "ours":
         app = create_app(millstream)
     else:
@@ -31,6 +31,7 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
     async with millstream.lifespan(app):
         _, key = await millstream.keys.create("n", ["chat", "usage", "admin"])
         made, _ = await millstream.keys.create("other", ["chat"])
+        rotated, _ = await millstream.keys.create("rotated", ["chat"])
         async with post(app, "/v1/streams", BODY, key) as call:
             started = (await call.finished()).json
         await millstream.streams.idle()
@@ -55,12 +56,15 @@ async def test_every_answer_says_that_it_is_not_to_be_kept(tmp_path: Path, whose
             ("post", "/api/chat/{chat_id}/stop"): (post(app, "/api/chat/chat-1/stop", b"", key), 200),
             ("get", "/v1/models"): (get(app, "/v1/models", key), 200),
             ("get", "/v1/models/{model_id}"): (get(app, "/v1/models/scripted", key), 200),
+            ("get", "/v1/streams"): (get(app, "/v1/streams", key), 200),
             ("post", "/v1/streams"): (post(app, "/v1/streams", BODY, key), 201),
             ("get", "/v1/streams/{stream_id}/events"): (get(app, events), 200),
             ("get", "/v1/streams/{stream_id}"): (get(app, stream, key), 200),
             ("post", "/v1/streams/{stream_id}/cancel"): (post(app, f"{stream}/cancel", b"", key), 200),
             ("post", "/v1/keys"): (post(app, "/v1/keys", {"name": "n"}, key), 201),
             ("get", "/v1/keys"): (get(app, "/v1/keys", key), 200),
+            ("patch", "/v1/keys/{key_id}"): (patch(app, f"/v1/keys/{made.id}", {"name": "m"}, key), 200),
+            ("post", "/v1/keys/{key_id}/rotate"): (post(app, f"/v1/keys/{rotated.id}/rotate", {}, key), 200),
             ("delete", "/v1/keys/{key_id}"): (delete(app, f"/v1/keys/{made.id}", key), 200),
             ("put", "/v1/keys/{key_id}/limits"): (put(app, limits, {"limits": []}, key), 200),
             ("get", "/v1/keys/{key_id}/limits"): (get(app, limits, key), 200),

@@ -16,7 +16,7 @@ from millstream.prompt import Extra, Prompt
 from millstream.providers import Finish, Produced, Provider
 from millstream.providers.scripted import ScriptedProvider
 from millstream.server.access_log import HideTickets
-from millstream.usage import Usage
+from millstream.usage import UNKNOWN, Usage
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 BODY = {"model": "m", "messages": MESSAGES}
@@ -214,7 +214,7 @@ async def test_a_cancel_ends_the_stream_for_all_and_can_be_repeated(run: Run, jo
         stream_id = call.response_headers["x-stream-id"]
         answers = [await cancel(app, stream_id) for _ in range(3)]
         assert [answer["status"] for answer in answers] == ["cancelled"] * 3
-        assert answers[0]["usage_source"] == "counted"
+        assert answers[0]["usage"]["source"] == "counted"
         await call.finished()
         assert call.frames[-2]["finish_reason"] == "cancelled"
         assert call.frames[-1] == "[DONE]"
@@ -569,7 +569,7 @@ async def test_a_stream_that_was_settled_without_an_end_is_ended_for_its_readers
         ledger = app.millstream.ledger
         await ledger.open(Opening("str_x", app.key_id, app.key_id, "m", "p", 1.0))
         usage = Usage(3, 4, "counted", cached_tokens=2, reasoning_tokens=1)
-        await ledger.settle(Settlement("str_x", "completed", "stop", None, usage, None, None, 2.0))
+        await ledger.settle(Settlement("str_x", "completed", "stop", None, usage, UNKNOWN, None, 2.0, "p"))
         async with get(app.app, "/v1/streams/str_x/events", app.key) as call:
             await call.finished()
             assert call.frames[-1]["error"]["code"] == "interrupted"

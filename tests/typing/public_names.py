@@ -28,7 +28,7 @@ from millstream import (
     get_meter,
     require_api_key,
 )
-from millstream.auth import Scope
+from millstream.api_keys import Scope
 from millstream.client import AsyncClient, Failure, Frame, ToolCallPiece, Unreachable
 from millstream.errors import MillstreamError
 from millstream.events import FinishReason, TextDelta

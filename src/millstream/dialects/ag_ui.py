@@ -326,7 +326,7 @@ def _usage(bill: Bill, model: str) -> dict[str, Any]:
 
 
 def _about(bill: Bill) -> dict[str, Any]:
-    cost = {} if bill.cost_usd is None else {"costUsd": bill.cost_usd}
+    cost = {} if bill.charged_usd is None else {"costUsd": bill.charged_usd}
     return {"source": bill.usage.source, **cost}
 
 

@@ -231,7 +231,7 @@ def _metadata(bill: Bill) -> dict[str, Any]:
             "reasoningTokens": usage.reasoning_tokens,
             "source": usage.source,
         },
-        "costUsd": bill.cost_usd,
+        "costUsd": bill.charged_usd,
     }
 
 

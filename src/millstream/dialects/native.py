@@ -29,7 +29,7 @@ from millstream.events import (
     WholePart,
 )
 from millstream.messages import ChatRequest, Grace
-from millstream.usage import Bill
+from millstream.usage import TOKEN_KINDS, Bill
 
 _RETRY_MILLISECONDS = 1000
 
@@ -69,13 +69,11 @@ def usage_json(bill: Bill) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
     }
-    if usage.cached_tokens:
-        shown["cached_tokens"] = usage.cached_tokens
-    if usage.reasoning_tokens:
-        shown["reasoning_tokens"] = usage.reasoning_tokens
-    if usage.cache_write_tokens:
-        shown["cache_write_tokens"] = usage.cache_write_tokens
-    return shown | {"source": usage.source, "cost_usd": bill.cost_usd}
+    counts = {kind: getattr(usage, kind) for kind in TOKEN_KINDS}
+    shown |= {kind: count for kind, count in counts.items() if count and kind not in shown}
+    if usage.tokenizer is not None:
+        shown["tokenizer"] = usage.tokenizer
+    return shown | {"source": usage.source, "cost_usd": bill.charged_usd}
 
 
 def ask_of(request: ChatRequest) -> Ask:

@@ -327,10 +327,13 @@ def _usage(start: AnswerStart | None, end: StreamEnd) -> dict[str, Any]:
 
 
 def _details(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
+    of_prompt = {"cached_tokens": usage.cached_tokens}
+    of_completion = {"reasoning_tokens": usage.reasoning_tokens}
+    if usage.prompt_audio_tokens:
+        of_prompt["audio_tokens"] = usage.prompt_audio_tokens
+    if usage.completion_audio_tokens:
+        of_completion["audio_tokens"] = usage.completion_audio_tokens
+    return {"prompt_tokens_details": of_prompt, "completion_tokens_details": of_completion}
 
 
 def _failure(error: MillstreamError) -> bytes:

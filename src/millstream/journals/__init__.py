@@ -5,7 +5,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
-from millstream.events import Batch, Event, Position, StreamFailed, StreamInfo, Terminal
+from millstream.events import Batch, EndedBy, Event, Position, StreamFailed, StreamInfo, Terminal
 
 READING_LAPSES_SECONDS = 12.0  # how long a worker is believed to have readers that has not repeated it
 
@@ -21,13 +21,14 @@ class StreamState(Struct, frozen=True):
 
 
 class Signal(Struct, frozen=True):
-    """What another worker says about streams that may be produced here: that somebody wants them to be
-    cancelled, that it has readers of them (which it repeats), or has none any more.
+    """What another worker says about streams that may be produced here: that somebody (``by``) wants them to
+    be cancelled, that it has readers of them (which it repeats), or has none any more.
     """
 
     kind: SignalKind
     sender: str
     stream_ids: tuple[str, ...]
+    by: EndedBy = "client"
 
 
 # Takes a batch, or returns False where it cannot now.
@@ -97,8 +98,8 @@ class Journal(Protocol):
     def count(self) -> int:
         """How many streams are kept in this worker's memory, running or finished."""
 
-    async def request_cancel(self, stream_id: str) -> None:
-        """Tells the worker that produces the stream, whichever it is."""
+    async def request_cancel(self, stream_id: str, by: EndedBy = "client") -> None:
+        """Tells the worker that produces the stream, whichever it is, and ``by`` whom it is to end."""
 
     def signals(self) -> AsyncGenerator[Signal]:
         """What other workers say, without end."""

@@ -11,6 +11,7 @@ from millstream.errors import BadPosition, StreamClosed, StreamFull, StreamGone
 from millstream.events import (
     TERMINAL_TYPES,
     Batch,
+    EndedBy,
     Event,
     Position,
     ReasoningDelta,
@@ -230,7 +231,7 @@ class MemoryJournal:
         """Whether nothing is left of any stream."""
         return not (self._streams or self._closed or self._held or self._bytes)
 
-    async def request_cancel(self, stream_id: str) -> None:
+    async def request_cancel(self, stream_id: str, by: EndedBy = "client") -> None:
         """Every stream here is produced by this worker, which cancels it itself."""
 
     async def signals(self) -> AsyncGenerator[Signal]:

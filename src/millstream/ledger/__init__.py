@@ -3,21 +3,22 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from decimal import Decimal
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from functools import partial
 
 import sqlalchemy as sa
 
 from millstream.database import Database, DatabaseAway, RowTaken, streams
 from millstream.errors import BudgetExceeded, IdempotencyConflict, NotFound, RateLimited, TooManyStreams
-from millstream.ledger import limits, reports, rows
+from millstream.ledger import limits, receipts, reports, retention, rows, verify
 from millstream.ledger.leases import Leases
-from millstream.ledger.reports import Total
+from millstream.ledger.receipts import Page, Wanted
+from millstream.ledger.reports import Asked, Total, Unpriced
 from millstream.ledger.rows import Claim, Opening, Receipt, Settlement
+from millstream.ledger.verify import Verified
 from millstream.ledger.writer import Opened, Writer, not_opened
 from millstream.limits import Applied, Hold, Limit, limit_shown
-from millstream.usage import Group, Usage
+from millstream.usage import Charge, Usage
 
 log = logging.getLogger("millstream.ledger")
 
@@ -53,6 +54,11 @@ class Ledger:
     def is_writing(self) -> bool:
         """Whether a transaction is running."""
         return self._writer.busy
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether an hour's sums are written in several rows, which ``fold_hour`` makes one."""
+        return not self._db.is_sqlite
 
     async def __aenter__(self) -> "Ledger":
         await self.leases.enlist()
@@ -155,9 +161,9 @@ class Ledger:
         """Deletes counters of windows that are long over; how many. Raises ``DatabaseAway``."""
         return await self._db.write_by_hand(partial(limits.prune, self._writer.clock))
 
-    def checkpoint(self, stream_id: str, usage: Usage, cost: Decimal | None) -> None:
+    def checkpoint(self, stream_id: str, usage: Usage, charge: Charge) -> None:
         """Notes what a running stream has used so far."""
-        self._writer.checkpoint(stream_id, rows.usage_values(usage, cost))
+        self._writer.checkpoint(stream_id, rows.usage_values(usage, charge))
 
     async def receipt(self, stream_id: str) -> Receipt:
         """Raises ``NotFound``."""
@@ -166,6 +172,22 @@ class Ledger:
         if row is None:
             raise NotFound(f"there is no stream '{stream_id}'")
         return rows.to_receipt(row)
+
+    async def receipts(self, wanted: Wanted, cursor: str | None = None, size: int = 50) -> Page:
+        """A page of receipts, the newest first. Raises ``InvalidRequest``."""
+        return await self._db.report(lambda connection: receipts.page(connection, wanted, cursor, size))
+
+    async def every_receipt(self, wanted: Wanted) -> AsyncGenerator[list[Receipt]]:
+        """All of them, the oldest first, by pages."""
+        cursor: str | None = None
+        while True:
+            page = await self._db.report(
+                partial(receipts.page, wanted=wanted, cursor=cursor, size=1000, oldest_first=True)
+            )
+            yield page.data
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     async def latest(self, owner_id: str, thread_id: str) -> str | None:
         """The newest stream of a conversation. Raises ``DatabaseAway``."""
@@ -184,16 +206,27 @@ class Ledger:
         row.pop("stream_id")
         await self._db.write(lambda connection: connection.execute(sa.insert(streams), row))
 
-    async def totals(
-        self,
-        by: Group = "key",
-        *,
-        since: float | None = None,
-        until: float | None = None,
-        key_id: str | None = None,
-    ) -> list[Total]:
-        """Sums of settled and running streams that were created in [since, until)."""
-        return await self._db.report(lambda connection: reports.totals(connection, by, since, until, key_id))
+    async def totals(self, asked: Asked) -> list[Total]:
+        """Sums of settled and running streams. Raises ``InvalidRequest``."""
+        return await self._db.report(lambda connection: reports.totals(connection, asked))
+
+    async def delete_rows(self, before: float) -> int:
+        """Deletes some of the settled rows that were created before that; their sums stay. Returns how many:
+        none is left where that is less than ``DELETED_AT_ONCE``.
+        """
+        return await self._db.write(lambda connection: retention.delete(connection, before))
+
+    async def fold_hour(self, hour: int) -> None:
+        """Makes the sums of an hour that is over as few rows as they can be."""
+        await self._db.write(lambda connection: retention.fold(connection, hour))
+
+    async def unpriced(self, since: float | None = None) -> list[Unpriced]:
+        """Models that were used from ``since`` on, but by test keys, and whose streams have no price."""
+        return await self._db.report(lambda connection: reports.unpriced(connection, since))
+
+    async def verify(self, since: float | None = None, until: float | None = None) -> Verified:
+        """Adds the rows up again, and compares that with the sums of their hours."""
+        return await self._db.report(lambda connection: verify.verify(connection, since, until))
 
     def crash(self) -> None:
         """Writes nothing from now on, as if the worker had been killed. For tests of what others do then."""

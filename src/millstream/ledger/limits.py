@@ -60,7 +60,7 @@ _LOCK = Prepared(
 )
 _NOW = Prepared(sa.text("SELECT extract(epoch FROM clock_timestamp())"), [])
 _ROW = sa.select(
-    streams.c.held, streams.c.prompt_tokens + streams.c.completion_tokens, streams.c.cost_picodollars
+    streams.c.held, streams.c.prompt_tokens + streams.c.completion_tokens, streams.c.price_picodollars
 ).where(streams.c.id == sa.bindparam("stream_id", type_=sa.String))
 _RUNNING = Prepared(_ROW.where(streams.c.status == sa.literal_column("'running'")), ["stream_id"])
 _RUNNING_ALONE = Prepared(
@@ -279,7 +279,7 @@ def _used(values: dict[str, Any], what: What, picodollars: int) -> int:
         case "tokens":
             return tokens
         case "usd":
-            return _spent(values["cost_picodollars"], tokens, picodollars)
+            return _spent(values["price_picodollars"], tokens, picodollars)
         case _:
             return 0
 

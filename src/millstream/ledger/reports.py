@@ -1,76 +1,373 @@
-"""Reports: sums over rows of the ledger."""
+"""Reports: sums of streams, by what they have in common.
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+Whole hours come from the sums that are kept of them. The rest of a period, before its first whole hour and
+after its last one, and what runs, comes from the rows themselves.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeAlias, cast, get_args
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy.engine import Connection
 
-from millstream.database import streams
-from millstream.usage import Group, to_dollars
+from millstream.database import (
+    FIRST_EVENT_SECONDS,
+    FIRST_EVENTS,
+    SUMS,
+    hours,
+    key_hours,
+    keys,
+    snapshot,
+    streams,
+    user_hours,
+)
+from millstream.errors import InvalidRequest
+from millstream.ledger import periods
+from millstream.ledger.periods import HOUR
+from millstream.usage import TOKEN_KINDS, to_dollars
+
+Dimension: TypeAlias = Literal["hour", "day", "month", "key", "owner", "model", "provider", "user"]
+DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+_TIMES = ("hour", "day", "month")
+MOST_GROUPS = 50_000  # of one report
+
+_COUNTS = tuple(name for name in SUMS if name not in FIRST_EVENTS)
+
+
+class Asked(Struct, frozen=True):
+    """A report: ``by`` what streams are added up, of those that were created in [since, until), in Unix
+    seconds. Days and months are those of ``zone``. ``key_id`` and ``owner`` are whose they are; ``test`` is
+    for those of test keys, which are in no other report.
+    """
+
+    by: tuple[Dimension, ...] = ("key",)
+    since: float | None = None
+    until: float | None = None
+    zone: str = "UTC"
+    key_id: str | None = None
+    owner: str | None = None
+    test: bool = False
+    percentiles: bool = False
+
+
+class Percentiles(Struct, frozen=True):
+    """Of the seconds until the first event: so many of a hundred streams waited no longer. They come from
+    counts by ranges, within which streams are taken to lie evenly; None where that is longer than a minute.
+    """
+
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
 
 
 class Total(Struct, frozen=True):
-    """Sums over the streams of one group. ``unpriced`` of them have no known price and are not in
-    ``cost_usd``, which is None where that holds for all of them.
+    """Sums over the streams of one ``group``, which names what they have in common, or None where they have
+    none. ``cost_usd`` is what they cost and ``price_usd`` what is charged for them: ``uncosted`` streams are
+    not in the first, and ``unpriced`` not in the second, because that is not known. Of ``estimated`` streams
+    the last word on their tokens is not their provider's. ``failed`` are also those that were interrupted.
     """
 
-    group: str
+    group: dict[str, str | None]
     streams: int
+    cancelled: int
+    failed: int
+    estimated: int
+    uncosted: int
+    unpriced: int
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: str | None
-    unpriced: int
+    cached_tokens: int
+    reasoning_tokens: int
+    cache_write_tokens: int
+    prompt_audio_tokens: int
+    prompt_image_tokens: int
+    completion_audio_tokens: int
+    completion_image_tokens: int
+    cost_usd: str
+    price_usd: str
+    first_event_seconds: Percentiles | None = None
+
+    def for_customer(self) -> "Total":
+        """As whoever pays for it may see it: what it costs is what is charged."""
+        return replace(self, cost_usd=self.price_usd, uncosted=self.unpriced)
 
 
-def totals(
-    connection: Connection,
-    by: Group,
-    since: float | None = None,
-    until: float | None = None,
-    key_id: str | None = None,
-) -> list[Total]:
-    """Sums of settled and running streams that were created in [since, until)."""
-    column: sa.ColumnElement[Any]
-    if by == "day":
-        days = streams.c.created_at / 86400
-        # PostgreSQL rounds where it casts, SQLite may lack floor() and cuts where it casts.
-        column = sa.cast(days if connection.dialect.name == "sqlite" else sa.func.floor(days), sa.Integer)
-    else:
-        column = {"key": streams.c.key_id, "model": streams.c.model, "user": streams.c.user}[by]
-    query = sa.select(
-        column.label("group"),
-        sa.func.count().label("streams"),
-        sa.func.sum(streams.c.prompt_tokens).label("prompt_tokens"),
-        sa.func.sum(streams.c.completion_tokens).label("completion_tokens"),
-        sa.func.sum(streams.c.cost_picodollars).label("picodollars"),
-        (sa.func.count() - sa.func.count(streams.c.cost_picodollars)).label("unpriced"),
-    )
-    conditions: Sequence[sa.ColumnElement[bool]] = [
-        *([streams.c.created_at >= since] if since is not None else []),
-        *([streams.c.created_at < until] if until is not None else []),
-        *([streams.c.key_id == key_id] if key_id is not None else []),
-    ]
-    # By its place: the same expression with other parameters would be another one to PostgreSQL.
-    query = query.where(*conditions).group_by(sa.literal_column("1")).order_by(sa.literal_column("1"))
+def dimensions(by: str) -> tuple[Dimension, ...]:
+    """Of names with commas between them. Raises ``InvalidRequest``."""
+    found = tuple(name.strip() for name in by.split(","))
+    if unknown := [name for name in found if name not in DIMENSIONS]:
+        known = ", ".join(DIMENSIONS)
+        raise InvalidRequest(f"there is no '{unknown[0][:32]}' to add up by; there are {known}")
+    if len(set(found)) < len(found) or sum(name in _TIMES for name in found) > 1:
+        raise InvalidRequest("a report is by each thing once, and by one of hour, day and month")
+    return cast("tuple[Dimension, ...]", found)
+
+
+def totals(connection: Connection, asked: Asked) -> list[Total]:
+    """In the order of their groups. Raises ``InvalidRequest``."""
+    zone = periods.zone_of(asked.zone)
+    snapshot(connection)  # what is settled meanwhile runs, or is in the sums, but never neither
+    sums = (*_COUNTS, *FIRST_EVENTS) if asked.percentiles else _COUNTS
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for query in _queries(connection, asked, zone, sums):
+        for row in connection.execute(query):
+            group, counts = _group(row[: len(asked.by)], asked.by, zone), row[len(asked.by) :]
+            known = found.get(group)
+            found[group] = [int(n) for n in counts] if known is None else _added(known, counts)
+    if len(found) > MOST_GROUPS:
+        raise InvalidRequest(f"a report has up to {MOST_GROUPS:,} groups, and this one {len(found):,}")
+    there = ((group, counts) for group, counts in found.items() if counts[0])
+    ordered = sorted(there, key=lambda item: [(part is not None, part) for part in item[0]])
     return [
-        Total(
-            _group(row["group"], by),
-            row["streams"],
-            int(row["prompt_tokens"]),
-            int(row["completion_tokens"]),
-            None if row["picodollars"] is None else to_dollars(int(row["picodollars"])),
-            row["unpriced"],
-        )
-        for row in connection.execute(query).mappings()
+        _total(asked.by, group, dict(zip(sums, counts, strict=True)))
+        for group, counts in ordered
+        if counts[0]
     ]
 
 
-def _group(value: Any, by: Group) -> str:
+def _added(known: list[int], more: Iterable[Any]) -> list[int]:
+    return [one + int(other) for one, other in zip(known, more, strict=True)]
+
+
+def _total(by: Sequence[str], group: Sequence[str | None], sums: dict[str, int]) -> Total:
+    waited = [sums[name] for name in FIRST_EVENTS if name in sums]
+    return Total(
+        dict(zip(by, group, strict=True)),
+        **{name: sums[name] for name in _COUNTS if not name.endswith("_picodollars")},
+        cost_usd=to_dollars(sums["cost_picodollars"]),
+        price_usd=to_dollars(sums["price_picodollars"]),
+        first_event_seconds=_percentiles(waited) if waited else None,
+    )
+
+
+# -- where sums come from --------------------------------------------------------------------------
+
+
+def _queries(
+    connection: Connection, asked: Asked, zone: ZoneInfo, sums: Sequence[str]
+) -> list[sa.Select[Any]]:
+    since = -math.inf if asked.since is None else asked.since
+    until = math.inf if asked.until is None else asked.until
+    first, last = _whole_hours(connection, since, until)
+    days = _days(asked, zone, first - 1, max(last, int(time.time() // HOUR)) + 1)
+    table = _table(asked)
+    whole = [table.c.is_test == sa.literal(asked.test), table.c.hour >= first, table.c.hour < last]
+    queries = [_query(asked, table, table.c.hour, days, whole, [table.c[name] for name in sums])]
+    hour, values = hour_of_row(connection), [of_row(name) for name in sums]
+    for part in _parts(since, until, first * HOUR, last * HOUR):
+        conditions = [streams.c.is_test == sa.literal(asked.test), *part]
+        queries.append(_query(asked, streams, hour, days, conditions, values))
+    return queries
+
+
+def _whole_hours(connection: Connection, since: float, until: float) -> tuple[int, int]:
+    """Those between the two, where there are any: from the first one to before the last one."""
+    hour = hours.c.hour
+    oldest, newest = (connection.scalar(sa.select(end(hour))) or 0 for end in (sa.func.min, sa.func.max))
+    return (
+        oldest if since == -math.inf else math.ceil(since / HOUR),
+        newest + 1 if until == math.inf else math.floor(until / HOUR),
+    )
+
+
+def _table(asked: Asked) -> sa.Table:
+    """The smallest one that has what is asked for."""
+    if "user" in asked.by:
+        return user_hours
+    of_keys = asked.key_id is not None or asked.owner is not None or {"key", "owner"} & set(asked.by)
+    return key_hours if of_keys else hours
+
+
+def _parts(since: float, until: float, first: float, last: float) -> Iterable[list[sa.ColumnElement[bool]]]:
+    """Which rows are not in the sums of whole hours from ``first`` to ``last``: what runs, and what is
+    settled before and after those hours.
+    """
+    # Few streams run: their own index finds them, and not that of the time, which SQLite would take.
+    yield [streams.c.worker_id > "", *_between(streams.c.created_at + 0, since, until)]
+    # Beyond the oldest and the newest sums there is nothing that is settled.
+    ends = [(since, first if since > -math.inf else since), (last if until < math.inf else until, until)]
+    for start, end in ends if first < last else [(since, until)]:
+        if start < end:
+            yield [streams.c.status != "running", *_between(streams.c.created_at, start, end)]
+
+
+def _between(at: sa.ColumnElement[float], start: float, end: float) -> list[sa.ColumnElement[bool]]:
+    return [
+        *([at >= start] if start > -math.inf else []),
+        *([at < end] if end < math.inf else []),
+    ]
+
+
+def hour_of_row(connection: Connection) -> sa.ColumnElement[int]:
+    """The hour in which a stream was created."""
+    whole = streams.c.created_at / HOUR
+    # PostgreSQL rounds where it casts, SQLite may lack floor() and cuts where it casts.
+    return sa.cast(whole if connection.dialect.name == "sqlite" else sa.func.floor(whole), sa.Integer)
+
+
+def _days(
+    asked: Asked, zone: ZoneInfo, first: int, last: int
+) -> Callable[[sa.ColumnElement[int]], sa.ColumnElement[Any]]:
+    """An hour -> the day that it is in, in the zone."""
+    if not {"day", "month"} & set(asked.by):
+        return lambda hour: hour
+    *earlier, latest = shifts = periods.shifts(zone, first, last)
+    if len(shifts) == 1:
+        ahead = latest.ahead
+        return lambda hour: (hour + _number(ahead)) // _number(24)
+    ends = [shift.hour for shift in shifts[1:]]
+
+    def days(hour: sa.ColumnElement[int]) -> sa.ColumnElement[Any]:
+        shifted = [
+            (hour < _number(end), hour + _number(shift.ahead))
+            for end, shift in zip(ends, earlier, strict=True)
+        ]
+        return sa.case(*shifted, else_=hour + _number(latest.ahead)) // _number(24)
+
+    return days
+
+
+def _number(value: int) -> sa.ColumnElement[int]:
+    """As it is: one that is bound may have another type to PostgreSQL."""
+    return sa.literal_column(str(value), sa.Integer)
+
+
+def _query(
+    asked: Asked,
+    table: sa.Table,
+    hour: sa.ColumnElement[int],
+    days: Callable[[sa.ColumnElement[int]], sa.ColumnElement[Any]],
+    conditions: Sequence[sa.ColumnElement[bool]],
+    sums: Sequence[sa.ColumnElement[Any]],
+) -> sa.Select[Any]:
+    columns: dict[str, Callable[[], sa.ColumnElement[Any]]] = {
+        "hour": lambda: hour,
+        "day": lambda: days(hour),
+        "month": lambda: days(hour),
+        "key": lambda: _unsorted(table.c.key_id),
+        "owner": lambda: keys.c.owner,
+        "model": lambda: table.c.model,
+        "provider": lambda: table.c.provider,
+        "user": lambda: sa.func.nullif(table.c.user, ""),
+    }
+    groups = [columns[name]() for name in asked.by]
+    of_whom: list[sa.ColumnElement[bool]] = []
+    if asked.key_id is not None:
+        # A key has many rows, of which few are looked for.
+        of_key = _unsorted(table.c.key_id) if table is streams else table.c.key_id
+        of_whom.append(of_key == asked.key_id)
+    if asked.owner is not None:
+        of_whom.append(keys.c.owner == asked.owner)
+    # By their places: the same expression with other parameters would be another one to PostgreSQL.
+    places: list[sa.ColumnElement[Any]] = [
+        sa.literal_column(str(number)) for number in range(1, len(groups) + 1)
+    ]
+    query = sa.select(*groups, *(sa.func.coalesce(sa.func.sum(one), 0) for one in sums))
+    if "owner" in asked.by or asked.owner is not None:
+        query = query.select_from(table.outerjoin(keys, keys.c.id == table.c.key_id))
+    return query.where(*conditions, *of_whom).group_by(*places)
+
+
+def _unsorted(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+    """The same, without its index, which leads SQLite from row to row all over the table."""
+    return column + ""
+
+
+def of_row(name: str) -> sa.ColumnElement[Any]:
+    """What a stream adds to a sum, which has to be what the triggers of the database say."""
+    columns = streams.c
+    if name in TOKEN_KINDS or name.endswith("_picodollars"):
+        return columns[name]
+    if name in FIRST_EVENTS:
+        number = FIRST_EVENTS.index(name)
+        waited = columns.first_event_at - columns.created_at
+        above = [] if number == 0 else [waited > FIRST_EVENT_SECONDS[number - 1]]
+        below = [] if number == len(FIRST_EVENT_SECONDS) else [waited <= FIRST_EVENT_SECONDS[number]]
+        return _one(sa.and_(columns.first_event_at.is_not(None), *above, *below))
+    conditions = {
+        "streams": sa.true(),
+        "cancelled": columns.status == "cancelled",
+        "failed": columns.status.in_(("failed", "interrupted")),
+        "estimated": columns.usage_source != "provider_final",
+        "uncosted": columns.cost_picodollars.is_(None),
+        "unpriced": columns.price_picodollars.is_(None),
+    }
+    return _one(conditions[name])
+
+
+def _one(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+    return sa.case((condition, sa.literal_column("1")), else_=sa.literal_column("0"))
+
+
+# -- what they are called --------------------------------------------------------------------------
+
+
+def _group(values: Iterable[Any], by: Sequence[Dimension], zone: ZoneInfo) -> tuple[str | None, ...]:
+    return tuple(_label(name, value, zone) for name, value in zip(by, values, strict=True))
+
+
+def _label(name: Dimension, value: Any, zone: ZoneInfo) -> str | None:
     if value is None:
-        return ""
-    if by == "day":
-        return datetime.fromtimestamp(value * 86400, UTC).date().isoformat()
+        return None
+    if name == "hour":
+        return periods.hour_label(zone, int(value))
+    if name in ("day", "month"):
+        day = periods.day_label(int(value))
+        return day if name == "day" else day[:7]
     return str(value)
+
+
+def _percentiles(counts: Sequence[int]) -> Percentiles:
+    return Percentiles(*(_percentile(counts, share) for share in (0.5, 0.9, 0.95, 0.99)))
+
+
+def _percentile(counts: Sequence[int], share: float) -> float | None:
+    wanted = share * sum(counts)
+    if not wanted:
+        return None
+    for low, high, count in zip((0.0, *FIRST_EVENT_SECONDS), FIRST_EVENT_SECONDS, counts, strict=False):
+        if wanted <= count:
+            return round(low + (high - low) * wanted / count, 3)
+        wanted -= count
+    return None
+
+
+# -- models without a price ------------------------------------------------------------------------
+
+
+class Unpriced(Struct, frozen=True):
+    """A model of which streams have no price, by the name that was asked for and by its provider's."""
+
+    provider: str
+    model: str
+    upstream_model: str | None
+    streams: int
+    tokens: int
+
+
+def unpriced(connection: Connection, since: float | None = None) -> list[Unpriced]:
+    """Models that were used from ``since`` on, but by test keys, and whose streams have no price."""
+    names = (streams.c.provider, streams.c.model, streams.c.upstream_model)
+    tokens = streams.c.prompt_tokens + streams.c.completion_tokens
+    query = (
+        sa.select(*names, sa.func.count().label("streams"), sa.func.sum(tokens).label("tokens"))
+        .where(
+            streams.c.price_picodollars.is_(None),
+            streams.c.status != "running",
+            streams.c.is_test == sa.false(),
+            tokens > 0,
+            *([streams.c.created_at >= since] if since is not None else []),
+        )
+        .group_by(*names)
+        .order_by(*names)
+    )
+    return [
+        Unpriced(row.provider, row.model, row.upstream_model, row.streams, int(row.tokens))
+        for row in connection.execute(query)
+    ]

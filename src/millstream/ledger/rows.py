@@ -3,22 +3,23 @@
 The columns of usage come from ``usage.TOKEN_KINDS``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
+from msgspec.structs import replace
 from sqlalchemy.engine import RowMapping
 
-from millstream.errors import Interrupted
-from millstream.events import FinishReason, StreamFailed, Terminal
+from millstream.errors import Internal, Interrupted
+from millstream.events import EndedBy, FinishReason, StreamFailed, Terminal
 from millstream.limits import Demand
 from millstream.usage import (
     TOKEN_KINDS,
     Bill,
+    Charge,
     Usage,
-    UsageSource,
     from_picodollars,
     to_dollars,
     to_picodollars,
@@ -26,7 +27,10 @@ from millstream.usage import (
 
 Status: TypeAlias = Literal["running", "completed", "cancelled", "failed", "interrupted"]
 
-USAGE_COLUMNS = (*TOKEN_KINDS, "usage_source", "cost_picodollars")
+USAGE_COLUMNS = (
+    *TOKEN_KINDS,
+    *("usage_source", "tokenizer", "cost_picodollars", "price_picodollars", "unit_prices"),
+)
 REPORTED_COLUMNS = (
     "provider_finish_reason",
     "provider_usage",
@@ -44,7 +48,7 @@ class Claim(Struct, frozen=True):
 
 class Opening(Struct, frozen=True):
     """A stream that is about to call a provider. ``max_open`` is how many of its token may be open,
-    ``demand`` what it asks of its limits, if it has any.
+    ``demand`` what it asks of its limits, if it has any. One of a ``test`` key is not billed.
     """
 
     stream_id: str
@@ -59,6 +63,9 @@ class Opening(Struct, frozen=True):
     claim: Claim | None = None
     thread_id: str | None = None
     demand: Demand | None = None
+    test: bool = False
+    upstream_model: str | None = None
+    unit_prices: str | None = None
 
 
 class Attempt(Struct, frozen=True, omit_defaults=True):
@@ -90,7 +97,8 @@ NOTHING_REPORTED = Reported()
 
 class Settlement(Struct, frozen=True):
     """How a stream ended, and what it used. ``corrects`` where others have ended the stream already, with the
-    numbers of its last checkpoint, and these are its producer's. ``is_limited`` where limits apply to it.
+    numbers of its last checkpoint, and these are its producer's. ``provider`` is who answered, or was asked
+    last, and ``upstream_model`` its name for the model. ``is_limited`` where limits apply to it.
     """
 
     stream_id: str
@@ -98,20 +106,22 @@ class Settlement(Struct, frozen=True):
     finish_reason: FinishReason | None
     error_code: str | None
     usage: Usage
-    cost: Decimal | None
+    charge: Charge
     first_event_at: float | None
     ended_at: float
+    provider: str
+    upstream_model: str | None = None
+    ended_by: EndedBy | None = None
     corrects: bool = False
     reported: Reported = NOTHING_REPORTED
     attempts: tuple[Attempt, ...] = ()
     is_limited: bool = False
 
     @classmethod
-    def of(
-        cls, stream_id: str, terminal: Terminal, ended_at: float, *, is_limited: bool = False
-    ) -> "Settlement":
+    def of(cls, orphan: "Orphan", terminal: Terminal, ended_at: float) -> "Settlement":
         """The settlement that says what the stream's terminal event says."""
-        cost = None if terminal.bill.cost_usd is None else Decimal(terminal.bill.cost_usd)
+        bill = terminal.bill
+        charge = Charge(_decimal(bill.cost_usd), _decimal(bill.charged_usd), orphan.unit_prices)
         status: Status
         if isinstance(terminal, StreamFailed):
             reason, code = None, terminal.code
@@ -119,8 +129,20 @@ class Settlement(Struct, frozen=True):
         else:
             reason, code = terminal.finish_reason, None
             status = "cancelled" if reason in ("cancelled", "budget_exceeded") else "completed"
-        usage = terminal.bill.usage
-        return cls(stream_id, status, reason, code, usage, cost, None, ended_at, is_limited=is_limited)
+        return cls(
+            orphan.stream_id,
+            status,
+            reason,
+            code,
+            bill.usage,
+            charge,
+            None,
+            ended_at,
+            orphan.provider,
+            orphan.upstream_model,
+            _ended_by(terminal),
+            is_limited=orphan.is_limited,
+        )
 
 
 class Orphan(Struct, frozen=True):
@@ -128,42 +150,85 @@ class Orphan(Struct, frozen=True):
 
     stream_id: str
     bill: Bill
+    provider: str
+    upstream_model: str | None = None
+    unit_prices: str | None = None
     is_limited: bool = False
 
 
+class Timings(Struct, frozen=True):
+    """In seconds from when the stream was asked for: until its provider was, until the first event, until the
+    end. None of what has not happened, or is not known.
+    """
+
+    queued: float | None
+    first_event: float | None
+    ended: float | None
+
+
 class Receipt(Struct, frozen=True):
-    """The ledger's row of a stream. Times are in Unix seconds; ``cost_usd`` is a decimal string."""
+    """The ledger's row of a stream. Times are in Unix seconds; sums are decimal strings in US dollars."""
 
     stream_id: str
     owner_id: str
     key_id: str
     user: str | None
+    test: bool  # of a test key, and not billed
     model: str
     provider: str
+    upstream_model: str | None  # by its provider's name
     status: Status
     finish_reason: str | None
     error_code: str | None
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    reasoning_tokens: int
-    cache_write_tokens: int
-    usage_source: UsageSource
-    cost_usd: str | None
+    ended_by: EndedBy | None
+    usage: Usage
+    cost_usd: str | None  # what it costs
+    price_usd: str | None  # what is charged for it
+    unit_prices: dict[str, Any] | None  # by which both were found, with their version and date
     created_at: float
     first_event_at: float | None
     ended_at: float | None
+    timings: Timings
     corrected_at: float | None  # when the producer's numbers replaced those of a checkpoint
     # What the provider said, in its own words.
     provider_finish_reason: str | None
     provider_usage: dict[str, Any] | None
     provider_cost_usd: str | None
     attempts: tuple[Attempt, ...]  # of which the last one is what the rest is about
+    limits: tuple[dict[str, Any], ...] = ()  # that applied to it
+
+    def for_customer(self) -> "Receipt":
+        """As whoever pays for it may see it: what it costs is what is charged."""
+        if self.price_usd == self.cost_usd:
+            return self
+        prices = self.unit_prices
+        if prices is not None:
+            prices = {name: value for name, value in prices.items() if name != "cost"}
+        return replace(
+            self,
+            cost_usd=self.price_usd,
+            unit_prices=prices,
+            provider_cost_usd=None,
+            provider_usage=self.provider_usage and without_costs(self.provider_usage),
+        )
 
     @property
     def bill(self) -> Bill:
-        counts = {kind: getattr(self, kind) for kind in TOKEN_KINDS}
-        return Bill(Usage(source=self.usage_source, **counts), self.cost_usd)
+        return Bill(self.usage, self.cost_usd, UNSET if self.price_usd == self.cost_usd else self.price_usd)
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON has it, for whoever may see it: every kind of token, and not whose it is."""
+        shown: dict[str, Any] = msgspec.to_builtins(self)
+        del shown["owner_id"]
+        kinds = {kind: getattr(self.usage, kind) for kind in TOKEN_KINDS}
+        total = {"total_tokens": self.usage.total_tokens}
+        shown["usage"] = {"source": self.usage.source, "tokenizer": self.usage.tokenizer, **total, **kinds}
+        return shown
+
+
+def without_costs(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A provider's usage object, without what it takes for it."""
+    return {name: value for name, value in raw.items() if "cost" not in name}
 
 
 def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
@@ -174,8 +239,11 @@ def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
         "key_id": opening.key_id,
         "token_id": opening.token_id,
         "user": opening.user,
+        "is_test": opening.test,
         "model": opening.model,
         "provider": opening.provider,
+        "upstream_model": opening.upstream_model,
+        "unit_prices": opening.unit_prices,
         "status": "running",
         **dict.fromkeys(TOKEN_KINDS, 0),
         "usage_source": "checkpoint",
@@ -195,9 +263,13 @@ def settlement_values(settlement: Settlement) -> dict[str, Any]:
         "status": settlement.status,
         "finish_reason": settlement.finish_reason,
         "error_code": settlement.error_code,
-        **usage_values(settlement.usage, settlement.cost),
+        **usage_values(settlement.usage, settlement.charge),
+        "provider": settlement.provider,
+        "upstream_model": settlement.upstream_model,
         "first_event_at": settlement.first_event_at,
         "ended_at": settlement.ended_at,
+        "ended_by": settlement.ended_by,
+        "called_at": settlement.attempts[0].started_at if settlement.attempts else None,
         "corrected_at": settlement.ended_at if settlement.corrects else None,
         "provider_finish_reason": settlement.reported.finish_reason,
         "provider_usage": settlement.reported.usage,
@@ -207,12 +279,15 @@ def settlement_values(settlement: Settlement) -> dict[str, Any]:
     }
 
 
-def usage_values(usage: Usage, cost: Decimal | None) -> dict[str, Any]:
+def usage_values(usage: Usage, charge: Charge) -> dict[str, Any]:
     """``USAGE_COLUMNS`` with their values."""
     return {
         **{kind: getattr(usage, kind) for kind in TOKEN_KINDS},
         "usage_source": usage.source,
-        "cost_picodollars": _picodollars(cost),
+        "tokenizer": usage.tokenizer,
+        "cost_picodollars": _picodollars(charge.cost),
+        "price_picodollars": _picodollars(charge.price),
+        "unit_prices": charge.unit_prices,
     }
 
 
@@ -228,8 +303,8 @@ def _attempts_of(row: RowMapping) -> tuple[Attempt, ...]:
     return (
         Attempt(
             row["provider"],
-            row["model"],
-            row["created_at"],
+            row["upstream_model"] or row["model"],
+            row["called_at"] or row["created_at"],
             ended_at,
             row["first_event_at"],
             row["error_code"],
@@ -241,26 +316,66 @@ def _picodollars(cost: Decimal | None) -> int | None:
     return None if cost is None else to_picodollars(cost)
 
 
+def _of_picodollars(picodollars: int | None) -> Decimal | None:
+    return None if picodollars is None else from_picodollars(picodollars)
+
+
+def _decimal(dollars: str | None) -> Decimal | None:
+    return None if dollars is None else Decimal(dollars)
+
+
 def _dollars(picodollars: int | None) -> str | None:
     return None if picodollars is None else to_dollars(picodollars)
 
 
+def _ended_by(terminal: Terminal) -> EndedBy | None:
+    """What the terminal event of an orphan tells of that: not who has cancelled it."""
+    if isinstance(terminal, StreamFailed):
+        return "crash" if terminal.code in (Interrupted.code, Internal.code) else "provider"
+    return None if terminal.finish_reason == "cancelled" else "provider"
+
+
+def _usage(row: RowMapping) -> Usage:
+    counts = {kind: row[kind] for kind in TOKEN_KINDS}
+    return Usage(source=row["usage_source"], tokenizer=row["tokenizer"], **counts)
+
+
+def _timings(row: RowMapping) -> Timings:
+    return Timings(
+        *(
+            None if at is None else round(at - row["created_at"], 6)
+            for at in (row["called_at"], row["first_event_at"], row["ended_at"])
+        )
+    )
+
+
 def to_orphan(row: RowMapping) -> Orphan:
-    usage = Usage(source=row["usage_source"], **{kind: row[kind] for kind in TOKEN_KINDS})
-    picodollars = row["cost_picodollars"]
-    bill = Bill.of(usage, None if picodollars is None else from_picodollars(picodollars))
-    return Orphan(row["id"], bill, row["held"] is not None)
+    charge = Charge(_of_picodollars(row["cost_picodollars"]), _of_picodollars(row["price_picodollars"]))
+    bill = Bill.of(_usage(row), charge)
+    return Orphan(
+        row["id"],
+        bill,
+        row["provider"],
+        row["upstream_model"],
+        row["unit_prices"],
+        is_limited=row["held"] is not None,
+    )
 
 
 def to_receipt(row: RowMapping) -> Receipt:
     values = {name: row[name] for name in Receipt.__struct_fields__ if name in row}
-    usage = values.pop("provider_usage")
+    raw, prices = values.pop("provider_usage"), values.pop("unit_prices")
     values["attempts"] = attempts = _attempts_of(row)
     values["provider"] = attempts[-1].provider
     return Receipt(
         **values,
         stream_id=row["id"],
+        test=row["is_test"],
+        usage=_usage(row),
+        timings=_timings(row),
         cost_usd=_dollars(row["cost_picodollars"]),
-        provider_usage=None if usage is None else msgspec.json.decode(usage),
+        price_usd=_dollars(row["price_picodollars"]),
+        unit_prices=None if prices is None else msgspec.json.decode(prices),
+        provider_usage=None if raw is None else msgspec.json.decode(raw),
         provider_cost_usd=_dollars(row["provider_cost_picodollars"]),
     )

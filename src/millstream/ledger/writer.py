@@ -39,7 +39,8 @@ _GATHER_SECONDS = 0.02
 _REFUSED = (TooManyStreams, RateLimited, BudgetExceeded, RowTaken)
 
 _ENDED = (
-    *("finish_reason", "error_code", "cost_picodollars", "first_event_at", "ended_at", "corrected_at"),
+    *("finish_reason", "error_code", "tokenizer", "cost_picodollars", "price_picodollars"),
+    *("called_at", "first_event_at", "ended_at", "ended_by", "corrected_at"),
     *REPORTED_COLUMNS,
 )
 _RUNNING = sa.update(streams).where(
@@ -55,8 +56,12 @@ _SETTLE = Prepared(
         "error_code",
         *USAGE_COLUMNS,
         *REPORTED_COLUMNS,
+        "provider",
+        "upstream_model",
+        "called_at",
         "first_event_at",
         "ended_at",
+        "ended_by",
         "corrected_at",
         "worker_id",
     ],
@@ -68,7 +73,11 @@ _CORRECT = Prepared(
         streams.c.status == sa.literal_column("'interrupted'"),
         streams.c.corrected_at.is_(None),
     ),
-    [*USAGE_COLUMNS, *REPORTED_COLUMNS, "first_event_at", "corrected_at"],
+    [
+        *USAGE_COLUMNS,
+        *REPORTED_COLUMNS,
+        *("provider", "upstream_model", "called_at", "first_event_at", "corrected_at"),
+    ],
 )
 # What is written where there is nothing to write, to see whether it would be.
 _PROBE = Prepared(sa.update(streams).where(sa.false()), ["status"])

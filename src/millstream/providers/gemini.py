@@ -282,7 +282,16 @@ def usage_report(raw: object) -> UsageReport | None:
     if not (prompt or written):
         return None
     cached = min(_count(raw, "cachedContentTokenCount") or 0, prompt)
-    return UsageReport(Usage(prompt, written, "provider_partial", cached, thoughts), raw)
+    usage = Usage(prompt, written, "provider_partial", cached, thoughts)
+    media = _media(raw, "promptTokensDetails"), _media(raw, "candidatesTokensDetails")
+    return UsageReport(usage.with_media(*media), raw)
+
+
+def _media(raw: dict[str, Any], details: str) -> tuple[int, int]:
+    """Tokens of sound and of pictures."""
+    told = [one for one in _list(raw, details) if isinstance(one, dict)]
+    counts = {str(one.get("modality")): _count(one, "tokenCount") or 0 for one in told}
+    return counts.get("AUDIO", 0), counts.get("IMAGE", 0)
 
 
 def _count(raw: dict[str, Any], name: str) -> int | None:

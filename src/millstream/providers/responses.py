@@ -485,7 +485,12 @@ def usage_report(raw: object) -> UsageReport | None:
         min(_count(of_output, "reasoning_tokens") or 0, written),
         min(_count(of_input, "cache_write_tokens") or 0, read - cached),
     )
-    return UsageReport(usage, raw)
+    return UsageReport(usage.with_media(_media(of_input), _media(of_output)), raw)
+
+
+def _media(details: object) -> tuple[int, int]:
+    """Tokens of sound and of pictures."""
+    return _count(details, "audio_tokens") or 0, _count(details, "image_tokens") or 0
 
 
 def _count(value: object, name: str) -> int | None:

@@ -93,8 +93,13 @@ class Runtime:
             self.meter = Meter(self.ledger)
             self.journal = journal(settings)
             self.readiness = Readiness(self.database, self.journal)
+            days = settings.retention_days
             limits = Limits(
-                settings.stream_seconds, settings.max_streams, settings.max_lag_seconds, settings.max_readers
+                settings.stream_seconds,
+                settings.max_streams,
+                settings.max_lag_seconds,
+                settings.max_readers,
+                None if days is None else days * 86_400,
             )
             self.streams = Streams(self.llm_service, self.journal, self.ledger, self.keys, limits)
             for part in (self.journal, self.ledger, self.streams):

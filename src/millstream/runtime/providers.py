@@ -6,12 +6,15 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
 
 from millstream.catalog import LLMService, Routing
 from millstream.errors import ConfigurationError, safe_traceback
 from millstream.http import trusted
 from millstream.listings import ProviderEntry
-from millstream.prices import FlatPrice, Prices
+from millstream.prices import RATES, Override, Prices, Rates, RatesAbove, UnitPrices
 from millstream.providers import Provider, chaos, replay
 from millstream.providers.anthropic import VERSION, AnthropicProvider
 from millstream.providers.chaos import ChaosProvider
@@ -24,9 +27,19 @@ from millstream.providers.replay import ReplayProvider
 from millstream.providers.responses import ResponsesProvider
 from millstream.providers.scripted import ScriptedProvider
 from millstream.providers.upstream import Upstream
-from millstream.settings import PLUGINS, ModelSettings, ProviderSettings, Settings
+from millstream.settings import (
+    PLUGINS,
+    ModelSettings,
+    PriceSettings,
+    ProviderSettings,
+    RateSettings,
+    Settings,
+)
 
 log = logging.getLogger("millstream.providers")
+
+# What test keys may ask: it costs nothing.
+_FOR_TESTS = (ScriptedProvider, LocalProvider, ChaosProvider, ReplayProvider)
 
 
 def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService:
@@ -54,18 +67,39 @@ def llm_service(settings: Settings, given: Mapping[str, Provider]) -> LLMService
     if settings.chaos if settings.chaos is not None else _demo_is_wanted(settings):
         entries.setdefault(chaos.NAME, ProviderEntry(ChaosProvider(_clocks(settings))))
     entries.setdefault(replay.NAME, ProviderEntry(ReplayProvider(settings.resolved_recordings_dir)))
-    prices = {
-        name: FlatPrice(price.input, price.output, price.cached_input, price.cache_write)
-        for name, price in settings.prices.items()
+    entries = {
+        name: replace(entry, is_for_tests=isinstance(entry.provider, _FOR_TESTS))
+        for name, entry in entries.items()
     }
     service = LLMService(
         entries,
         default_model=settings.default_model,
-        prices=Prices(prices),
+        prices=prices(settings),
         routings={name: _routing(model) for name, model in settings.models.items()},
     )
     service.add_unready(unready)
     return service
+
+
+def prices(settings: Settings) -> Prices:
+    """Those that are set, and the mark-up on all others."""
+    return Prices({name: _override(one) for name, one in settings.prices.items()}, settings.markup)
+
+
+def _override(price: PriceSettings) -> Override:
+    version = f"settings {price.version}".strip()
+    cost = charged = None
+    if price.input is not None:
+        above = sorted(price.above, key=lambda one: one.tokens)
+        rates = _rates(price, above=tuple(RatesAbove(one.tokens, _rates(one)) for one in above))
+        cost = UnitPrices(version, rates, {tier: _rates(one) for tier, one in price.tiers.items()})
+    if price.charged is not None:
+        charged = UnitPrices(version, _rates(price.charged))
+    return Override(cost, price.markup, charged)
+
+
+def _rates(given: PriceSettings | RateSettings, **more: Any) -> Rates:
+    return Rates(**{name: getattr(given, name) for name in RATES}, **more)
 
 
 def _routing(model: ModelSettings) -> Routing:

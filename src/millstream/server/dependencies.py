@@ -9,7 +9,8 @@ from typing import Any
 
 from fastapi import Request
 
-from millstream.auth import Principal, Scope
+from millstream.api_keys import Scope
+from millstream.auth import Principal
 from millstream.catalog import LLMService
 from millstream.errors import Forbidden, MillstreamError, Overloaded, Unauthorized
 from millstream.meter import Meter

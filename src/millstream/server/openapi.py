@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from millstream.usage import TOKEN_KINDS
+
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
 
 _TEXT = {"type": "string"}
@@ -91,18 +93,18 @@ def of(struct: Any, *, without: str = "", **more: Mapping[str, Any]) -> dict[str
     return {**schema, "properties": properties, "required": required}
 
 
-def listed(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a list as all endpoints have it."""
-    data = {"type": "array", "items": item}
-    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+def listed(item: Mapping[str, Any], **more: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a list as all endpoints have it, with ``more`` properties."""
+    properties = {"data": {"type": "array", "items": item}, **more}
+    return {"type": "object", "required": [*properties], "properties": properties}
 
 
 _USAGE = {
     "type": "object",
     "properties": {
-        **{f"{kind}_tokens": {"type": "integer"} for kind in ("prompt", "completion", "total", "cached")},
-        "reasoning_tokens": {"type": "integer"},
+        **{kind: {"type": "integer"} for kind in ("total_tokens", *TOKEN_KINDS)},
         "source": _TEXT,
+        "tokenizer": _TEXT,
         "cost_usd": {"type": ["string", "null"]},
     },
 }

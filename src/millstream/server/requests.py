@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, StringConstraints
 
 from millstream.bodies import validate
 from millstream.errors import (
@@ -19,6 +19,10 @@ from millstream.errors import (
 )
 from millstream.events import Position
 from millstream.server.dependencies import get_runtime
+
+# Of a query, as every database takes it: without NUL, and a time that is one.
+Text = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00]*$")]
+Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
 
 Model = TypeVar("Model", bound=BaseModel)
 Body = TypeVar("Body")

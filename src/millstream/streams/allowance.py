@@ -5,24 +5,25 @@ it has used up what it has. So a budget is never overdrawn by more than what cam
 """
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from millstream import tokens
 from millstream.errors import Forbidden
 from millstream.events import Event
 from millstream.ledger import Ledger
 from millstream.limits import Applied, Demand, Hold
-from millstream.prices import Price
+from millstream.prices import Tariff
 from millstream.prompt import Prompt
 from millstream.routing import Model
-from millstream.usage import Usage, to_picodollars
+from millstream.usage import Charge, Usage, to_picodollars
 
 STEP_TOKENS = 2048  # what is reserved ahead; it is asked for when half of it is left
 LEAST_TOKENS = 16  # of an answer, below which none is started
 _EXACT, _GRAIN = 256, 64  # prompts from so many tokens on are reserved in steps
+_QUARTER_SECONDS = 900  # of an hour, in which list prices stay the same
 _LEAST_CHARACTERS = 256  # between two looks; nobody's letter is more than three tokens
 
 
@@ -31,7 +32,7 @@ class Counting(Protocol):
 
     async def usage(self, *, accepted: bool) -> Usage: ...
 
-    def cost(self, usage: Usage) -> Decimal | None: ...
+    def charge(self, usage: Usage) -> Charge: ...
 
 
 class Allowance:
@@ -85,8 +86,8 @@ class Allowance:
         return min(rooms, default=STEP_TOKENS)
 
     def _picodollars(self, usage: Usage) -> int | None:
-        cost = self._tally.cost(usage)
-        return None if cost is None else to_picodollars(cost)
+        price = self._tally.charge(usage).price
+        return None if price is None else to_picodollars(price)
 
     def _ask(self, usage: Usage) -> asyncio.Future[Hold | None]:
         """For what the next step takes. One question at a time."""
@@ -128,8 +129,9 @@ async def demand_of(limited_by: Sequence[Applied], prompt: Prompt, model: Model)
     if not whats & {"tokens", "usd"}:
         return Demand(applied)
     deployments = (*model.deployments, *model.fallbacks)
-    prices: list[Any] = [one.price for one in deployments]
-    if "usd" in whats and None in prices:
+    quarter = int(time.time() // _QUARTER_SECONDS)
+    tariffs = [one.tariff for one in deployments]
+    if "usd" in whats and any(_price(one, quarter, 1, 1) is None for one in tariffs):
         raise Forbidden(
             f"there is a budget in dollars, and nobody knows the price of '{model.name}'; an operator can "
             "set it in the settings, under prices"
@@ -140,7 +142,7 @@ async def demand_of(limited_by: Sequence[Applied], prompt: Prompt, model: Model)
     def needed(answer: int) -> tuple[int, int]:
         dollars = 0
         if "usd" in whats:
-            dollars = max(_cost(price, _rounded(asked), answer) for price in prices)
+            dollars = max(_price(one, quarter, _rounded(asked), answer) or 0 for one in tariffs)
         return asked + answer, dollars
 
     longest = None if prompt.max_tokens is None else prompt.max_tokens * prompt.choices
@@ -157,7 +159,10 @@ def _rounded(prompt_tokens: int) -> int:
 
 
 @lru_cache(4096)  # a list price takes longer to apply than all else that a limit costs
-def _cost(price: Any, prompt_tokens: int, answer_tokens: int) -> int:
-    """In picodollars."""
-    known: Price = price
-    return to_picodollars(known.cost(Usage(prompt_tokens, answer_tokens, "counted")))
+def _price(tariff: Tariff | None, quarter: int, prompt_tokens: int, answer_tokens: int) -> int | None:
+    """What is charged in that quarter of an hour, in picodollars; None where that is not known."""
+    if tariff is None:
+        return None
+    usage = Usage(prompt_tokens, answer_tokens, "counted")
+    price = tariff.charge(usage, quarter * _QUARTER_SECONDS).price
+    return None if price is None else to_picodollars(price)

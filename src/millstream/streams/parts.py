@@ -46,6 +46,7 @@ from millstream.usage import Usage
 
 _MAX_WORD = 64  # characters of a provider's finish reason that are kept
 _MAX_RAW = 4096  # of its usage object
+_USUAL_TIERS = ("", "auto", "default", "on_demand", "standard")
 
 
 class _Choice:
@@ -68,6 +69,7 @@ class Assembler:
         self.usage: Usage | None = None  # the provider's latest running count
         self.report: UsageReport | None = None  # and what it wrote of it
         self.usage_is_stale = False  # something came after it
+        self._said_tier: object = None
         self.generated = GrowingCount()
         self.produced = 0  # events so far
         self._parts = 0  # the number of the next one
@@ -106,12 +108,22 @@ class Assembler:
                 self._open(self._first, item.content, events)
             elif isinstance(item, AnswerStart):
                 self._start_of_answer = item
+                self._said_tier = (item.extra or {}).get("service_tier")
             elif isinstance(item, InChoice):
                 self._in_choice(item, events)
             else:
                 self.finish = item
         self.produced += len(events)
         return events
+
+    @property
+    def tier(self) -> str | None:
+        """The service tier that the provider says it answers in; None is what it usually does."""
+        raw = {} if self.report is None else self.report.raw
+        for said in (raw.get("service_tier"), raw.get("speed"), self._said_tier):
+            if isinstance(said, str) and said.lower() not in _USUAL_TIERS:
+                return said.lower()[:_MAX_WORD]
+        return None
 
     @property
     def reported(self) -> Reported:

@@ -31,6 +31,7 @@ import logging
 import time
 from contextlib import AbstractContextManager, suppress
 from enum import Enum
+from functools import partial
 
 import msgspec
 from msgspec import Struct
@@ -45,6 +46,7 @@ from millstream.errors import (
     Interrupted,
     JournalError,
     MillstreamError,
+    Overloaded,
     ProviderError,
     RateLimited,
     StreamClosed,
@@ -54,10 +56,10 @@ from millstream.errors import (
     UpstreamTimeout,
     fault,
 )
-from millstream.events import FinishReason, StreamEnd, StreamFailed, StreamInfo, Terminal, is_cut
+from millstream.events import EndedBy, FinishReason, StreamEnd, StreamFailed, StreamInfo, Terminal, is_cut
 from millstream.journals import Journal
 from millstream.ledger import Claimed, Ledger
-from millstream.ledger.rows import Opening, Settlement, Status
+from millstream.ledger.rows import Opening, Settlement, Status, without_costs
 from millstream.ledger.writer import Opened
 from millstream.limits import Standing
 from millstream.log_ids import STREAM_ID
@@ -68,7 +70,7 @@ from millstream.streams.audience import Audience, SendAway
 from millstream.streams.cancel_scope import CancelScope
 from millstream.streams.parts import Assembler
 from millstream.streams.tally import Tally
-from millstream.usage import Bill, Usage
+from millstream.usage import UNKNOWN, Bill, Usage
 
 log = logging.getLogger("millstream.streams")
 
@@ -90,6 +92,7 @@ class _Stop(Struct, frozen=True):
     """Somebody has stopped the stream; ``because`` is the error that it ends with, if it is one."""
 
     because: MillstreamError | None
+    by: EndedBy
 
 
 class Producer:
@@ -108,7 +111,7 @@ class Producer:
         self.info = info
         self.key_id = opening.key_id
         self.state = State.ASKED
-        self.audience = Audience(ask.on_disconnect, self.cancel)
+        self.audience = Audience(ask.on_disconnect, partial(self.cancel, by="policy"))
         self._opening = opening
         self._routed = routed
         self._journal = journal
@@ -120,7 +123,8 @@ class Producer:
             self._assembler,
             ask.prompt.messages,
             routed.deployment.encoding,
-            routed.deployment.price,
+            routed.deployment.tariff,
+            opening.created_at,
         )
         self._ledger_says: Opened | None = None  # of its limits, where it has any
         self._allowance: Allowance | None = None  # where it has budgets
@@ -137,7 +141,7 @@ class Producer:
         """To be held while a connection of this worker follows the stream, which nobody will send away."""
         return self.audience.reading(send_away)
 
-    def cancel(self, because: MillstreamError | None = None) -> None:
+    def cancel(self, because: MillstreamError | None = None, *, by: EndedBy = "client") -> None:
         """Closes the provider at once. The stream ends ``cancelled``, or failed with ``because``."""
         if self._stop is not None or self.is_ending:
             return
@@ -145,13 +149,13 @@ class Producer:
             if self._clock.expired():
                 return  # the total clock was first
             self._clock.reschedule(None)
-        self._stop = _Stop(because)
+        self._stop = _Stop(because, by)
         self._scope.cancel()
 
     def drain(self) -> None:
         """As ``cancel``, because its worker ends."""
         self._is_drained = True
-        self.cancel()
+        self.cancel(by="operator")
 
     async def run(self) -> None:
         """Produces the stream to its end and settles it. Raises nothing but cancellation, which only
@@ -183,7 +187,7 @@ class Producer:
         usage = await self._tally.usage(accepted=self._was_called)
         if not self.is_ending:
             usage = usage.sourced("checkpoint")
-            self._ledger.checkpoint(self.info.stream_id, usage, self._tally.cost(usage))
+            self._ledger.checkpoint(self.info.stream_id, usage, self._tally.charge(usage))
 
     @property
     def has_grown(self) -> bool:
@@ -228,7 +232,7 @@ class Producer:
                 await self._journal.forget(self.info.stream_id)
             else:
                 # Its row may have been written all the same, where only the answer was lost: it is settled.
-                await self._fail(error)
+                await self._fail(error, "crash" if isinstance(error, Overloaded) else "limit")
             self._not_opened(error)
         else:
             self._allow()
@@ -263,31 +267,31 @@ class Producer:
                 finally:
                     self._clock = None
         except _Spent:
-            await self._end("budget_exceeded", "cancelled")
+            await self._end("budget_exceeded", "cancelled", "limit")
         except MillstreamError as error:
-            await self._fail(error)
+            await self._fail(error, "limit" if isinstance(error.__cause__, StreamFull) else "provider")
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled():
                 raise
             if self._stop is None and clock.expired():
                 for batch in self._routed.pending:
                     self._assembler.feed(batch)
-                await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"))
+                await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"), "limit")
             elif self._stop is None:
-                await self._fail(fault(log, self.info.stream_id, error))
+                await self._fail(fault(log, self.info.stream_id, error), "crash")
         if self._stop is not None:
             for batch in self._routed.pending:  # the usage of an answer that has said nothing else
                 self._assembler.feed(batch)
             if self._stop.because is None:
-                await self._end("cancelled", "cancelled")
+                await self._end("cancelled", "cancelled", self._stop.by)
             else:
-                await self._fail(self._stop.because)
+                await self._fail(self._stop.because, self._stop.by)
 
     async def _produce(self) -> None:
         self.state = State.PRODUCING
         async with self._routed.answering() as (begun, rest):
             deployment = self._routed.deployment
-            self._tally.answered_by(deployment.encoding, deployment.price)
+            self._tally.answered_by(deployment.encoding, deployment.tariff)
             for batch in begun:
                 await self._take(batch)
             async for batch in rest:
@@ -306,14 +310,14 @@ class Producer:
             except StreamFull as error:
                 raise UpstreamError("the answer is longer than a stream may be") from error
         if self._assembler.finish is not None:
-            await self._end(self._assembler.finish.reason, "completed")
+            await self._end(self._assembler.finish.reason, "completed", "provider")
         elif self._allowance is not None and not await self._allowance.allows(events):
             raise _Spent
 
-    async def _end(self, reason: FinishReason, status: Status) -> None:
+    async def _end(self, reason: FinishReason, status: Status, by: EndedBy) -> None:
         if self.is_ending:
             return
-        bill = self._decide(status, await self._tally.usage(accepted=self._was_called), reason=reason)
+        bill = self._decide(status, by, await self._tally.usage(accepted=self._was_called), reason=reason)
         finish = self._assembler.finish
         if finish is None:
             because = Draining.code if self._is_drained and reason == "cancelled" else ""
@@ -321,15 +325,17 @@ class Producer:
             return
         reported = self._assembler.reported  # which can be written, whatever the provider is
         raw = None if reported.usage is None else msgspec.json.decode(reported.usage)
+        if raw is not None and self._tally.marks_up:  # what it costs is nobody's business
+            raw = without_costs(raw)
         word = reported.finish_reason or ""
         await self._append_end(StreamEnd(reason, bill, word, finish.stop_sequence, raw, finish.extra))
 
-    async def _fail(self, error: MillstreamError) -> None:
+    async def _fail(self, error: MillstreamError, by: EndedBy) -> None:
         if self.is_ending:
             return
         accepted = error.accepted if isinstance(error, ProviderError) else self._was_called
         status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
-        bill = self._decide(status, await self._tally.usage(accepted=accepted), error_code=error.code)
+        bill = self._decide(status, by, await self._tally.usage(accepted=accepted), error_code=error.code)
         await self._append_end(StreamFailed.of(error, bill))
 
     async def _append_end(self, terminal: Terminal) -> None:
@@ -347,13 +353,14 @@ class Producer:
                 status="interrupted",
                 finish_reason=None,
                 error_code=Interrupted.code,
+                ended_by="crash",
                 corrects=True,
             )
 
     async def _abandon(self, error: Internal) -> None:
         """The end of a stream whose proper end failed, with what needs no more work to be known."""
         if self._settlement is None:
-            self._decide("failed", self._tally.last_known(), error_code=error.code, priced=False)
+            self._decide("failed", "crash", self._tally.last_known(), error_code=error.code, priced=False)
         assert self._settlement is not None
         with suppress(JournalError):  # it has its terminal event
             failed = StreamFailed.of(error, Bill(self._settlement.usage, None))
@@ -362,6 +369,7 @@ class Producer:
     def _decide(
         self,
         status: Status,
+        by: EndedBy,
         usage: Usage,
         *,
         reason: FinishReason | None = None,
@@ -369,22 +377,26 @@ class Producer:
         priced: bool = True,
     ) -> Bill:
         """Decides what the ledger will say; the terminal event says the same."""
-        cost = self._tally.cost(usage) if priced else None
+        charge = self._tally.charge(usage) if priced else UNKNOWN
+        deployment = self._routed.deployment
         self._settlement = Settlement(
             self.info.stream_id,
             status,
             reason,
             error_code,
             usage,
-            cost,
+            charge,
             self._first_event_at,
             time.time(),
+            deployment.provider_name,
+            deployment.upstream_name,
+            by,
             reported=self._assembler.reported,
             attempts=self._routed.attempts(error_code),
             is_limited=self.is_limited,
         )
         self.state = State.ENDING
-        return Bill.of(usage, cost)
+        return Bill.of(usage, charge)
 
 
 def _is_cancelled() -> bool:

@@ -28,7 +28,7 @@ from millstream.errors import (
     StreamGone,
     TooManyStreams,
 )
-from millstream.events import StreamInfo, StreamStart
+from millstream.events import EndedBy, StreamInfo, StreamStart
 from millstream.journals import Journal, Signal, StreamState
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Receipt
@@ -51,14 +51,16 @@ _LOOK_SECONDS = 0.05  # between two looks, where another worker settles it
 
 class Limits(Struct, frozen=True):
     """``seconds`` is the longest a stream may take, ``streams`` how many may run on this worker,
-    ``lag_seconds`` how late its event loop may be until starts are refused, and ``readers`` how many
-    connections of one owner may follow streams here.
+    ``lag_seconds`` how late its event loop may be until starts are refused, ``readers`` how many
+    connections of one owner may follow streams here, and ``kept_seconds`` how long rows are kept, if not for
+    ever.
     """
 
     seconds: float = 900
     streams: int = 10_000
     lag_seconds: float = 0.1
     readers: int = 1_000
+    kept_seconds: float | None = None
 
 
 class FoundStream(Struct, frozen=True):
@@ -91,7 +93,9 @@ class Streams:
         self._open: Counter[str] = Counter()  # by owner, of those with a token's limit
         self._full: dict[str, float] = {}  # owners who had all their streams open, and until when that counts
         self._refused: dict[tuple[str, str], tuple[RateLimited, float]] = {}  # by owner and model; until when
-        self._upkeep = Upkeep(journal, ledger, keys, self._running, self._remote_readers.values)
+        self._upkeep = Upkeep(
+            journal, ledger, keys, self._running, self._remote_readers.values, self._limits.kept_seconds
+        )
         self._exits = AsyncExitStack()
         self.pressure = Pressure(self._limits.lag_seconds)
         self._settle_by: float | None = None  # set with the end of the drain
@@ -144,7 +148,11 @@ class Streams:
         """
         self._admit()
         ask = _within_limits(principal, ask, self._service.default_model)
-        routed = Routed(await self._service.resolve(ask.prompt.model), ask.prompt)
+        model = await self._service.resolve(ask.prompt.model)
+        if principal.test and not model.is_for_tests:
+            free = "what costs nothing (scripted, local, chaos and replay)"
+            raise Forbidden(f"a test key reaches only {free}, not '{model.name}'")
+        routed = Routed(model, ask.prompt)
         self._admit()  # again: that may have taken a while
         stream_id = f"str_{secrets.token_urlsafe(16)}"
         choices = ask.prompt.choices
@@ -156,12 +164,13 @@ class Streams:
         if limited_by and idempotency_key is None:
             self._check_refused(info)
         demand = await demand_of(limited_by, ask.prompt, routed.model) if limited_by else None
+        asked = routed.deployment
         opening = Opening(
             stream_id,
             info.owner_id,
             principal.id,
             info.model,
-            routed.deployment.provider_name,
+            asked.provider_name,
             info.created_at,
             ask.prompt.user,
             token_id=None if token is None else token.id,
@@ -169,6 +178,9 @@ class Streams:
             claim=None if idempotency_key is None else Claim(idempotency_key, _digest(ask)),
             thread_id=ask.thread_id,
             demand=demand,
+            test=principal.test,
+            upstream_model=asked.upstream_name,
+            unit_prices=None if asked.tariff is None else asked.tariff.unit_prices(info.created_at),
         )
         try:
             await self._journal.create(info)
@@ -277,12 +289,12 @@ class Streams:
         producer = self._running.get(stream_id)
         if producer is not None:
             if _sees(principal, producer.info.owner_id):
-                producer.cancel()
+                producer.cancel(by=_ends(principal, producer.info.owner_id))
                 await self._settled(stream_id)
             return await self._receipt(principal, stream_id)
         receipt = await self.receipt(principal, stream_id)
         if receipt.status == "running":
-            await self._journal.request_cancel(stream_id)
+            await self._journal.request_cancel(stream_id, _ends(principal, receipt.owner_id))
         return receipt
 
     def _check_open(self, owner_id: str, most: int) -> None:
@@ -375,7 +387,7 @@ class Streams:
                 continue
             match signal.kind:
                 case "cancel":
-                    producer.cancel()
+                    producer.cancel(by=signal.by)
                 case "reading":
                     producer.audience.worker_reads(signal.sender)
                 case "left":
@@ -384,6 +396,10 @@ class Streams:
 
 def _sees(principal: Principal, owner_id: str) -> bool:
     return principal.owns(owner_id) or principal.may(["admin"])
+
+
+def _ends(principal: Principal, owner_id: str) -> EndedBy:
+    return "client" if principal.owns(owner_id) else "operator"
 
 
 def _within_limits(principal: Principal, ask: Ask, default_model: str | None) -> Ask:

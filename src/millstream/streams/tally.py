@@ -2,16 +2,15 @@
 
 import logging
 from collections.abc import Sequence
-from decimal import Decimal
 
 import msgspec
 
 from millstream import tokens
 from millstream.errors import safe_traceback
-from millstream.prices import Price
+from millstream.prices import Tariff
 from millstream.prompt import Message
 from millstream.streams.parts import Assembler
-from millstream.usage import Usage
+from millstream.usage import UNKNOWN, Charge, Usage
 
 log = logging.getLogger("millstream.streams")
 
@@ -19,7 +18,9 @@ NOTHING = Usage(0, 0, "counted")
 
 
 class Tally:
-    """Counts what ``assembler`` has assembled in answer to ``messages``, with the vocabulary ``encoding``."""
+    """Counts what ``assembler`` has assembled in answer to ``messages``, with the vocabulary ``encoding``,
+    and prices it as ``tariff`` says for the moment at which it was asked.
+    """
 
     def __init__(
         self,
@@ -27,13 +28,15 @@ class Tally:
         assembler: Assembler,
         messages: Sequence[Message],
         encoding: str,
-        price: Price | None,
+        tariff: Tariff | None,
+        asked_at: float,
     ) -> None:
         self._stream_id = stream_id
+        self._asked_at = asked_at
         self._assembler = assembler
         self._messages = messages
         self._encoding = encoding
-        self._price = price
+        self._tariff = tariff
         self._prompt_tokens: int | None = None
         self._noted = 0  # events that the last checkpoint has counted
 
@@ -41,9 +44,9 @@ class Tally:
         """The prompt was counted already."""
         self._prompt_tokens = prompt_tokens
 
-    def answered_by(self, encoding: str, price: Price | None) -> None:
+    def answered_by(self, encoding: str, tariff: Tariff | None) -> None:
         """Another deployment answers than was asked first."""
-        self._encoding, self._price = encoding, price
+        self._encoding, self._tariff = encoding, tariff
 
     @property
     def has_grown(self) -> bool:
@@ -81,8 +84,9 @@ class Tally:
                 completion_tokens=completion,
                 reasoning_tokens=min(running.reasoning_tokens, completion),
                 source="counted",
+                tokenizer=self._encoding,
             )
-        return Usage(prompt, completion, "counted")
+        return Usage(prompt, completion, "counted", tokenizer=self._encoding)
 
     async def _with_prompt(self, usage: Usage) -> Usage:
         """``usage`` of a provider that counts no prompt, with ours: the weaker source names the whole."""
@@ -91,7 +95,9 @@ class Tally:
         except Exception as error:  # as above
             log.error("stream %s cannot be counted: %s", self._stream_id, safe_traceback(error))
             return usage
-        return msgspec.structs.replace(usage, prompt_tokens=prompt, source="counted")
+        return msgspec.structs.replace(
+            usage, prompt_tokens=prompt, source="counted", tokenizer=self._encoding
+        )
 
     async def _prompt(self, tokenizer: tokens.Tokenizer) -> int:
         if self._prompt_tokens is None:
@@ -102,6 +108,13 @@ class Tally:
         """The provider's last running count, without counting any text."""
         return self._assembler.usage or NOTHING
 
-    def cost(self, usage: Usage) -> Decimal | None:
-        """In US dollars; None where the model's price is not known."""
-        return None if self._price is None else self._price.cost(usage)
+    def charge(self, usage: Usage) -> Charge:
+        """What ``usage`` costs, and what is charged for it, by the prices of the moment it was asked for."""
+        if self._tariff is None:
+            return UNKNOWN
+        return self._tariff.charge(usage, self._asked_at, self._assembler.tier)
+
+    @property
+    def marks_up(self) -> bool:
+        """Whether whoever asked is charged another sum than what it costs."""
+        return self._tariff is not None and self._tariff.marks_up

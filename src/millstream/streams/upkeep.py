@@ -1,7 +1,8 @@
 """Upkeep: what happens to streams by the clock.
 
-Running streams are checkpointed, and stopped when their key is revoked. This worker's beat is raised. Streams
-whose worker is gone, and streams that could not be ended while the journal was away, are ended here.
+Running streams are checkpointed, and stopped when their key is revoked or expires. This worker's beat is
+raised. Streams whose worker is gone, and streams that could not be ended while the journal was away, are
+ended here. When keys were last used is written, and old rows are deleted.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 
 from millstream.auth import Keys
+from millstream.database import DatabaseAway
 from millstream.errors import Interrupted, MillstreamError, StreamGone, Unauthorized, safe_traceback
 from millstream.events import StreamFailed, Terminal
 from millstream.journals import Journal
@@ -23,7 +25,11 @@ log = logging.getLogger("millstream.streams")
 CHECKPOINT_SECONDS = 1.0
 BEAT_SECONDS = 2.0
 SWEEP_SECONDS = 3.0
-_REVOKED_SECONDS = 2.0
+_REFUSED_SECONDS = 2.0
+_USES_SECONDS = 60.0
+OLD_ROWS_SECONDS = 1.0
+_FOLD_SECONDS = 600.0
+_FOLDED_HOURS = 48  # back, where a worker starts
 _PRUNE_SECONDS = 3600.0
 REPAIR_SECONDS = 5.0
 _TURN_SECONDS = 0.002  # what of a round is done without letting others go on
@@ -32,7 +38,8 @@ _MAX_POSTPONED = 10_000
 
 class Upkeep:
     """To be entered (``async with``) for as long as streams run. ``running`` are the producers of this
-    worker, ``followed`` gives the ids of other workers' streams that are read here.
+    worker, ``followed`` gives the ids of other workers' streams that are read here. Rows of the ledger are
+    deleted after ``kept_seconds``.
     """
 
     def __init__(
@@ -42,12 +49,15 @@ class Upkeep:
         keys: Keys,
         running: Mapping[str, Producer],
         followed: Callable[[], Collection[str]],
+        kept_seconds: float | None = None,
     ) -> None:
         self._journal = journal
         self._ledger = ledger
         self._keys = keys
         self._running = running
         self._followed = followed
+        self._kept_seconds = kept_seconds
+        self._folded_to = int(time.time() // 3600) - _FOLDED_HOURS
         self._postponed: dict[str, StreamFailed] = {}  # terminal events that the journal could not take yet
         self._suspects: set[str] = set()  # followed here, settled in the ledger, still open in the journal
         self._has_warned = False  # of company that cannot see our streams
@@ -62,7 +72,10 @@ class Upkeep:
             self._end_settled: REPAIR_SECONDS,
             self._checkpoint: CHECKPOINT_SECONDS,
             self._expire: CHECKPOINT_SECONDS,
-            self._stop_revoked: _REVOKED_SECONDS,
+            self._stop_refused: _REFUSED_SECONDS,
+            self._keys.write_uses: _USES_SECONDS,
+            self._delete_old_rows: OLD_ROWS_SECONDS,
+            self._fold_hours: _FOLD_SECONDS,
             self._ledger.prune: _PRUNE_SECONDS,
         }
         self._tasks = [asyncio.create_task(_every(seconds, job)) for job, seconds in jobs.items()]
@@ -72,6 +85,8 @@ class Upkeep:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(DatabaseAway):
+            await self._keys.write_uses()
 
     # -- streams of this worker -------------------------------------------------------------
 
@@ -89,14 +104,29 @@ class Upkeep:
                 await asyncio.sleep(0)  # counting takes time, and events come in between
                 began = clock()
 
-    async def _stop_revoked(self) -> None:
-        revoked = await self._keys.revoked_among({p.key_id for p in self._running.values()})
+    async def _stop_refused(self) -> None:
+        refused = await self._keys.refused_among({p.key_id for p in self._running.values()})
         for producer in list(self._running.values()):
-            if producer.key_id in revoked:
-                producer.cancel(Unauthorized())
+            if producer.key_id in refused:
+                producer.cancel(Unauthorized(), by="operator")
 
     async def _expire(self) -> None:
         self._journal.expire()
+
+    # -- the ledger --------------------------------------------------------------------------
+
+    async def _delete_old_rows(self) -> None:
+        """A few at a time: streams that are opened wait for them."""
+        if self._kept_seconds is not None:
+            await self._ledger.delete_rows(time.time() - self._kept_seconds)
+
+    async def _fold_hours(self) -> None:
+        """Those that have been over for a while."""
+        if not self._ledger.is_sharded:
+            return
+        for hour in range(self._folded_to, int(time.time() // 3600) - 1):
+            await self._ledger.fold_hour(hour)
+            self._folded_to = hour + 1
 
     # -- workers ----------------------------------------------------------------------------
 
@@ -104,7 +134,7 @@ class Upkeep:
         if not await self._ledger.leases.beat():
             log.error("this worker was thought dead; its streams were ended by others")
             for producer in list(self._running.values()):
-                producer.cancel(Interrupted())
+                producer.cancel(Interrupted(), by="crash")
 
     async def _remove_expired_workers(self) -> None:
         if expired := await self._ledger.leases.remove_expired():
@@ -132,9 +162,7 @@ class Upkeep:
     async def _end_orphan(self, orphan: Orphan) -> None:
         """The journal ends before the row: if this worker dies in between, another one finds the row."""
         stands = await self._interrupt(orphan.stream_id, StreamFailed.of(Interrupted(), orphan.bill))
-        await self._ledger.settle_orphan(
-            Settlement.of(orphan.stream_id, stands, time.time(), is_limited=orphan.is_limited)
-        )
+        await self._ledger.settle_orphan(Settlement.of(orphan, stands, time.time()))
 
     async def _end_postponed(self) -> None:
         """Appends the postponed terminal events, until one fails."""

@@ -18,6 +18,7 @@ from millstream.errors import StreamGone
 from millstream.events import (
     TERMINAL_TYPES,
     Batch,
+    EndedBy,
     Event,
     Position,
     StreamFailed,
@@ -196,9 +197,9 @@ class RedisJournal:
 
     # -- signals ----------------------------------------------------------------------------
 
-    async def request_cancel(self, stream_id: str) -> None:
+    async def request_cancel(self, stream_id: str, by: EndedBy = "client") -> None:
         try:
-            await self._signals.send("cancel", [stream_id])
+            await self._signals.send("cancel", [stream_id], by)
         except UNREACHABLE as error:
             raise unreachable() from error
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from millstream.events import EndedBy
 from millstream.journals import Signal, SignalKind
 from millstream.journals.redis.connection import UNREACHABLE
 
@@ -53,9 +54,9 @@ class Signals:
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
 
-    async def send(self, kind: SignalKind, stream_ids: Sequence[str]) -> None:
+    async def send(self, kind: SignalKind, stream_ids: Sequence[str], by: EndedBy = "client") -> None:
         """Raises one of ``UNREACHABLE``."""
-        said = Signal(kind, self._name, tuple(stream_ids))
+        said = Signal(kind, self._name, tuple(stream_ids), by)
         await self._client.xadd(KEY, {"signal": _to_json(said)}, maxlen=_KEPT, approximate=True)
 
     def send_soon(self, kind: SignalKind, stream_id: str) -> None:

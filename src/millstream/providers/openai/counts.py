@@ -36,6 +36,8 @@ _REASONING = (
     ("output_tokens_details", "reasoning_tokens"),
     ("reasoning_tokens",),  # Perplexity
 )
+_OF_PROMPT = ("prompt_tokens_details", "input_tokens_details")
+_OF_COMPLETION = ("completion_tokens_details", "output_tokens_details")
 _PROMPT = (("prompt_tokens",), ("input_tokens",))
 _COMPLETION = (("completion_tokens",), ("output_tokens",))
 _COST = (("cost",), ("cost", "total_cost"), ("total_cost",))  # OpenRouter, Perplexity; in dollars
@@ -63,7 +65,16 @@ def usage_report(raw: object, quirks: Quirks) -> UsageReport | None:
     places = (*_CACHED, tuple(quirks.cached_at.split("."))) if quirks.cached_at else _CACHED
     cached = min(max(_count(raw, (place,)) or 0 for place in places), prompt)
     usage = Usage(prompt, written, "provider_partial", cached, min(reasoning, written))
+    usage = usage.with_media(_media(raw, _OF_PROMPT), _media(raw, _OF_COMPLETION))
     return UsageReport(usage, raw, _cost(raw))
+
+
+def _media(raw: dict[str, Any], details: tuple[str, ...]) -> tuple[int, int]:
+    """Tokens of sound and of pictures."""
+    audio, image = (
+        _count(raw, [(place, kind) for place in details]) or 0 for kind in ("audio_tokens", "image_tokens")
+    )
+    return audio, image
 
 
 def timings_report(timings: object) -> UsageReport | None:

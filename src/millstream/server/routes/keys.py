@@ -8,7 +8,8 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from millstream.auth import ApiKey, Principal, Scope
+from millstream.api_keys import MAX_OVERLAP_SECONDS, ApiKey, Changes, Scope
+from millstream.auth import Principal
 from millstream.errors import InvalidRequest, NotFound
 from millstream.limits import PERS, WHATS, Limit, Per, What, limit_shown, make
 from millstream.runtime import Runtime
@@ -22,8 +23,9 @@ from millstream.tickets import BrowserToken
 router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
 _BODY_ERRORS = openapi.errors(400, 413, 415, 422)
 _KEY = openapi.of(ApiKey)
+_MADE = openapi.of(ApiKey, key={"type": "string"})
 
-_MAX_KEY_BODY_BYTES = 4096
+_MAX_KEY_BODY_BYTES = 16_384
 _MAX_TOKEN_BODY_BYTES = 32_768
 _MAX_LIMITS_BODY_BYTES = 32_768
 _MAX_LIMITS = 64
@@ -52,19 +54,40 @@ class NewKey(BaseModel):
     name: str
     scopes: list[Scope] = ["chat"]
     test: bool = False
+    owner: str | None = None
+    labels: dict[str, str] = {}
+    expires_at: Annotated[float | None, Field(description="Unix seconds")] = None
+
+
+class KeyChanges(BaseModel):
+    """The body of ``PATCH /v1/keys/{id}``; what is not in it stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = ""
+    owner: str | None = None
+    labels: dict[str, str] = {}
+    expires_at: Annotated[float | None, Field(description="Unix seconds; null: never")] = None
+
+
+class Rotation(BaseModel):
+    """The body of ``POST /v1/keys/{id}/rotate``: for how long the secrets before the new one are good."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    overlap_seconds: Annotated[float, Field(ge=0, le=MAX_OVERLAP_SECONDS)] = 86_400
 
 
 @router.post(
     "/v1/keys",
     status_code=201,
     openapi_extra=openapi.body(NewKey),
-    responses=_BODY_ERRORS
-    | openapi.answer("The key", openapi.of(ApiKey, key={"type": "string"}), status=201),
+    responses=_BODY_ERRORS | openapi.answer("The key", _MADE, status=201),
 )
 async def create_key(request: Request, caller: Admin) -> dict[str, Any]:
     """Makes a key. ``key`` is in this answer and nowhere else."""
     asked = await read_model(request, NewKey, _MAX_KEY_BODY_BYTES)
-    created, secret = await get_runtime(request).keys.create(asked.name, asked.scopes, test=asked.test)
+    created, secret = await get_runtime(request).keys.create(**asked.model_dump())
     return {"key": secret, **_shown(created)}
 
 
@@ -78,6 +101,31 @@ async def list_keys(request: Request, caller: Admin) -> dict[str, Any]:
 async def revoke_key(request: Request, key_id: str, caller: Admin) -> dict[str, Any]:
     """Revokes a key. Its running streams end within 5 s."""
     return _shown(await get_runtime(request).keys.revoke(_checked(key_id)))
+
+
+@router.patch(
+    "/v1/keys/{key_id}",
+    openapi_extra=openapi.body(KeyChanges),
+    responses=_BODY_ERRORS | openapi.errors(404) | openapi.answer("The key", _KEY),
+)
+async def change_key(request: Request, key_id: str, caller: Admin) -> dict[str, Any]:
+    """Changes a key's name, labels or end. An owner can be given to a key that has none."""
+    asked = await read_model(request, KeyChanges, _MAX_KEY_BODY_BYTES)
+    changes = Changes(**asked.model_dump(exclude_unset=True))
+    return _shown(await get_runtime(request).keys.change(_checked(key_id), changes))
+
+
+@router.post(
+    "/v1/keys/{key_id}/rotate",
+    openapi_extra=openapi.body(Rotation),
+    responses=_BODY_ERRORS | openapi.errors(404) | openapi.answer("The key", _MADE),
+)
+async def rotate_key(request: Request, key_id: str, caller: Admin) -> dict[str, Any]:
+    """Gives a key another secret. `key` is in this answer and nowhere else; the one before it goes on for a
+    while."""
+    asked = await read_model(request, Rotation, _MAX_KEY_BODY_BYTES)
+    key, secret = await get_runtime(request).keys.rotate(_checked(key_id), asked.overlap_seconds)
+    return {"key": secret, **_shown(key)}
 
 
 class LimitOfToken(BaseModel):
@@ -142,12 +190,6 @@ def _limit(asked: LimitOfToken, *, each_user: bool = False) -> Limit:
         raise InvalidRequest(str(error)) from None
 
 
-def _checked(key_id: str) -> str:
-    if not _KEY_ID.fullmatch(key_id):
-        raise NotFound(f"no key has the id '{key_id[:32]}'")
-    return key_id
-
-
 class NewToken(BaseModel):
     """The body of ``POST /v1/tokens``: what the bearer may do with it, at the expense of the key."""
 
@@ -189,6 +231,12 @@ async def create_token(
     )
     limits = [limit_shown(limit) for limit in token.limits]
     return {"token": text, **msgspec.to_builtins(token), "limits": limits}
+
+
+def _checked(key_id: str) -> str:
+    if not _KEY_ID.fullmatch(key_id):
+        raise NotFound(f"no key has the id '{key_id[:32]}'")
+    return key_id
 
 
 def _shown(key: ApiKey) -> dict[str, Any]:

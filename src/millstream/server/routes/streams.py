@@ -4,20 +4,20 @@ import re
 import time
 from typing import Annotated, Any, get_args
 
-import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from millstream.auth import Principal
 from millstream.dialects.native import NATIVE, ask_of
 from millstream.dialects.table import DIALECTS, DialectName
 from millstream.errors import BadPosition, NotFound, Overloaded
-from millstream.ledger.rows import Receipt
+from millstream.ledger.receipts import MOST, Wanted
+from millstream.ledger.rows import Receipt, Status
 from millstream.messages import ChatRequest, Grace
 from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, identify
 from millstream.server.errors import Route
-from millstream.server.requests import idempotency_key, last_event_id, position, read_model
+from millstream.server.requests import Moment, Text, idempotency_key, last_event_id, position, read_model
 from millstream.server.root_path import stream_url
 from millstream.server.routes.chat import BODY, Caller, limit_headers
 from millstream.server.streaming.client_watch import ClientWatch
@@ -25,7 +25,8 @@ from millstream.server.streaming.event_stream import EventStreamResponse, reconn
 from millstream.tickets import FIRST_USE_SECONDS, Purpose
 
 router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
-_RECEIPT = openapi.errors(404, 422) | openapi.answer("The receipt", openapi.of(Receipt, without="owner_id"))
+_SHOWN = openapi.of(Receipt, without="owner_id")
+_RECEIPT = openapi.errors(404, 422) | openapi.answer("The receipt", _SHOWN)
 
 _STREAM_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _GRACE = Grace(grace_seconds=30)
@@ -62,6 +63,30 @@ async def start(request: Request, response: Response, caller: Caller) -> dict[st
         "cancel_url": f"{url}/cancel?ticket={cancel}",
         "expires_at": int(time.time()) + FIRST_USE_SECONDS,
     }
+
+
+@router.get(
+    "/v1/streams",
+    responses=openapi.errors(422)
+    | openapi.answer("The receipts", openapi.listed(_SHOWN, next_cursor={"type": ["string", "null"]})),
+)
+async def receipts(
+    request: Request,
+    status: Status | None = None,
+    key: Annotated[Text | None, Query(description="the id of a key")] = None,
+    model: Annotated[Text | None, Query()] = None,
+    user: Annotated[Text | None, Query(description="an end user")] = None,
+    since: Annotated[Moment | None, Query(description="Unix seconds, inclusive")] = None,
+    until: Annotated[Moment | None, Query(description="Unix seconds, exclusive")] = None,
+    limit: Annotated[int, Query(ge=1, le=MOST)] = 50,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+) -> dict[str, Any]:
+    """Receipts, the newest first: of all keys with the scope `usage` or `admin`, else of the caller's own."""
+    caller = await identify(request)
+    owner_id = None if _operates(caller) else caller.owner_id
+    wanted = Wanted(owner_id, status, key, model, user, since, until)
+    page = await get_runtime(request).ledger.receipts(wanted, cursor, limit)
+    return {"data": [_shown(caller, one) for one in page.data], "next_cursor": page.next_cursor}
 
 
 @router.get(
@@ -114,14 +139,14 @@ async def follow(
 async def receipt(request: Request, stream_id: StreamId) -> dict[str, Any]:
     """The stream's receipt. A stream of another key answers like one that does not exist."""
     caller = await _caller(request, stream_id, None, "follow")
-    return _shown(await get_runtime(request).streams.receipt(caller, stream_id))
+    return _shown(caller, await get_runtime(request).streams.receipt(caller, stream_id))
 
 
 @router.post("/v1/streams/{stream_id}/cancel", responses=_RECEIPT)
 async def cancel(request: Request, stream_id: StreamId, ticket: Ticket = None) -> dict[str, Any]:
     """Stops the stream, whichever worker runs it. As often as you like. Answers the receipt so far."""
     caller = await _caller(request, stream_id, ticket, "cancel")
-    return _shown(await get_runtime(request).streams.cancel(caller, stream_id))
+    return _shown(caller, await get_runtime(request).streams.cancel(caller, stream_id))
 
 
 async def _caller(
@@ -138,7 +163,9 @@ async def _caller(
     return Principal(owner_id, frozenset())
 
 
-def _shown(receipt: Receipt) -> dict[str, Any]:
-    shown: dict[str, Any] = msgspec.to_builtins(receipt)
-    del shown["owner_id"]
-    return shown
+def _operates(caller: Principal) -> bool:
+    return caller.may(["usage"]) or caller.may(["admin"])
+
+
+def _shown(caller: Principal, receipt: Receipt) -> dict[str, Any]:
+    return (receipt if _operates(caller) else receipt.for_customer()).shown()

@@ -1,0 +1,74 @@
+"""Periods: hours, days and months of a time zone, over sums that are kept by hours of UTC.
+
+An hour is a number, counted from 1970 in UTC. A zone whose clocks are not whole hours from UTC has days that
+no sum of whole hours is: it is refused.
+"""
+
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from msgspec import Struct
+
+from millstream.errors import InvalidRequest
+
+HOUR = 3600
+_MOST_DAYS = 200 * 366  # that transitions of a zone are looked for in
+
+
+class Shift(Struct, frozen=True):
+    """From this ``hour`` on, clocks are ``ahead`` of UTC by so many hours."""
+
+    hour: int
+    ahead: int
+
+
+def zone_of(name: str) -> ZoneInfo:
+    """Raises ``InvalidRequest``."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # a path, a folder, no name at all
+        raise InvalidRequest(f"there is no time zone '{name[:64]}'; one is like Europe/Paris") from None
+
+
+def shifts(zone: ZoneInfo, first: int, last: int) -> list[Shift]:
+    """How the zone's clocks stand from the hour ``first`` to ``last``: one, and one more for every time that
+    they are put forward or back. Raises ``InvalidRequest``.
+    """
+    found = [Shift(first, _ahead(zone, first))]
+    for start in range(first, min(last, first + 24 * _MOST_DAYS), 24):
+        if _ahead(zone, min(start + 24, last)) != found[-1].ahead:
+            hour = next(hour for hour in range(start, start + 25) if _ahead(zone, hour) != found[-1].ahead)
+            found.append(Shift(hour, _ahead(zone, hour)))
+    return found
+
+
+def _ahead(zone: ZoneInfo, hour: int) -> int:
+    offset = datetime.fromtimestamp(hour * HOUR, zone).utcoffset() or timedelta()
+    ahead, rest = divmod(offset, timedelta(hours=1))
+    if rest:
+        raise InvalidRequest(f"sums are kept by hours of UTC, and {zone.key} is not whole hours from it")
+    return ahead
+
+
+def hour_label(zone: ZoneInfo, hour: int) -> str:
+    """With its offset, as one hour of a year comes twice."""
+    return datetime.fromtimestamp(hour * HOUR, zone).isoformat(timespec="minutes")
+
+
+def day_label(day: int) -> str:
+    """``day`` is counted from 1970, wherever that is."""
+    return datetime.fromtimestamp(day * 86_400, UTC).date().isoformat()
+
+
+def before(since: float, until: float, zone: ZoneInfo) -> tuple[float, float]:
+    """The period before this one: as many months, where it is whole months of the zone, else as long."""
+    start, end = (datetime.fromtimestamp(moment, zone) for moment in (since, until))
+    if _begins_a_month(start) and _begins_a_month(end):
+        months = (end.year - start.year) * 12 + end.month - start.month
+        year, month = divmod(start.year * 12 + start.month - 1 - months, 12)
+        return datetime(year, month + 1, 1, tzinfo=zone).timestamp(), since
+    return since - (until - since), since
+
+
+def _begins_a_month(moment: datetime) -> bool:
+    return (moment.day, moment.hour, moment.minute, moment.second, moment.microsecond) == (1, 0, 0, 0, 0)

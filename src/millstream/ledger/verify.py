@@ -1,0 +1,125 @@
+"""Verification: the sums of hours are those of their rows, proven by adding up the rows again."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+from msgspec import Struct
+from sqlalchemy.engine import Connection
+
+from millstream.database import SUMS, hours, key_hours, snapshot, streams, user_hours
+from millstream.ledger import reports
+from millstream.ledger.periods import HOUR
+
+_HOURS_AT_ONCE = 24
+
+
+class Difference(Struct, frozen=True):
+    """A sum that is not that of its rows. ``hour`` is in Unix seconds; ``of`` names what the streams have in
+    common, and ``what`` the sum.
+    """
+
+    table: str
+    hour: int
+    of: dict[str, Any]
+    what: str
+    rows: int
+    sums: int
+
+
+class Verified(Struct, frozen=True):
+    """What was looked at, in Unix seconds: hours before ``since`` have lost rows to retention."""
+
+    since: int
+    until: int
+    streams: int
+    differences: list[Difference]
+
+
+def verify(connection: Connection, since: float | None, until: float | None) -> Verified:
+    """Adds up the settled rows of all whole hours in which there are any of [since, until)."""
+    snapshot(connection)
+    first, last = _range(connection, since, until)
+    counted = 0
+    found: list[Difference] = []
+    for start in range(first, last, _HOURS_AT_ONCE):
+        end = min(start + _HOURS_AT_ONCE, last)
+        for table in (hours, key_hours, user_hours):
+            rows, sums = _of_rows(connection, table, start, end), _of_sums(connection, table, start, end)
+            found += _differences(table, rows, sums)
+            if table is hours:
+                counted += sum(values[0] for values in rows.values())
+    return Verified(first * HOUR, last * HOUR, counted, found)
+
+
+def _range(connection: Connection, since: float | None, until: float | None) -> tuple[int, int]:
+    """The whole hours to look at: from the first one to before the last one."""
+    settled = streams.c.status != "running"
+    at, hour = streams.c.created_at, hours.c.hour
+    ends = [
+        connection.scalar(query)
+        for end in (sa.func.min, sa.func.max)
+        for query in (sa.select(end(at)).where(settled), sa.select(end(hour)))
+    ]
+    oldest, first, newest, last = ends
+    if oldest is None or newest is None:  # there is no row that could prove anything
+        return 0, 0
+    row_first = int(oldest // HOUR)
+    # Rows are deleted the oldest first, and their sums stay.
+    summed = connection.scalar(sa.select(sa.func.sum(hours.c.streams)).where(hour <= row_first)) or 0
+    there = sa.select(sa.func.count()).where(at < (row_first + 1) * HOUR, settled)
+    if summed > (connection.scalar(there) or 0):
+        first = row_first + 1
+    first = row_first if first is None else min(first, row_first + 1)
+    last = max(int(newest // HOUR), -1 if last is None else last) + 1
+    return (
+        first if since is None else max(first, math.floor(since / HOUR)),
+        last if until is None else min(last, math.ceil(until / HOUR)),
+    )
+
+
+def _names(table: sa.Table) -> list[str]:
+    return [str(column.name) for column in table.primary_key if column.name != "shard"]
+
+
+def _of_sums(connection: Connection, table: sa.Table, start: int, end: int) -> dict[Any, list[int]]:
+    names = [table.c[name] for name in _names(table)]
+    query = (
+        sa.select(*names, *(sa.func.sum(table.c[name]) for name in SUMS))
+        .where(table.c.hour >= start, table.c.hour < end)
+        .group_by(*names)
+    )
+    return _read(connection, query, len(names))
+
+
+def _of_rows(connection: Connection, table: sa.Table, start: int, end: int) -> dict[Any, list[int]]:
+    of_row: dict[str, sa.ColumnElement[Any]] = {column.name: column for column in streams.columns}
+    of_row |= {"hour": reports.hour_of_row(connection), "user": sa.func.coalesce(streams.c.user, "")}
+    names = [of_row[name] for name in _names(table)]
+    query = (
+        sa.select(*names, *(sa.func.coalesce(sa.func.sum(reports.of_row(name)), 0) for name in SUMS))
+        .where(
+            streams.c.created_at >= start * HOUR,
+            streams.c.created_at < end * HOUR,
+            streams.c.status != "running",
+        )
+        .group_by(*(sa.literal_column(str(place)) for place in range(1, len(names) + 1)))
+    )
+    return _read(connection, query, len(names))
+
+
+def _read(connection: Connection, query: sa.Select[Any], names: int) -> dict[Any, list[int]]:
+    return {tuple(row[:names]): [int(value) for value in row[names:]] for row in connection.execute(query)}
+
+
+def _differences(
+    table: sa.Table, rows: dict[Any, list[int]], sums: dict[Any, list[int]]
+) -> Iterator[Difference]:
+    nothing = [0] * len(SUMS)
+    for key in sorted(rows.keys() | sums.keys()):
+        of = dict(zip(_names(table), key, strict=True))
+        hour = of.pop("hour") * HOUR
+        for what, row, kept in zip(SUMS, rows.get(key, nothing), sums.get(key, nothing), strict=True):
+            if row != kept:
+                yield Difference(str(table.name), hour, of, what, row, kept)

@@ -1,0 +1,173 @@
+"""Keys, prices, receipts and reports from the command line."""
+
+import asyncio
+import csv
+import io
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from typer.testing import CliRunner
+
+from millstream.auth import Keys
+from millstream.cli import app
+from millstream.database import Database, hours
+from millstream.errors import Unauthorized
+from millstream.ledger import Ledger
+from millstream.meter import Meter
+from millstream.usage import Usage
+
+
+def millstream(*arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, [*arguments])
+    assert done.exit_code == code, (arguments, done.output, done.exception)
+    return done.stdout
+
+
+def from_json(*arguments: str) -> Any:
+    return json.loads(millstream(*arguments, "--json"))
+
+
+def is_good(secret: str) -> bool:
+    db = Database("sqlite:///millstream-data/millstream.db")
+    try:
+        asyncio.run(Keys(db).verify(secret))
+    except Unauthorized:
+        return False
+    finally:
+        db.close()
+    return True
+
+
+def test_a_key_is_made_changed_and_rotated() -> None:
+    options = ("--owner", "acme", "--label", "plan=team", "--label", "x=", "--expires", "30d")
+    made = from_json("keys", "create", "--name", "n", *options)
+    assert (made["owner"], made["labels"]) == ("acme", {"plan": "team", "x": ""})
+    assert made["expires_at"] == pytest.approx(made["created_at"] + 30 * 86_400, abs=60)
+    rotated = from_json("keys", "rotate", made["id"], "--overlap", "1h")
+    assert is_good(made["key"])
+    assert is_good(rotated["key"])
+    newest = millstream("keys", "rotate", made["id"], "--overlap", "0").strip()
+    assert [is_good(secret) for secret in (made["key"], rotated["key"], newest)] == [False, False, True]
+    changed = from_json("keys", "change", made["id"], "--expires", "never", "--label", "plan=free")
+    assert (changed["expires_at"], changed["labels"], changed["name"]) == (None, {"plan": "free"}, "n")
+    listed = millstream("keys", "list")
+    assert "acme" in listed
+    assert "plan=free" in listed
+
+
+def record(*rows: dict[str, Any]) -> None:
+    """Rows in the ledger of the data folder."""
+    db = Database("sqlite:///millstream-data/millstream.db")
+    try:
+        db.migrate()
+
+        async def write() -> None:
+            for row in rows:
+                await Meter(Ledger(db)).record("k", Usage(10, 5, "provider_final"), **row)
+
+        asyncio.run(write())
+    finally:
+        db.close()
+
+
+def test_models_in_use_without_a_price_are_listed_until_they_have_one(tmp_path: Path) -> None:
+    record(
+        {"model": "mine", "provider": "cluster"},
+        {"model": "mine", "provider": "cluster"},
+        {"model": "priced", "provider": "cluster", "cost_usd": Decimal(1)},
+        {"model": "of-a-test", "provider": "cluster", "test": True},
+    )
+    (found,) = json.loads(millstream("prices", "check", "--json", code=1))
+    assert (found["provider"], found["model"], found["streams"], found["tokens"]) == (
+        "cluster",
+        "mine",
+        2,
+        30,
+    )
+    assert "mine" in millstream("prices", "check", code=1)
+    (tmp_path / "millstream.toml").write_text("[prices.mine]\nmarkup = 2\n")
+    millstream("prices", "check", code=1)  # of a cost that nobody knows
+    (tmp_path / "millstream.toml").write_text('[prices."cluster/mine"]\ninput = 1\noutput = 2\n')
+    assert millstream("prices", "check") == ""
+
+
+def test_a_receipt_is_printed() -> None:
+    record({"model": "m", "provider": "p", "record_id": "mine", "cost_usd": Decimal("0.5"), "user": "[/ann]"})
+    receipt = from_json("usage", "--stream", "mine")
+    assert (receipt["stream_id"], receipt["cost_usd"]) == ("mine", "0.500000")
+    assert (receipt["usage"]["prompt_tokens"], receipt["usage"]["source"]) == (10, "provider_final")
+    lines = dict(line.split(maxsplit=1) for line in millstream("usage", "--stream", "mine").splitlines())
+    assert lines["usage.total_tokens"].strip() == "15"
+    assert lines["user"].strip() == "[/ann]"
+    assert lines["ended_at"].strip().endswith("UTC")
+    assert "error_code" not in lines
+    missing = CliRunner().invoke(app, ["usage", "--stream", "str_none"])
+    assert "there is no stream" in str(missing.exception)
+
+
+def test_usage_is_crossed_and_printed_as_csv() -> None:
+    record(
+        {"model": "m", "provider": "p", "cost_usd": Decimal("0.5"), "user": "[/ann]"},
+        {"model": "n", "provider": "p", "cost_usd": Decimal("0.25")},
+        {"model": "n", "provider": "p"},
+    )
+    lines = millstream("usage", "--by", "month,model", "--csv").splitlines()
+    headings, m, n = (line.split(",") for line in lines)
+    assert headings[:3] == ["month", "model", "streams"]
+    assert (m[1:3], n[1:3]) == (["m", "1"], ["n", "2"])
+    totals = {total["group"]["user"]: total for total in from_json("usage", "--by", "user", "--percentiles")}
+    assert (totals[None]["price_usd"], totals["[/ann]"]["price_usd"]) == ("0.250000", "0.500000")
+    assert totals[None]["first_event_seconds"] == {"p50": None, "p90": None, "p95": None, "p99": None}
+    table = millstream("usage", "--by", "user", "--percentiles", "--zone", "Europe/Paris", "--since", "7d")
+    assert "[/ann]" in table
+    assert "p95" in table
+    assert CliRunner().invoke(app, ["usage", "--by", "planet"]).exit_code != 0
+
+
+def test_every_stream_is_exported_once_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    record(*({"model": "m", "record_id": f"r{n}", "cost_usd": Decimal(n)} for n in range(3)))
+    rows = list(csv.DictReader(io.StringIO(millstream("usage", "export"))))
+    assert [row["stream_id"] for row in rows] == ["r0", "r1", "r2"]
+    assert [row["price_usd"] for row in rows] == ["0.000000", "1.000000", "2.000000"]
+    assert (rows[0]["prompt_tokens"], rows[0]["usage_source"]) == ("10", "provider_final")
+    assert "owner_id" not in rows[0]
+    lines = [json.loads(line) for line in millstream("usage", "export", "--format", "jsonl").splitlines()]
+    assert [line["stream_id"] for line in lines] == ["r0", "r1", "r2"]
+    assert lines[0]["usage"]["total_tokens"] == 15
+    assert millstream("usage", "export", "--until", "2026-01-01", "--format", "jsonl") == ""
+
+
+def test_sums_are_verified_and_what_differs_is_said() -> None:
+    record({"model": "m"}, {"model": "m"})
+    assert "2 streams" in millstream("usage", "verify")
+    assert from_json("usage", "verify")["differences"] == []
+    db = Database("sqlite:///millstream-data/millstream.db")
+    db.run(lambda connection: connection.execute(sa.update(hours).values(prompt_tokens=1)))
+    db.close()
+    told = millstream("usage", "verify", code=1)
+    assert "prompt_tokens" in told
+    (found,) = json.loads(millstream("usage", "verify", "--json", code=1))["differences"]
+    assert (found["what"], found["rows"], found["sums"]) == ("prompt_tokens", 20, 1)
+    assert json.loads(millstream("usage", "verify", "--until", "2026-01-01", "--json"))["differences"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("create", "--name", "n", "--label", "plan"),
+        ("create", "--name", "n", "--expires", "2020-01-01"),
+        ("rotate", "key_x", "--overlap", "soon"),
+        ("rotate", "key_x"),
+        ("change", "key_x", "--name", "m"),
+    ],
+)
+def test_what_makes_no_sense_changes_nothing(arguments: tuple[str, ...]) -> None:
+    made = from_json("keys", "create", "--name", "n")
+    done = CliRunner().invoke(app, ["keys", *arguments])
+    assert done.exit_code != 0
+    assert [key["id"] for key in from_json("keys", "list")] == [made["id"]]
+    assert is_good(made["key"])
