@@ -38,7 +38,9 @@ async def race(url: str, name: str, count: int) -> None:
         await asyncio.to_thread(sys.stdin.readline)
         usage = Usage(EACH // 2, 0, "provider_final")
         for one in started:
-            await ledger.settle(settlement(one, usage=usage, charge=Charge(Decimal(0), Decimal(0)), is_limited=True))
+            await ledger.settle(
+                settlement(one, usage=usage, charge=Charge(Decimal(0), Decimal(0)), is_limited=True)
+            )
     db.close()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import json
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,26 @@ def test_sums_are_verified_and_what_differs_is_said() -> None:
     (found,) = json.loads(millstream("usage", "verify", "--json", code=1))["differences"]
     assert (found["what"], found["rows"], found["sums"]) == ("prompt_tokens", 20, 1)
     assert json.loads(millstream("usage", "verify", "--until", "2026-01-01", "--json"))["differences"] == []
+
+
+def test_an_invoice_is_compared_and_what_differs_is_said(tmp_path: Path) -> None:
+    record({"model": "gpt-4o", "provider": "openai"})
+    now = int(time.time())
+    headings = "start_time,model,num_model_requests,input_tokens,output_tokens,input_cached_tokens\n"
+    invoice = tmp_path / "usage.csv"
+    invoice.write_text(f"{headings}{now},gpt-4o-2024-08-06,1,10,5,0\n")
+    assert "no difference" in millstream("usage", "verify", "--invoice", str(invoice))
+    invoice.write_text(f"{headings}{now},gpt-4o-2024-08-06,1,10,6,0\n")
+    (found,) = json.loads(millstream("usage", "verify", "--invoice", str(invoice), "--json", code=1))
+    assert (found["model"], found["what"], found["ledger"], found["invoice"]) == (
+        "gpt-4o",
+        "completion_tokens",
+        5,
+        6,
+    )
+    assert "completion_tokens" in millstream("usage", "verify", "--invoice", str(invoice), code=1)
+    invoice.write_bytes(b"\xff\xfe")
+    millstream("usage", "verify", "--invoice", str(invoice), code=2)
 
 
 @pytest.mark.parametrize(

@@ -612,15 +612,28 @@ def usage_export(
 def usage_verify(
     since: Since = "",
     until: Until = "",
+    invoice: Annotated[
+        Path | None,
+        typer.Option(help="A usage export (CSV) of OpenAI or Anthropic.", exists=True, dir_okay=False),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(help="Its name here, if that is not openai or anthropic.", show_default=False),
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Add all streams up again, and compare that with the sums that reports are made of.
 
     The exit code is 1 where they differ. Hours are whole; those whose streams have been deleted
-    (MILLSTREAM_RETENTION_DAYS) cannot be looked at.
+    (MILLSTREAM_RETENTION_DAYS) cannot be looked at. With --invoice, streams are compared with what
+    their provider has counted, by day (UTC) and model.
     """
     from millstream.ledger import Ledger
+
+    if invoice is not None:
+        _verify_invoice(invoice, provider, data_dir, as_json=as_json)
+        return
 
     verified = _with_database(data_dir, lambda db: Ledger(db).verify(_moment(since), _moment(until)))
     if as_json:
@@ -638,6 +651,31 @@ def usage_verify(
         found = f"{len(verified.differences):,} differences" if verified.differences else "no difference"
         print(f"{verified.streams:,} streams, {looked_at}: {found}")
     if verified.differences:
+        raise typer.Exit(1)
+
+
+def _verify_invoice(path: Path, provider: str | None, data_dir: Path | None, *, as_json: bool) -> None:
+    from millstream.ledger import Ledger, invoices
+
+    with path.open(encoding="utf-8", newline="") as lines:
+        try:
+            invoice = invoices.read(lines)
+        except UnicodeDecodeError:
+            _exit(f"{path} is no text in UTF-8")
+    found = _with_database(data_dir, lambda db: Ledger(db).compare(invoice, provider))
+    if as_json:
+        _print_json(msgspec.to_builtins(found))
+    elif found:
+        table = Table("day", "model", "what", box=None)
+        for column in ("ledger", "invoice", "difference", "estimated streams"):
+            table.add_column(column, justify="right")
+        for one in found:
+            numbers = (one.ledger, one.invoice, one.ledger - one.invoice, one.estimated)
+            table.add_row(one.day, escape(one.model), one.what, *(f"{number:,}" for number in numbers))
+        _print_table(table)
+    else:
+        print(f"{len(invoice.counts):,} days and models of {invoice.provider}: no difference")
+    if found:
         raise typer.Exit(1)
 
 

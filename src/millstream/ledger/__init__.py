@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from millstream.database import Database, DatabaseAway, RowTaken, streams
 from millstream.errors import BudgetExceeded, IdempotencyConflict, NotFound, RateLimited, TooManyStreams
-from millstream.ledger import limits, receipts, reports, retention, rows, verify
+from millstream.ledger import invoices, limits, receipts, reports, retention, rows, verify
+from millstream.ledger.invoices import Difference, Invoice
 from millstream.ledger.leases import Leases
 from millstream.ledger.receipts import Page, Wanted
 from millstream.ledger.reports import Asked, Total, Unpriced
@@ -227,6 +228,10 @@ class Ledger:
     async def verify(self, since: float | None = None, until: float | None = None) -> Verified:
         """Adds the rows up again, and compares that with the sums of their hours."""
         return await self._db.report(lambda connection: verify.verify(connection, since, until))
+
+    async def compare(self, invoice: Invoice, provider: str | None = None) -> list[Difference]:
+        """Where a provider's invoice and the rows of its streams do not agree."""
+        return await self._db.report(lambda connection: invoices.compare(connection, invoice, provider))
 
     def crash(self) -> None:
         """Writes nothing from now on, as if the worker had been killed. For tests of what others do then."""

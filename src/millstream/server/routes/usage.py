@@ -71,5 +71,14 @@ async def usage(
 
 
 async def _totals(request: Request, asked: Asked, *, sees_all: bool) -> list[Total]:
-    totals = await get_runtime(request).ledger.totals(asked)
+    totals = await get_runtime(request).meter.totals(
+        ",".join(asked.by),
+        since=asked.since,
+        until=asked.until,
+        zone=asked.zone,
+        key_id=asked.key_id,
+        owner=asked.owner,
+        test=asked.test,
+        percentiles=asked.percentiles,
+    )
     return totals if sees_all else [total.for_customer() for total in totals]

@@ -1,0 +1,182 @@
+"""Invoices: a provider's export of usage, compared with the ledger by day (UTC) and model.
+
+Read are the CSV files of OpenAI's usage page (completions) and of Anthropic's console.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, date, datetime
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+from msgspec import Struct
+from sqlalchemy.engine import Connection
+
+from millstream.database import streams
+from millstream.errors import InvalidRequest
+
+_DAY = 86_400
+# Providers bill a dated version of the name that was asked for.
+_VERSION = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
+
+Row: TypeAlias = Mapping[str, str]
+Cell: TypeAlias = tuple[int, str]  # a day, counted from 1970, and a model without its version
+
+
+class Counts(Struct):
+    """What is counted on one day for one model. ``requests`` is None where an export has none."""
+
+    requests: int | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, other: "Counts") -> None:
+        for name in self.__struct_fields__:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, theirs if ours is None else ours + (theirs or 0))
+
+
+class Difference(Struct, frozen=True):
+    """Where the ledger and the invoice do not agree. Of ``estimated`` streams in it the provider has not said
+    the last word: it may have billed what never came.
+    """
+
+    day: str
+    model: str
+    what: str
+    ledger: int
+    invoice: int
+    estimated: int
+
+
+class Invoice(Struct, frozen=True):
+    """``provider`` is whose form it is."""
+
+    provider: str
+    counts: dict[Cell, Counts]
+
+
+def read(lines: Iterable[str]) -> Invoice:
+    """Raises ``InvalidRequest`` where it is no export that is known here."""
+    table = csv.DictReader(lines)
+    headings = {name.strip().lstrip("\ufeff") for name in table.fieldnames or ()}
+    table.fieldnames = [name.strip().lstrip("\ufeff") for name in table.fieldnames or ()]
+    for provider, (needed, of_row) in _FORMS.items():
+        if needed <= headings:
+            return Invoice(provider, _summed(table, of_row))
+    raise InvalidRequest("this is no usage export of OpenAI (completions) or Anthropic that is known here")
+
+
+def _summed(table: Iterable[Row], of_row: Callable[[Row], tuple[int, str, Counts]]) -> dict[Cell, Counts]:
+    counts: dict[Cell, Counts] = {}
+    for number, row in enumerate(table, 2):
+        try:
+            day, model, found = of_row(row)
+        except (KeyError, ValueError, TypeError) as error:
+            raise InvalidRequest(f"line {number} of the export cannot be read") from error
+        if model:  # a time in which nothing was used has none
+            counts.setdefault((day, _unversioned(model)), Counts()).add(found)
+    return counts
+
+
+def _openai(row: Row) -> tuple[int, str, Counts]:
+    day = int(float(row["start_time"])) // _DAY
+    return (
+        day,
+        row["model"] or "",
+        Counts(
+            _number(row, "num_model_requests"),
+            _number(row, "input_tokens"),
+            _number(row, "input_cached_tokens"),
+            0,
+            _number(row, "output_tokens"),
+        ),
+    )
+
+
+def _anthropic(row: Row) -> tuple[int, str, Counts]:
+    day = date.fromisoformat(row["usage_date_utc"].strip()[:10])
+    read_, written = (
+        _number(row, "usage_input_tokens_cache_read"),
+        _number(row, "usage_input_tokens_cache_write_5m") + _number(row, "usage_input_tokens_cache_write_1h"),
+    )
+    fresh = _number(row, "usage_input_tokens_no_cache")
+    counts = Counts(None, fresh + read_ + written, read_, written, _number(row, "usage_output_tokens"))
+    return (day - date(1970, 1, 1)).days, row["model_version"].strip(), counts
+
+
+_FORMS: dict[str, tuple[set[str], Callable[[Row], tuple[int, str, Counts]]]] = {
+    "openai": ({"start_time", "model", "input_tokens", "output_tokens"}, _openai),
+    "anthropic": (
+        {"usage_date_utc", "model_version", "usage_input_tokens_no_cache", "usage_output_tokens"},
+        _anthropic,
+    ),
+}
+
+
+def _number(row: Row, name: str) -> int:
+    return int(float((row.get(name) or "0").replace(",", "")))
+
+
+def _unversioned(model: str) -> str:
+    return _VERSION.sub("", model.strip())
+
+
+# -- beside the ledger -----------------------------------------------------------------------------
+
+
+def compare(connection: Connection, invoice: Invoice, provider: str | None = None) -> list[Difference]:
+    """Of the days from the first to the last one of the invoice, for the ``provider`` of that name here."""
+    if not invoice.counts:
+        return []
+    days = [day for day, _ in invoice.counts]
+    kept, estimated = _of_ledger(connection, provider or invoice.provider, min(days), max(days) + 1)
+    found: list[Difference] = []
+    for cell in sorted(invoice.counts.keys() | kept.keys()):
+        theirs, ours = invoice.counts.get(cell, Counts()), kept.get(cell, Counts(0))
+        # An export without requests says nothing of them; in one with, nothing is none.
+        told = any(counts.requests is not None for counts in invoice.counts.values())
+        for what in Counts.__struct_fields__ if told else Counts.__struct_fields__[1:]:
+            ledger, billed = getattr(ours, what) or 0, getattr(theirs, what) or 0
+            if ledger != billed:
+                day = datetime.fromtimestamp(cell[0] * _DAY, UTC).date().isoformat()
+                found.append(Difference(day, cell[1], what, ledger, billed, estimated.get(cell, 0)))
+    return found
+
+
+def _of_ledger(
+    connection: Connection, provider: str, first: int, last: int
+) -> tuple[dict[Cell, Counts], dict[Cell, int]]:
+    columns = streams.c
+    days: Any = columns.created_at / _DAY
+    # As in reports: PostgreSQL rounds where it casts, SQLite may lack floor() and cuts where it casts.
+    day = sa.cast(days if connection.dialect.name == "sqlite" else sa.func.floor(days), sa.Integer)
+    names = ("prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens")
+    is_estimated = sa.case((columns.usage_source != "provider_final", 1), else_=0)
+    query = (
+        sa.select(
+            day,
+            sa.func.coalesce(columns.upstream_model, columns.model),
+            sa.func.count(),
+            *(sa.func.sum(columns[name]) for name in names),
+            sa.func.sum(is_estimated),
+        )
+        .where(
+            columns.provider == provider,
+            columns.status != "running",
+            columns.prompt_tokens + columns.completion_tokens > 0,  # what nobody bills
+            columns.created_at >= first * _DAY,
+            columns.created_at < last * _DAY,
+        )
+        .group_by(sa.literal_column("1"), sa.literal_column("2"))
+    )
+    kept: dict[Cell, Counts] = {}
+    estimated: dict[Cell, int] = {}
+    for at, model, *counts, unsure in connection.execute(query):
+        cell = (int(at), _unversioned(model))
+        kept.setdefault(cell, Counts(0)).add(Counts(*map(int, counts)))
+        estimated[cell] = estimated.get(cell, 0) + int(unsure)
+    return kept, estimated
