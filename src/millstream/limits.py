@@ -75,6 +75,11 @@ class Counter(Struct, frozen=True, omit_defaults=True):
     def is_budget(self) -> bool:
         return self.what in ("tokens", "usd") and self.per != "minute"
 
+    def told(self) -> dict[str, str | int | None]:
+        """As a receipt has it. ``ends_at`` is when its window ends, in Unix seconds."""
+        amount = shown(self.what, self.amount)
+        return {"what": self.what, "per": self.per, "amount": amount, "ends_at": self.ends_at}
+
 
 class Standing(Struct, frozen=True):
     """How a limit stands. ``resets_in_seconds`` is None where it never does."""

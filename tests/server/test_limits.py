@@ -238,7 +238,9 @@ async def end_in_the_middle(run: Run, what: str, seeds: Sequence[int]) -> None:
             async with get(app.app, f"/v1/streams/{call.response_headers['x-stream-id']}", secret) as told:
                 receipt = (await told.finished()).json
             assert (receipt["status"], receipt["finish_reason"]) == ("cancelled", "budget_exceeded")
-            assert receipt["completion_tokens"] == used
+            assert receipt["usage"]["completion_tokens"] == used
+            assert receipt["ended_by"] == "limit"
+            assert [one["what"] for one in receipt["limits"]] == [what]
             assert receipt["cost_usd"] == last["usage"]["cost_usd"]
             row = await row_of(app, key.id)
             spent = PROMPT + used if what == "tokens" else round(Decimal(receipt["cost_usd"]) * 10**12)

@@ -14,7 +14,7 @@ from sqlalchemy.engine import RowMapping
 
 from millstream.errors import Internal, Interrupted
 from millstream.events import EndedBy, FinishReason, StreamFailed, Terminal
-from millstream.limits import Demand
+from millstream.limits import Demand, Hold
 from millstream.usage import (
     TOKEN_KINDS,
     Bill,
@@ -332,6 +332,8 @@ def _ended_by(terminal: Terminal) -> EndedBy | None:
     """What the terminal event of an orphan tells of that: not who has cancelled it."""
     if isinstance(terminal, StreamFailed):
         return "crash" if terminal.code in (Interrupted.code, Internal.code) else "provider"
+    if terminal.finish_reason == "budget_exceeded":
+        return "limit"
     return None if terminal.finish_reason == "cancelled" else "provider"
 
 
@@ -376,6 +378,7 @@ def to_receipt(row: RowMapping) -> Receipt:
         cost_usd=_dollars(row["cost_picodollars"]),
         price_usd=_dollars(row["price_picodollars"]),
         unit_prices=None if prices is None else msgspec.json.decode(prices),
+        limits=() if row["held"] is None else tuple(one.told() for one in Hold.of(row["held"]).counters),
         provider_usage=None if raw is None else msgspec.json.decode(raw),
         provider_cost_usd=_dollars(row["provider_cost_picodollars"]),
     )
