@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 
 from millstream.database import Database, DatabaseAway, Prepared, streams
 from millstream.errors import Overloaded, TooManyStreams, safe_traceback
+from millstream.ledger import exports
 from millstream.ledger.rows import REPORTED_COLUMNS, USAGE_COLUMNS
 
 log = logging.getLogger("millstream.ledger")
@@ -92,9 +93,10 @@ class _Row:
 
 
 class _Transaction:
-    """The rows that one transaction writes."""
+    """The rows that one transaction writes, with what ``exporters`` are to be sent of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, exporters: Sequence[str]) -> None:
+        self.exporters = exporters
         self.openings: list[_Row] = []
         self.settlements: list[_Row] = []
         self.checkpoints: dict[str, dict[str, Any]] = {}
@@ -121,7 +123,7 @@ class _Transaction:
             connection.execute(_PROBE)
         _insert(connection, self.openings)
         _note(connection, [row for _, row in sorted(self.checkpoints.items())])
-        _update(connection, self.settlements)
+        _update(connection, self.settlements, self.exporters)
 
     def _write_singly(self, db: Database) -> None:
         for row in self.openings:
@@ -129,7 +131,7 @@ class _Transaction:
         for checkpoint in self.checkpoints.values():
             _try(db, partial(_note, rows=[checkpoint]))
         for row in self.settlements:
-            _try(db, partial(_update, rows=[row]), row)
+            _try(db, partial(_update, rows=[row], exporters=self.exporters), row)
 
 
 def _try(db: Database, write: Callable[[Connection], None], row: _Row | None = None) -> None:
@@ -155,11 +157,13 @@ def _note(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         _CHECKPOINT.run(connection, rows)
 
 
-def _update(connection: Connection, rows: Sequence[_Row]) -> None:
+def _update(connection: Connection, rows: Sequence[_Row], exporters: Sequence[str]) -> None:
     if not rows:
         return
+    exports.before_settling(connection, exporters, [row.values for row in rows])
     settled = _SETTLE.run(connection, [row.values for row in rows])
     if settled < len(rows) and (late := [row.values for row in rows if row.corrects]):
+        exports.before_correcting(connection, exporters, late)
         _CORRECT.run(connection, [values | {"corrected_at": values["ended_at"]} for values in late])
 
 
@@ -188,9 +192,10 @@ def _check_open(connection: Connection, rows: Sequence[_Row]) -> None:
 class Writer:
     """Writes the rows of one worker, one transaction at a time."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, exporters: Sequence[str] = ()) -> None:
         self._db = db
-        self._next = _Transaction()
+        self._exporters = exporters
+        self._next = _Transaction(exporters)
         self._writing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -259,7 +264,7 @@ class Writer:
         self._timer = None
         if self._crashed:
             return
-        batch, self._next = self._next, _Transaction()
+        batch, self._next = self._next, _Transaction(self._exporters)
         self._writing = True
         self._idle.clear()
         self._db.submit(
