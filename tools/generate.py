@@ -42,6 +42,8 @@ def command_line() -> str:
         ["secret"],
         ["secret", "rotate"],
         ["usage"],
+        ["exports"],
+        ["exports", "retry"],
     ]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
     for command in commands:
@@ -61,6 +63,7 @@ def command_line() -> str:
 def settings_reference() -> str:
     from millstream.providers.known import KNOWN
     from millstream.settings import (
+        ExporterSettings,
         ModelSettings,
         PriceSettings,
         ProviderSettings,
@@ -95,7 +98,11 @@ def settings_reference() -> str:
         "([several deployments](../guides/routing.md)):\n\n"
         + table(ModelSettings, str)
         + '\n\n## Prices\n\nSections `[prices."<model>"]`, in US dollars per million tokens; they win '
-        "over the list prices that ship with Millstream:\n\n" + table(PriceSettings, str) + "\n"
+        "over the list prices that ship with Millstream:\n\n"
+        + table(PriceSettings, str)
+        + "\n\n## Exporters\n\nSections `[exporters.<name>]` ([exporters](../guides/exporters.md)):\n\n"
+        + table(ExporterSettings, str)
+        + "\n"
     )
 
 
@@ -184,7 +191,7 @@ ROOMS = (
     ("the server, the only package that knows FastAPI", ("server",)),
     ("settings, and everything that runs", ("runtime", "settings")),
     ("streams", ("streams",)),
-    ("models and their metering", ("catalog", "listings", "routing", "meter", "traces")),
+    ("models and their metering", ("catalog", "listings", "routing", "meter", "exporters", "traces")),
     ("providers", ("providers", "http")),
     ("wire formats", ("dialects", "messages", "bodies")),
     ("journals", ("journals",)),
