@@ -113,9 +113,9 @@ fix: $(VENV)/dev web/node_modules/.installed clients/ts/node_modules/.installed 
 	cd web && npm run format
 	cd clients/ts && npm run format
 
-faults: nemesis web $(CLIENT)  ## Long fault and load runs (about 90 minutes); make test has short slices of them
+faults: nemesis web $(CLIENT)  ## Long fault and load runs (about two hours); make test has short slices of them
 	@command -v javac >/dev/null || ./tools/apt-install default-jdk-headless
-	EXAMPLES=150 $(BIN)/pytest -m "faults or not faults" tests/test_provider_fuzz.py tests/contracts/test_survival.py tests/contracts/test_orphans.py tests/live/test_workers.py tests/live/test_browser.py tests/live/test_silence.py tests/live/test_soak.py tests/live/test_java.py tests/http_client $(ARGS)
+	EXAMPLES=150 $(BIN)/pytest -m "faults or not faults" tests/test_provider_fuzz.py tests/contracts/test_survival.py tests/contracts/test_orphans.py tests/live/test_workers.py tests/live/test_browser.py tests/live/test_silence.py tests/live/test_soak.py tests/live/test_java.py tests/live/test_exports.py tests/http_client $(ARGS)
 
 # Streams and faults of each of the two set-ups; SEED=7 runs one again.
 STREAMS := 10000

@@ -92,6 +92,7 @@ def test_every_file_of_settings_loads(block: Block, tmp_path: Path, monkeypatch:
     written = tomllib.loads(block.text)
     assert set(settings.providers) == set(written.get("providers", {}))
     assert set(settings.models) == set(written.get("models", {}))
+    assert set(settings.exporters) == set(written.get("exporters", {}))
 
 
 OF_PROVIDERS = ["openai", "anthropic", "gemini", "responses"]

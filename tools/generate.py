@@ -49,6 +49,8 @@ def command_line() -> str:
         ["usage"],
         ["usage", "export"],
         ["usage", "verify"],
+        ["exports"],
+        ["exports", "retry"],
     ]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
     for command in commands:
@@ -68,6 +70,7 @@ def command_line() -> str:
 def settings_reference() -> str:
     from millstream.providers.known import KNOWN
     from millstream.settings import (
+        ExporterSettings,
         ModelSettings,
         PriceSettings,
         ProviderSettings,
@@ -107,6 +110,8 @@ def settings_reference() -> str:
         + table(PriceSettings, str)
         + "\n\nWhat is `charged`, and a tier, has these:\n\n"
         + table(RateSettings, str)
+        + "\n\n## Exporters\n\nSections `[exporters.<name>]` ([exporters](../guides/exporters.md)):\n\n"
+        + table(ExporterSettings, str)
         + "\n"
     )
 
@@ -196,7 +201,7 @@ ROOMS = (
     ("the server, the only package that knows FastAPI", ("server",)),
     ("settings, and everything that runs", ("runtime", "settings")),
     ("streams", ("streams",)),
-    ("models and their metering", ("catalog", "listings", "routing", "meter", "traces")),
+    ("models and their metering", ("catalog", "listings", "routing", "meter", "exporters", "traces")),
     ("providers", ("providers", "http")),
     ("wire formats", ("dialects", "messages", "bodies")),
     ("journals", ("journals",)),

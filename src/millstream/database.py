@@ -222,7 +222,24 @@ hours = _sums("hours")
 key_hours = _sums("key_hours", key_id=32)
 user_hours = _sums("user_hours", key_id=32, user=256)  # an empty user is none
 
-REVISION = "0008"  # the newest migration
+# What is on its way to an exporter: a row that is written with the settlement, and deleted when it is
+# delivered.
+exports = sa.Table(
+    "exports",
+    metadata,
+    sa.Column("exporter", sa.String(32), primary_key=True),
+    sa.Column("stream_id", sa.String(64), primary_key=True),
+    sa.Column("is_correction", sa.Boolean, primary_key=True),
+    sa.Column("settled_at", sa.Float, nullable=False),
+    sa.Column("due_at", sa.Float),  # null where the receiver refused it: it waits for an operator
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("sent_at", sa.Float),  # since when it may have arrived, though no answer said so
+    sa.Column("last_error", sa.String(256)),
+    sa.Column("replaced", sa.Text),  # as JSON: the numbers of the stream before its correction
+    sa.Index("exports_due", "exporter", "due_at"),
+)
+
+REVISION = "0009"  # the newest migration
 
 # The row's own fault; every other error of a driver says that the database cannot be had now.
 REFUSED = (sa.exc.IntegrityError, sa.exc.DataError)

@@ -33,6 +33,7 @@ from pydantic_settings import (
 from millstream.errors import ConfigurationError
 from millstream.events import FinishReason
 from millstream.providers.known import KNOWN, Quirks
+from millstream.usage import TOKEN_KINDS
 from millstream.version import DOCS
 
 TOML_FILE = "millstream.toml"
@@ -227,6 +228,73 @@ class ModelSettings(_Section):
         return self
 
 
+_EXPORTER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+EXPORTED_VALUES = (*TOKEN_KINDS, "cost_picodollars", "price_picodollars", "streams")
+
+
+class ExporterSettings(_Section):
+    """Where settled streams are sent: ``[exporters.<name>]`` in the file."""
+
+    type: Literal["stripe", "cloudevents", "webhook"] = Field(
+        description="`stripe` is Stripe's meter events, `cloudevents` every service that takes CloudEvents "
+        "over HTTP, such as OpenMeter, `webhook` a server of yours"
+    )
+    url: str | None = Field(None, description="where to send them; for `stripe` Stripe's own by default")
+    secret: SecretStr | None = Field(
+        None,
+        description="Stripe's API key; the bearer token of `cloudevents`, if it needs one; what signs a "
+        "webhook, `whsec_` and 24 to 64 bytes in base64. Several are separated by commas: all of them sign",
+    )
+    event_name: str | None = Field(
+        None,
+        max_length=100,
+        description="of Stripe's meter; the type of `cloudevents`, else `millstream.stream`",
+    )
+    value: tuple[str, ...] = Field(
+        (),
+        description="for `stripe`, what the meter counts: the sum of "
+        + ", ".join(f"`{name}`" for name in EXPORTED_VALUES)
+        + "; with a minus before it, one is taken away",
+    )
+    customer: Literal["key", "owner", "user"] = Field(
+        "user", description="who pays: the stream's `user`, its key by its id, or the `owner` of that"
+    )
+    customers: dict[str, str] = Field(
+        {},
+        description="the service's name for each of them; without it, their own. An empty one is not "
+        "billed, and a stream of one that is not listed is kept as failed",
+    )
+    source: str = Field("millstream", min_length=1, description="the source of `cloudevents`")
+    batch: int = Field(100, ge=1, le=1000, description="most `cloudevents` in a request")
+    per_second: Annotated[float, Field(gt=0, le=100_000)] | None = Field(
+        None, description="most streams that a worker sends in a second; for `stripe` 500 by default"
+    )
+    headers: dict[str, str] = Field({}, description="more headers for every request")
+    proxy: Proxy | None = Field(None, description=f"{_PROXY}; else what `MILLSTREAM_PROXY` says")
+    ca_file: Path | None = Field(None, description=f"{_CA_FILE}; else `MILLSTREAM_CA_FILE`")
+
+    @field_validator("value")
+    @classmethod
+    def _is_counted(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for name in given:
+            if name.removeprefix("-") not in EXPORTED_VALUES:
+                raise ValueError(f"'{name}' is not counted: it is one of {', '.join(EXPORTED_VALUES)}")
+        return given
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "ExporterSettings":
+        if self.type == "stripe":
+            if self.secret is None or self.event_name is None or not self.value:
+                raise ValueError("an exporter of type 'stripe' needs a secret, an event_name and a value")
+        elif self.url is None:
+            raise ValueError(f"an exporter of type '{self.type}' needs a url")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ValueError("its url has to begin with http:// or https://")
+        if self.type == "webhook" and self.secret is None:
+            raise ValueError("an exporter of type 'webhook' needs a secret, which signs")
+        return self
+
+
 _PREFIX = "MILLSTREAM_"
 _RENAMED = {"log_url": "journal_url", "log_max_bytes": "journal_max_bytes"}  # since 0.1; gone with 0.3
 _SIGNING_SECRET_BYTES = 32  # RFC 7518 §3.2: as many as the hash has
@@ -333,6 +401,7 @@ class Settings(BaseSettings):
     )
     prices: dict[str, PriceSettings] = Field({}, description="prices, by model")
     models: dict[str, ModelSettings] = Field({}, description="names of your own for models, by name")
+    exporters: dict[str, ExporterSettings] = Field({}, description="where settled streams are sent, by name")
     unready_providers: dict[str, str] = Field({}, exclude=True, repr=False)
     unused_proxy: str | None = Field(None, exclude=True, repr=False)  # the variable that names one
     old_names: dict[str, str] = Field({}, exclude=True, repr=False)  # that were used -> what they are now
@@ -371,6 +440,14 @@ class Settings(BaseSettings):
         if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
             raise ValueError("an origin is a scheme, a host and maybe a port, such as https://a.example")
         return origins
+
+    @field_validator("exporters")
+    @classmethod
+    def _has_names(cls, given: dict[str, ExporterSettings]) -> dict[str, ExporterSettings]:
+        """They are in every row that waits."""
+        for wrong in (name for name in given if not _EXPORTER_NAME.fullmatch(name)):
+            raise ValueError(f"'{wrong}' is no name: up to 32 of a to z, 0 to 9, - and _")
+        return given
 
     @field_validator("signing_secret")
     @classmethod

@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from functools import partial
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from millstream.database import Database, DatabaseAway, RowTaken, streams
 from millstream.errors import BudgetExceeded, IdempotencyConflict, NotFound, RateLimited, TooManyStreams
-from millstream.ledger import invoices, limits, receipts, reports, retention, rows, verify
+from millstream.ledger import exports, invoices, limits, receipts, reports, retention, rows, verify
 from millstream.ledger.invoices import Difference, Invoice
 from millstream.ledger.leases import Leases
 from millstream.ledger.receipts import Page, Wanted
@@ -38,12 +39,20 @@ class Ledger:
     """Has to be entered (``async with``) before rows are written. Leaving it writes what is pending, for as
     long as ``LEAVE_SECONDS``; what the database did not take by then is settled by others.
 
-    ``leases`` says which workers live, by ``clock``: monotonic, in seconds.
+    ``leases`` says which workers live, by ``clock``: monotonic, in seconds. What is settled is also exported
+    to each of the ``exporters``, in the same transaction.
     """
 
-    def __init__(self, db: Database, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        db: Database,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        exporters: Sequence[str] = (),
+    ) -> None:
         self._db = db
-        self._writer = Writer(db)
+        self._exporters = exporters
+        self._writer = Writer(db, exporters)
         self.leases = Leases(db, clock)
 
     @property
@@ -204,8 +213,12 @@ class Ledger:
     async def record(self, settlement: Settlement, opening: Opening) -> None:
         """A row that is opened and settled at once."""
         row = rows.opening_values(opening, None) | rows.settlement_values(settlement)
-        row.pop("stream_id")
-        await self._db.write(lambda connection: connection.execute(sa.insert(streams), row))
+
+        def record(connection: Connection) -> None:
+            connection.execute(sa.insert(streams), {k: v for k, v in row.items() if k != "stream_id"})
+            exports.after_recording(connection, self._exporters, row)
+
+        await self._db.write(record)
 
     async def totals(self, asked: Asked) -> list[Total]:
         """Sums of settled and running streams. Raises ``InvalidRequest``."""

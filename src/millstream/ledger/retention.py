@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 
-from millstream.database import SUMS, hours, key_hours, streams, user_hours
+from millstream.database import SUMS, exports, hours, key_hours, streams, user_hours
 from millstream.ledger.periods import HOUR
 
 DELETED_AT_ONCE = 500
@@ -21,7 +21,11 @@ def delete(connection: Connection, before: float) -> int:
     """
     oldest = (
         sa.select(streams.c.id)
-        .where(streams.c.created_at < before // HOUR * HOUR, streams.c.status != "running")
+        .where(
+            streams.c.created_at < before // HOUR * HOUR,
+            streams.c.status != "running",
+            ~sa.exists().where(exports.c.stream_id == streams.c.id),  # which are not sent yet
+        )
         .order_by(streams.c.created_at)
         .limit(DELETED_AT_ONCE)
     )

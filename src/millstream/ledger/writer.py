@@ -25,6 +25,7 @@ from millstream.errors import (
     TooManyStreams,
     safe_traceback,
 )
+from millstream.ledger import exports
 from millstream.ledger.limits import Books, Clock
 from millstream.ledger.rows import REPORTED_COLUMNS, USAGE_COLUMNS
 from millstream.limits import Demand, Hold, Standing
@@ -148,9 +149,10 @@ class _Extension(_Row):
 
 
 class _Transaction:
-    """The rows that one transaction writes."""
+    """The rows that one transaction writes, with what ``exporters`` are to be sent of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, exporters: Sequence[str]) -> None:
+        self.exporters = exporters
         self.openings: list[_Row] = []
         self.settlements: list[_Row] = []
         self.extensions: list[_Extension] = []
@@ -193,7 +195,7 @@ class _Transaction:
             for row in self.extensions:
                 if (stream_id := row.values["stream_id"]) not in ends:
                     row.result = books.extend(stream_id, row.tokens, row.picodollars)
-        _update(connection, self.settlements, books)
+        _update(connection, self.settlements, books, self.exporters)
         if books is not None:
             books.write()
 
@@ -209,7 +211,7 @@ class _Transaction:
 
     def _write_singly(self, db: Database, clock: Clock) -> None:
         for row in self.rows:
-            alone = _Transaction()
+            alone = _Transaction(self.exporters)
             for rows in ("openings", "settlements", "extensions"):
                 if row in getattr(self, rows):
                     getattr(alone, rows).append(row)
@@ -260,9 +262,12 @@ def _note(connection: DriverConnection, rows: Sequence[dict[str, Any]]) -> None:
         connection.run(_CHECKPOINT, rows)
 
 
-def _update(connection: DriverConnection, rows: Sequence[_Row], books: Books | None) -> None:
+def _update(
+    connection: DriverConnection, rows: Sequence[_Row], books: Books | None, exporters: Sequence[str]
+) -> None:
     if not rows:
         return
+    exports.before_settling(connection, exporters, [row.values for row in rows])
     settled = connection.run(_SETTLE, [row.values for row in rows])
     if settled == len(rows):
         return
@@ -270,6 +275,7 @@ def _update(connection: DriverConnection, rows: Sequence[_Row], books: Books | N
     if books is not None:
         books.correct([row.values for row in late if row.is_limited])
     if late:
+        exports.before_correcting(connection, exporters, [row.values for row in late])
         corrected = [row.values | {"corrected_at": row.values["ended_at"]} for row in late]
         connection.run(_CORRECT, corrected)
 
@@ -292,10 +298,11 @@ def _check_open(connection: DriverConnection, rows: Sequence[_Row]) -> None:
 class Writer:
     """Writes the rows of one worker, one transaction at a time."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, exporters: Sequence[str] = ()) -> None:
         self._db = db
         self.clock = Clock()
-        self._next = _Transaction()
+        self._exporters = exporters
+        self._next = _Transaction(exporters)
         self._writing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -386,7 +393,7 @@ class Writer:
         self._planned = None
         if self._crashed:
             return
-        batch, self._next = self._next, _Transaction()
+        batch, self._next = self._next, _Transaction(self._exporters)
         self._writing = True
         self._idle.clear()
         self._db.submit(

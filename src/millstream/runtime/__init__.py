@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Never
 
 from millstream import tokens
@@ -14,8 +14,10 @@ from millstream.database import Database
 from millstream.errors import MillstreamError, Misuse
 from millstream.journals import Journal
 from millstream.ledger import Ledger
+from millstream.ledger.exports import Exports
 from millstream.meter import Meter
 from millstream.providers import Provider
+from millstream.runtime.exporters import exporters
 from millstream.runtime.providers import llm_service
 from millstream.runtime.readiness import Readiness
 from millstream.runtime.stores import journal
@@ -89,7 +91,7 @@ class Runtime:
             self.llm_service = llm_service(settings, self._given)
             stack.push_async_callback(self.llm_service.close)
             self.keys = Keys(self.database, settings.signing_secrets)
-            self.ledger = Ledger(self.database)
+            self.ledger = Ledger(self.database, exporters=tuple(settings.exporters))
             self.meter = Meter(self.ledger)
             self.journal = journal(settings)
             self.readiness = Readiness(self.database, self.journal)
@@ -102,7 +104,14 @@ class Runtime:
                 None if days is None else days * 86_400,
             )
             self.streams = Streams(self.llm_service, self.journal, self.ledger, self.keys, limits)
-            for part in (self.journal, self.ledger, self.streams):
+            sending = exporters(settings, Exports(self.database))
+            parts: list[AbstractAsyncContextManager[object]] = [
+                self.journal,
+                self.ledger,
+                *sending,
+                self.streams,
+            ]
+            for part in parts:
                 await stack.enter_async_context(part)
             # The tokenizer now, though it is built in a thread: the library holds the interpreter for 100 ms
             # of that, which would stop whatever streams by then.

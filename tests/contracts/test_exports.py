@@ -1,0 +1,316 @@
+"""Exports: what is written of them with a settlement, and who is given them, run against every database."""
+
+import asyncio
+import secrets
+from collections.abc import Generator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from millstream import database
+from millstream.auth import Keys
+from millstream.database import Database
+from millstream.ledger import Ledger
+from millstream.ledger.exports import MAX_PAUSE_SECONDS, Export, Exports, Kept
+from millstream.ledger.rows import Opening, Settlement
+from millstream.meter import Meter
+from millstream.usage import UNKNOWN, Charge, Usage
+from services import postgres_server
+
+NOW = 1_790_000_000.0
+AT_CHECKPOINT = Usage(10, 3, "checkpoint")
+AT_THE_END = Usage(11, 8, "provider_final", 2)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Generator[str]:
+    with postgres_server() as server:
+        yield server.url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Database]:
+    is_sqlite = request.param == "sqlite"
+    db = Database(f"sqlite:///{tmp_path / 'x.db'}" if is_sqlite else request.getfixturevalue("postgres"))
+    db.migrate()
+    for table in (database.exports, database.streams, database.workers):
+        db.run(lambda connection, table=table: connection.execute(sa.delete(table)))  # type: ignore[misc]
+    yield db
+    db.close()
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def opening(stream_id: str, key_id: str = "k") -> Opening:
+    return Opening(stream_id, key_id, key_id, "m", "p", NOW - 1)
+
+
+def settlement(stream_id: str, usage: Usage = AT_THE_END, **more: Any) -> Settlement:
+    values: dict[str, Any] = {
+        "stream_id": stream_id,
+        "status": "completed",
+        "finish_reason": "stop",
+        "error_code": None,
+        "usage": usage,
+        "charge": Charge(Decimal(usage.completion_tokens), Decimal(usage.completion_tokens)),
+        "provider": "p",
+        "first_event_at": NOW,
+        "ended_at": NOW,
+    }
+    return Settlement(**{**values, **more})
+
+
+def interrupted(stream_id: str) -> Settlement:
+    """What another worker settles an orphan with."""
+    return settlement(
+        stream_id, AT_CHECKPOINT, status="interrupted", finish_reason=None, error_code="interrupted"
+    )
+
+
+def corrected(stream_id: str) -> Settlement:
+    """What the producer itself settles it with, late."""
+    return settlement(stream_id, status="interrupted", finish_reason=None, corrects=True, ended_at=NOW + 5)
+
+
+async def waiting(db: Database) -> list[tuple[str, str, bool]]:
+    columns = (database.exports.c.exporter, database.exports.c.stream_id, database.exports.c.is_correction)
+    query = sa.select(*columns).order_by(*columns)
+    return await db.read(lambda connection: [(a, b, c) for a, b, c in connection.execute(query)])
+
+
+async def settle(db: Database, *stream_ids: str, exporters: tuple[str, ...] = ("one",)) -> None:
+    async with Ledger(db, exporters=exporters) as ledger:
+        await asyncio.gather(*(ledger.open(opening(stream_id)) for stream_id in stream_ids))
+        await asyncio.gather(*(ledger.settle(settlement(stream_id)) for stream_id in stream_ids))
+
+
+# -- with the settlement ---------------------------------------------------------------------------
+
+
+async def test_what_is_settled_is_exported_to_each_exporter_once(db: Database) -> None:
+    async with Ledger(db, exporters=("one", "two")) as ledger:
+        await ledger.open(opening("s"))
+        assert await waiting(db) == []
+        await ledger.settle(settlement("s"))
+        assert await waiting(db) == [("one", "s", False), ("two", "s", False)]
+        await Exports(db).finish("one", await Exports(db, lambda: NOW).lease("one", 9, 60), [])
+        await ledger.settle(settlement("s"))  # as after a commit whose answer was lost
+        assert await waiting(db) == [("two", "s", False)]
+
+
+async def test_without_an_exporter_nothing_is_written(db: Database) -> None:
+    await settle(db, "s", exporters=())
+    assert await waiting(db) == []
+
+
+async def test_rows_that_are_settled_together_are_exported_together(db: Database) -> None:
+    names = [f"s{number:03}" for number in range(100)]
+    await settle(db, *names)
+    assert await waiting(db) == [("one", name, False) for name in names]
+
+
+async def test_a_settlement_that_is_not_committed_exports_nothing(db: Database) -> None:
+    """A row that the database refuses is written alone, and so is what it exports."""
+    async with Ledger(db, exporters=("one",)) as ledger:
+        await asyncio.gather(*(ledger.open(opening(name)) for name in ("bad", "good")))
+        too_much = settlement("bad", Usage(2**70, 0, "counted"))
+        await asyncio.gather(ledger.settle(too_much), ledger.settle(settlement("good")))
+    assert await waiting(db) == [("one", "good", False)]
+
+
+async def test_an_orphan_is_exported_by_whoever_settles_it(db: Database) -> None:
+    async with Ledger(db, exporters=("one",)) as dead, Ledger(db, exporters=("one",)) as other:
+        await dead.open(opening("s"))
+        await other.settle_orphan(interrupted("s"))
+        assert await waiting(db) == [("one", "s", False)]
+        await other.settle_orphan(interrupted("s"))
+        assert await waiting(db) == [("one", "s", False)]
+
+
+async def test_two_workers_that_settle_one_stream_at_once_export_it_once(db: Database) -> None:
+    names = [f"s{number}" for number in range(50)]
+    async with Ledger(db, exporters=("one",)) as first, Ledger(db, exporters=("one",)) as second:
+        await asyncio.gather(*(first.open(opening(name)) for name in names))
+        shuffled = sorted(names, key=lambda _: secrets.randbits(32))
+        await asyncio.gather(
+            *(first.settle_orphan(settlement(name)) for name in names),
+            *(second.settle_orphan(settlement(name)) for name in shuffled),
+        )
+    assert await waiting(db) == [("one", name, False) for name in sorted(names)]
+
+
+async def test_what_an_application_meters_itself_is_exported(db: Database) -> None:
+    async with Ledger(db, exporters=("one",)) as ledger:
+        record_id = await Meter(ledger).record("k", 7, user="ann")
+    (export,) = await Exports(db).lease("one", 9, 60)
+    assert (export.id, export.user, export.amounts["completion_tokens"]) == (record_id, "ann", 7)
+
+
+async def test_streams_of_a_test_key_are_never_exported(db: Database) -> None:
+    keys = Keys(db)
+    test, _ = await keys.create("t", ["chat"], test=True)
+    live, _ = await keys.create("l", ["chat"])
+    async with Ledger(db, exporters=("one",)) as ledger:
+        for key in (test, live):
+            await ledger.open(opening(f"of-{key.name}", key.id))
+            await ledger.settle(settlement(f"of-{key.name}"))
+        await Meter(ledger).record(test.id, 7)
+    assert await waiting(db) == [("one", "of-l", False)]
+
+
+# -- corrections -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_delivered", [False, True])
+async def test_a_correction_is_the_difference_whenever_the_first_numbers_go_out(
+    db: Database, is_delivered: bool
+) -> None:
+    exports = Exports(db)
+    async with Ledger(db, exporters=("one",)) as dead, Ledger(db, exporters=("one",)) as other:
+        await dead.open(opening("s"))
+        await other.settle_orphan(interrupted("s"))
+        sent: list[Export] = []
+        if is_delivered:
+            sent += await exports.lease("one", 9, 60)
+            await exports.finish("one", sent, [])
+        await dead.settle(corrected("s"))
+        await dead.settle(corrected("s"))
+    sent += await exports.lease("one", 9, 60)
+    assert [(e.id, e.amounts["prompt_tokens"], e.amounts["completion_tokens"]) for e in sent] == [
+        ("s", 10, 3),
+        ("s.correction", 1, 5),
+    ]
+    assert [e.amounts["cost_picodollars"] for e in sent] == [3 * 10**12, 5 * 10**12]
+
+
+async def test_a_correction_of_what_has_no_price_has_none(db: Database) -> None:
+    async with Ledger(db, exporters=("one",)) as dead, Ledger(db, exporters=("one",)) as other:
+        await dead.open(opening("s"))
+        await other.settle_orphan(
+            settlement("s", AT_CHECKPOINT, status="interrupted", finish_reason=None, charge=UNKNOWN)
+        )
+        await dead.settle(corrected("s"))
+    first, second = await Exports(db).lease("one", 9, 60)
+    assert (first.amounts["cost_picodollars"], second.amounts["cost_picodollars"]) == (None, None)
+
+
+# -- leases ----------------------------------------------------------------------------------------
+
+
+async def test_what_is_leased_is_given_to_nobody_else_until_the_lease_ends(db: Database) -> None:
+    clock = Clock()
+    exports = Exports(db, clock)
+    await settle(db, *"abcde")
+    first = await exports.lease("one", 3, 60)
+    second = await exports.lease("one", 3, 60)
+    assert sorted(e.stream_id for e in (*first, *second)) == list("abcde")
+    assert await exports.lease("one", 3, 60) == []
+    assert not await exports.are_due("one")
+    clock.now += 61
+    assert await exports.are_due("one")
+    again = await exports.lease("one", 9, 60)
+    assert [(e.stream_id, e.attempts, e.sent_at) for e in sorted(again, key=lambda e: e.id)] == [
+        (name, 2, NOW) for name in "abcde"
+    ]
+
+
+async def test_workers_that_lease_at_once_share_what_is_due(db: Database) -> None:
+    await settle(db, *(f"s{number}" for number in range(60)))
+    leased = await asyncio.gather(*(Exports(db).lease("one", 10, 60) for _ in range(12)))
+    ids = [export.id for some in leased for export in some]
+    assert sorted(ids) == sorted(set(ids))
+    while more := await Exports(db).lease("one", 10, 60):  # of those who came when all was locked
+        ids += [export.id for export in more]
+    assert sorted(ids) == sorted(f"s{number}" for number in range(60))
+
+
+async def test_each_exporter_has_exports_of_its_own(db: Database) -> None:
+    await settle(db, "s", exporters=("one", "two"))
+    await Exports(db).finish("one", await Exports(db).lease("one", 9, 60), [])
+    assert [export.id for export in await Exports(db).lease("two", 9, 60)] == ["s"]
+
+
+async def test_what_was_given_back_unsent_is_as_it_was(db: Database) -> None:
+    clock = Clock()
+    exports = Exports(db, clock)
+    await settle(db, "s")
+    leased = await exports.lease("one", 9, 60)
+    clock.now += 1
+    await exports.finish("one", [], [Kept(leased[0], clock.now, "closed", False, is_attempt=False)])
+    (export,) = await exports.lease("one", 9, 60)
+    assert (export.attempts, export.sent_at) == (1, None)
+
+
+async def test_that_something_may_have_arrived_is_not_forgotten(db: Database) -> None:
+    clock = Clock()
+    exports = Exports(db, clock)
+    await settle(db, "s")
+    for may_have_arrived in (True, False):
+        (export,) = await exports.lease("one", 9, 60)
+        await exports.finish("one", [], [Kept(export, clock.now, "no answer", may_have_arrived)])
+        clock.now += 100
+    (export,) = await exports.lease("one", 9, 60)
+    assert export.sent_at == NOW
+
+
+async def test_who_comes_too_late_changes_nothing_of_what_another_has_leased(db: Database) -> None:
+    clock = Clock()
+    exports = Exports(db, clock)
+    await settle(db, "s")
+    (late,) = await exports.lease("one", 9, 60)
+    clock.now += 61
+    await exports.lease("one", 9, 60)
+    await exports.finish("one", [], [Kept(late, clock.now, "no answer", True)])
+    assert await exports.lease("one", 9, 60) == []
+    await exports.finish("one", [late], [])  # delivered is delivered
+    assert await waiting(db) == []
+
+
+async def test_a_refused_one_waits_for_an_operator(db: Database) -> None:
+    clock = Clock()
+    exports = Exports(db, clock)
+    await settle(db, "a", "b")
+    a, b = sorted(await exports.lease("one", 9, 60), key=lambda export: export.id)
+    await exports.finish("one", [], [Kept(a, None, "400 no", False), Kept(b, clock.now, "503", True)])
+    clock.now += 10
+    (state,) = await exports.states()
+    assert (state.waiting, state.failed, state.lag_seconds) == (1, 1, 10.0)
+    assert state.last_error in ("400 no", "503")
+    assert [export.id for export in await exports.lease("one", 9, 60)] == ["b"]
+    assert await exports.retry("two") == 0
+    assert await exports.retry("one") == 1
+    (again,) = await exports.lease("one", 9, 60)
+    assert (again.id, again.attempts, again.sent_at) == ("a", 1, None)
+
+
+async def test_what_is_due_is_found_after_the_clock_was_set_back(db: Database) -> None:
+    clock = Clock()
+    exports = Exports(db, clock)
+    await settle(db, "s")
+    (export,) = await exports.lease("one", 9, 60)
+    await exports.finish("one", [], [Kept(export, clock.now + MAX_PAUSE_SECONDS, "later", False)])
+    await exports.mend_clock("one")
+    assert not await exports.are_due("one")
+    clock.now -= 86_400
+    await exports.mend_clock("one")
+    assert await exports.are_due("one")
+
+
+async def test_an_error_of_any_length_is_kept_in_part(db: Database) -> None:
+    await settle(db, "s")
+    (export,) = await Exports(db).lease("one", 9, 60)
+    await Exports(db).finish("one", [], [Kept(export, None, "x" * 10_000, False)])
+    (state,) = await Exports(db).states()
+    assert state.last_error is not None
+    assert set(state.last_error) == {"x"}
