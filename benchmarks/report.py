@@ -2,7 +2,7 @@
 
     python benchmarks/report.py [TARGET ...]
 
-Takes about seven minutes. CPU figures hold on a noisy machine, since they do not count waiting; compare them
+Takes about eight minutes. CPU figures hold on a noisy machine, since they do not count waiting; compare them
 with those of nginx and lean-asgi in the same table, which tell how fast the machine was at the time.
 """
 
@@ -39,7 +39,10 @@ def main() -> None:
     loads = [json.loads(line)["host_load"] for line in rows.read_text().splitlines()]
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     results = HERE / "RESULTS.md"
-    _, heading, kept = results.read_text().partition("\n## ")
+    _, heading, kept = results.read_text().partition("\n## Under attack")
+    held = subprocess.run(
+        [sys.executable, "memory.py"], cwd=HERE, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
     results.write_text(
         f"# Results\n\nWritten by `make bench` on {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores of "
         f"{processor}, shared with the load and the provider; Python {platform.python_version()}, "
@@ -47,7 +50,11 @@ def main() -> None:
         f"{max(loads):.1f}.\n\n`millstream` runs on its defaults: with a key checked, a durable ledger row, "
         "the journal and its positions. `lean-asgi` relays bytes and does nothing else: the floor of this "
         "server in Python. `tutorial` is the widely copied endpoint. `direct` is the load straight at the "
-        f"provider: the floor of the harness itself.\n\n{table}{heading}{kept}"
+        f"provider: the floor of the harness itself.\n\n{table}\n"
+        f"## What an open silent stream holds\n\nKB (1000 bytes) a stream of `millstream`, "
+        "which `benchmarks/memory.py` finds inside the process: by the module whose line asked for it, "
+        "and by type.\n\n"
+        f"{held}{heading}{kept}"
     )
     print(table)
 

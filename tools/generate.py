@@ -192,7 +192,7 @@ ROOMS = (
     ("who is asking", ("auth", "signing", "tickets")),
     ("the database", ("database", "driver_words", "private_files")),
     ("for programs that call a server", ("client",)),
-    ("words", ("answer", "events", "prompt", "usage", "errors", "log_ids", "sse")),
+    ("words", ("answer", "events", "prompt", "usage", "errors", "log_ids", "deadlines", "sse")),
 )
 _NOT_LISTED = ("__main__", "version", "migrations")
 

@@ -33,7 +33,7 @@ from enum import Enum
 import msgspec
 from msgspec import Struct
 
-from millstream import traces
+from millstream import deadlines, traces
 from millstream.dialects import Ask
 from millstream.errors import (
     Draining,
@@ -84,6 +84,27 @@ class _Stop(Struct, frozen=True):
 class Producer:
     """Produces one stream. ``run`` is its task; everything else may be called at any time."""
 
+    __slots__ = (
+        "_assembler",
+        "_first_event_at",
+        "_is_drained",
+        "_is_overdue",
+        "_journal",
+        "_ledger",
+        "_limit_seconds",
+        "_opening",
+        "_routed",
+        "_scope",
+        "_settlement",
+        "_stop",
+        "_tally",
+        "audience",
+        "info",
+        "key_id",
+        "opened",
+        "state",
+    )
+
     def __init__(
         self,
         info: StreamInfo,
@@ -112,7 +133,7 @@ class Producer:
             routed.deployment.price,
         )
         self._scope = CancelScope()
-        self._clock: asyncio.Timeout | None = None  # while the scope is entered
+        self._is_overdue = False  # the total clock was the first to stop it
         self._stop: _Stop | None = None
         self._is_drained = False
         self._settlement: Settlement | None = None  # from ENDING on
@@ -126,14 +147,20 @@ class Producer:
 
     def cancel(self, because: MillstreamError | None = None) -> None:
         """Closes the provider at once. The stream ends ``cancelled``, or failed with ``because``."""
-        if self._stop is not None or self.is_ending:
-            return
-        if self._clock is not None:
-            if self._clock.expired():
-                return  # the total clock was first
-            self._clock.reschedule(None)
-        self._stop = _Stop(because)
-        self._scope.cancel()
+        if not self._is_stopped:
+            self._stop = _Stop(because)
+            self._scope.cancel()
+
+    def _run_out(self) -> None:
+        """The total clock has rung."""
+        if not self._is_stopped:
+            self._is_overdue = True
+            self._scope.cancel()
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether nothing can stop it any more: something has, or its end is decided."""
+        return self._stop is not None or self._is_overdue or self.is_ending
 
     def drain(self) -> None:
         """As ``cancel``, because its worker ends."""
@@ -178,6 +205,11 @@ class Producer:
         return self.state in (State.ENDING, State.SETTLED)
 
     @property
+    def has_token(self) -> bool:
+        """Whether it was started with a browser token."""
+        return self._opening.token_id is not None
+
+    @property
     def was_one_too_many(self) -> bool:
         """Whether the ledger refused to open it because its owner has as many open as may be."""
         return self.opened.done() and isinstance(self.opened.exception(), TooManyStreams)
@@ -209,32 +241,28 @@ class Producer:
 
     async def _relay(self) -> None:
         """From the provider to the terminal event, whatever happens on the way."""
+        limit = deadlines.at(asyncio.get_running_loop().time() + self._limit_seconds, self._run_out)
         try:
             # Two ways to be stopped from outside, of which the first takes effect: the total clock and a
             # cancel.
-            async with asyncio.timeout(self._limit_seconds) as clock:
-                self._clock = clock
-                try:
-                    with self._scope:
-                        if self._stop is None:
-                            await self._produce()
-                finally:
-                    self._clock = None
+            with self._scope:
+                if self._stop is None:
+                    await self._produce()
         except MillstreamError as error:
             await self._fail(error)
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled():
                 raise
-            if self._stop is None and clock.expired():
-                for batch in self._routed.pending:
-                    self._assembler.feed(batch)
-                await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"))
-            elif self._stop is None:
+            if self._stop is None and not self._is_overdue:
                 await self._fail(fault(log, self.info.stream_id, error))
-        if self._stop is not None:
+        finally:
+            limit.cancel()
+        if self._stop is not None or self._is_overdue:
             for batch in self._routed.pending:  # the usage of an answer that has said nothing else
                 self._assembler.feed(batch)
-            if self._stop.because is None:
+            if self._stop is None:
+                await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"))
+            elif self._stop.because is None:
                 await self._end("cancelled", "cancelled")
             else:
                 await self._fail(self._stop.because)

@@ -21,6 +21,16 @@ NOTHING = Usage(0, 0, "counted")
 class Tally:
     """Counts what ``assembler`` has assembled in answer to ``messages``, with the vocabulary ``encoding``."""
 
+    __slots__ = (
+        "_assembler",
+        "_encoding",
+        "_messages",
+        "_noted",
+        "_price",
+        "_prompt_tokens",
+        "_stream_id",
+    )
+
     def __init__(
         self,
         stream_id: str,
