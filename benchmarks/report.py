@@ -1,6 +1,8 @@
 """Measures Millstream beside nginx and the tutorial's code in one run and writes the top of RESULTS.md.
 
-    python benchmarks/report.py [TARGET ...]
+    python benchmarks/report.py [--peers] [TARGET ...]
+
+With ``--peers`` also beside the other gateways that `make peers` has installed.
 
 Takes about eight minutes. CPU figures hold on a noisy machine, since they do not count waiting; compare them
 with those of nginx and lean-asgi in the same table, which tell how fast the machine was at the time.
@@ -15,12 +17,22 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from targets import PEERS
+
 HERE = Path(__file__).resolve().parent
 PACKAGES = ["millstream", "fastapi", "uvicorn", "uvloop", "httptools", "msgspec", "sqlalchemy", "openai"]
 
 
 def main() -> None:
-    targets = sys.argv[1:] or ["direct", "nginx", "lean-asgi", "tutorial", "millstream"]
+    targets = [name for name in sys.argv[1:] if name != "--peers"] or [
+        "direct",
+        "nginx",
+        "lean-asgi",
+        "tutorial",
+        "millstream",
+    ]
+    if "--peers" in sys.argv:
+        targets += [name for name in PEERS if (HERE.parent / ".venv-peers" / name).exists()]
     rows = HERE / "results.jsonl"
     rows.unlink(missing_ok=True)
     subprocess.run([sys.executable, "measure.py", *targets, "--out", str(rows)], cwd=HERE, check=True)
