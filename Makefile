@@ -15,7 +15,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help run page test test-all conformance clients check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench docs pictures web dist clean test-deps
+.PHONY: help run page test test-all conformance clients check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench peers docs pictures web dist clean test-deps
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -129,7 +129,20 @@ mutants: test-deps  ## Whether the nemesis finds what it is for (about 15 minute
 
 bench: $(VENV)/dev web  ## Measure beside nginx and the tutorial's code; writes benchmarks/RESULTS.md
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || ./tools/apt-install nginx
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/report.py $(if $(PEERS),--peers)
+
+# The other gateways that install from a package, each in an environment of its own.
+PEER_ENVIRONMENTS := $(patsubst benchmarks/peers/%.txt,.venv-peers/%/.installed,$(wildcard benchmarks/peers/*.txt))
+ifdef PEERS
+bench: peers
+endif
+
+peers: $(PEER_ENVIRONMENTS)  ## Install the other gateways that make bench PEERS=1 measures
+
+.venv-peers/%/.installed: benchmarks/peers/%.txt | $(UV)
+	$(UV) venv --quiet --clear --python $(BIN)/python $(@D)
+	$(UV) pip install --quiet --python $(@D)/bin/python -r $<
+	@touch $@
 
 docs: $(VENV)/dev  ## Write the files that are made from the code
 	$(BIN)/python tools/generate.py
@@ -171,5 +184,5 @@ $(VENV)/dev: $(UV) pyproject.toml uv.lock
 	@touch $@ $(VENV)/run
 
 clean:  ## Remove what was installed and built (not the data)
-	rm -rf $(CONFORMANCE)/node/node_modules .venv-clients
+	rm -rf $(CONFORMANCE)/node/node_modules .venv-clients .venv-peers
 	rm -rf $(VENV) dist web/node_modules clients/ts/node_modules clients/ts/dist examples/nextjs/node_modules examples/nextjs/.next src/millstream/server/pages .mypy_cache .ruff_cache .hypothesis

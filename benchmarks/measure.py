@@ -384,6 +384,8 @@ def filler(work: Path) -> Fill:
         "@PORT@": str(PORT),
         "@WORK@": str(work),
         "@HERE@": str(HERE / "targets"),
+        "@BENCH@": str(HERE),
+        "@PEERS@": str(HERE.parent / ".venv-peers"),
         "@PYTHON@": sys.executable,
     }
 
@@ -409,7 +411,10 @@ async def measure(name: str, args: argparse.Namespace) -> Row:
 
             fill = run.fill = filler(work)
             for file in target.get("files", ()):
-                (work / file).write_text(fill((HERE / "targets" / file).read_text()))
+                found = next(
+                    path for path in (HERE / "targets" / file, HERE / "peers" / file) if path.exists()
+                )
+                (work / file).write_text(fill(found.read_text()))
             env = {**os.environ, "NO_PROXY": "*", **{k: fill(v) for k, v in target.get("env", {}).items()}}
             if prepare := target.get("prepare"):
                 key = subprocess.check_output(fill(prepare).split(), cwd=work, env=env, text=True)
@@ -509,6 +514,32 @@ def table(rows: list[Row]) -> str:
     return "\n\n".join(markdown(rows, columns) for columns in (speed, behaviour))
 
 
+FIGURES: dict[str, Column] = {
+    "burst µs/event": lambda r: get(r, "burst.cpu_us_per_event"),
+    "100 streams, 20/s, µs/event": lambda r: next(
+        (x["cpu_us_per_event"] for x in get(r, "ladder") or [] if x["streams"] == 100), None
+    ),
+    "µs/request": lambda r: get(r, "request.cpu_us"),
+    "first token p50 ms": lambda r: get(r, "ttft.p50"),
+    "KB/stream": lambda r: get(r, "memory.kb_per_stream"),
+}
+
+
+def ratios(rows: list[Row], base: str = "millstream") -> str:
+    """What others take, and in brackets how many times what ``base`` takes: over 1 is more."""
+    own = next((row for row in rows if row["target"] == base), {})
+
+    def cell(row: Row, figure: Column) -> str | None:
+        value, ours = figure(row), figure(own)
+        if not isinstance(value, int | float):
+            return None
+        return f"{value} ({value / ours:.2g}x)" if isinstance(ours, int | float) and ours else f"{value}"
+
+    columns: dict[str, Column] = {"target": lambda r: r["target"]}
+    columns |= {name: partial(cell, figure=figure) for name, figure in FIGURES.items()}
+    return markdown(rows, columns)
+
+
 def markdown(rows: list[Row], columns: dict[str, Column]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
@@ -532,6 +563,7 @@ def main() -> None:
             row = json.loads(line)
             last.setdefault(row["target"], {}).update(row)
         print(table(list(last.values())))
+        print(f"\nBeside `millstream`, which is 1x:\n\n{ratios(list(last.values()))}")
         return
     rows = []
     for name in args.targets:

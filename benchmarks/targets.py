@@ -1,10 +1,11 @@
 """The servers that measure.py knows.
 
 Each: cmd (split on spaces), path and headers and body of the request, model ("%s" is the mock's model
-name), env, files (from targets/, copied to a scratch folder that is the process's working directory),
-prepare (a command to run first; what it prints is @KEY@), cores it may use, ready_s, setup (a request to
-send first). @UP@ (the mock), @PORT@, @HERE@ (targets/), @WORK@ (the scratch folder), @PYTHON@ (the Python
-that measures) and @KEY@ are filled in.
+name), env, files (from targets/ or peers/, copied to a scratch folder that is the process's working
+directory), prepare (a command to run first; what it prints is @KEY@), cores it may use, ready_s, setup (a
+request to send first). @UP@ (the mock), @PORT@, @HERE@ (targets/), @BENCH@ (this folder), @PEERS@ (where each
+peer has an environment), @WORK@ (the scratch folder), @PYTHON@ (the Python that measures) and @KEY@ are
+filled in.
 """
 
 from typing import Any, Required, TypedDict
@@ -55,7 +56,67 @@ MILLSTREAM: Target = {
     "body": BODY,
 }
 
+# Other gateways, each in an environment of its own that `make peers` makes. Where one forwards only names of
+# models that it knows, the mock's name is in the prompt.
+STREAMED = BODY.replace('"messages"', '"stream":true,"messages"')
+PEERS: dict[str, Target] = {
+    "vllm-router": {
+        **OPENAI,
+        "cmd": "@PEERS@/vllm-router/bin/vllm-router --host 127.0.0.1 --port @PORT@ --worker-urls http://@UP@ "
+        "--policy round_robin --log-level error",
+        "body": STREAMED,
+        "cores": 2,
+    },
+    "smg": {
+        **OPENAI,
+        "cmd": "@PEERS@/smg/bin/smg launch --host 127.0.0.1 --port @PORT@ --worker-urls http://@UP@ "
+        "--policy round_robin --log-level error --backend openai",
+        "body": STREAMED,
+        "cores": 2,
+    },
+    "tensorzero": {
+        **OPENAI,
+        "path": "/openai/v1/chat/completions",
+        "cmd": "@PEERS@/tensorzero/bin/python @BENCH@/peers/tensorzero_gateway.py @WORK@/tensorzero.toml "
+        "@WORK@/port",
+        "files": ["tensorzero.toml"],
+        "body": STREAMED.replace("tag=", "behave=%MODEL% tag=").replace(
+            '"model":"%MODEL%"', '"model":"tensorzero::model_name::mock"'
+        ),
+        "cores": 2,
+    },
+    "ferrogw": {
+        **OPENAI,
+        "cmd": "@PEERS@/ferrogw/bin/ferrogw serve",
+        "env": {
+            "GATEWAY_CONFIG": "@WORK@/ferrogw.yaml",
+            "OPENAI_API_KEY": "sk-upstream",
+            "OPENAI_BASE_URL": "http://@UP@",
+            "PORT": "@PORT@",
+            "MASTER_KEY": "key-1",
+            "LOG_LEVEL": "error",
+            "RATE_LIMIT_RPS": "1000000",
+            "RATE_LIMIT_BURST": "1000000",
+        },
+        "files": ["ferrogw.yaml"],
+        "body": STREAMED.replace("tag=", "behave=%MODEL% tag=").replace(
+            '"model":"%MODEL%"', '"model":"gpt-4o-mini"'
+        ),
+        "cores": 2,
+    },
+    "litellm": {
+        **OPENAI,
+        "cmd": "@PEERS@/litellm/bin/litellm --host 127.0.0.1 --port @PORT@ --config @WORK@/litellm.yaml",
+        "files": ["litellm.yaml"],
+        "env": {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        "headers": {"Authorization": "Bearer sk-bench"},
+        "body": STREAMED,
+        "ready_s": 120,
+    },
+}
+
 TARGETS: dict[str, Target] = {
+    **PEERS,
     "direct": OPENAI,
     "nginx": {**OPENAI, "cmd": "/usr/sbin/nginx -c @WORK@/nginx.conf", "files": ["nginx.conf"]},
     "tutorial": naive("/v1/chat/stream"),

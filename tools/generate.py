@@ -209,7 +209,7 @@ ROOMS = (
     ("who is asking", ("auth", "api_keys", "signing", "tickets")),
     ("the database", ("database", "driver", "driver_words", "private_files", "threads")),
     ("for programs that call a server", ("client",)),
-    ("words", ("answer", "events", "prompt", "usage", "errors", "log_ids", "sse")),
+    ("words", ("answer", "events", "prompt", "usage", "errors", "log_ids", "deadlines", "sse")),
 )
 _NOT_LISTED = ("__main__", "version", "migrations")
 

@@ -124,6 +124,15 @@ class Model(Struct, frozen=True, eq=False):
 class _Asked:
     """A deployment that is asked, and what it has said before its first content."""
 
+    __slots__ = (
+        "_first_content_at",
+        "_started_at",
+        "deployment",
+        "has_ended",
+        "said",
+        "stream",
+    )
+
     def __init__(self, deployment: Deployment, prompt: Prompt) -> None:
         self.deployment = deployment
         self.stream = deployment.provider.stream(prompt, deployment.upstream_name)
@@ -174,9 +183,19 @@ class _Asked:
 class Routed:
     """One prompt on its way through the deployments of a model."""
 
+    __slots__ = (
+        "_asked",
+        "_attempts",
+        "_made",
+        "_may_be_billed",
+        "_order",
+        "_prompt",
+        "model",
+    )
+
     def __init__(self, model: Model, prompt: Prompt) -> None:
         self.model = model
-        self._prompt = prompt
+        self._prompt: Prompt | None = prompt  # until there is nothing more to ask
         self._order = model.order()
         self._made = 0  # attempts
         self._attempts: list[Attempt] = []  # that have ended
@@ -206,6 +225,7 @@ class Routed:
                 pause = None if error is None else self._pause(asked, error)
                 if error is None or pause is None or time.monotonic() + pause > until:
                     begun, asked.said = asked.said, []
+                    self._prompt = None
                     # A fault comes behind what was said, such as the usage.
                     yield begun, asked.stream if error is None else _raising(error)
                     return
@@ -220,6 +240,7 @@ class Routed:
             await asyncio.sleep(pause)
 
     def _ask_next(self) -> _Asked:
+        assert self._prompt is not None
         asked = _Asked(self._order[self._made % len(self._order)], self._prompt)
         self._made += 1
         return asked

@@ -60,6 +60,18 @@ class Decoder:
     An event that the stream's end leaves unfinished is dropped, as the standard says.
     """
 
+    __slots__ = (
+        "_buffered",
+        "_data",
+        "_data_bytes",
+        "_event",
+        "_id",
+        "_max_event_bytes",
+        "_pieces",
+        "_skip_lf",
+        "_started",
+    )
+
     def __init__(self, *, max_event_bytes: int = 1 << 20) -> None:
         self._max_event_bytes = max_event_bytes
         self._pieces: list[bytes] = []  # of a line whose end has not come

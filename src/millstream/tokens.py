@@ -143,6 +143,12 @@ class GrowingCount:
     same, and can be off by a token there.
     """
 
+    __slots__ = (
+        "_counted",
+        "_lock",
+        "_pieces",
+    )
+
     _KEEP = 32  # characters that stay open, so that a boundary never lies at the very edge
 
     def __init__(self) -> None:

@@ -6,12 +6,14 @@ shorter clocks, on the event loop that serves.
 
 import asyncio
 import functools
+import gc
 import json
 import os
 import re
 import socket
 import sys
 import time
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -30,7 +32,7 @@ from live.conftest import Serve, Server, running
 from millstream.server.process.acceptor import Acceptor
 from millstream.server.process.connections import Bounds, Connections
 from millstream.server.process.http import Connection
-from millstream.server.streaming.event_stream import BODY_WRITER, BodyWriter
+from millstream.server.streaming.client_watch import CLIENT, Client
 from oracle import Request, oracle
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -565,11 +567,11 @@ async def test_a_head_with_nothing_behind_it_is_not_lost(way: str) -> None:
 
 @on_uvloop
 async def test_a_body_can_be_written_in_any_turn_while_its_client_takes_it() -> None:
-    writers: list[BodyWriter] = []
+    writers: list[Client] = []
     ended = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        body: BodyWriter = scope["extensions"][BODY_WRITER]
+        body: Client = scope[CLIENT]
         writers.append(body)
         assert not body.is_ready
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -588,6 +590,52 @@ async def test_a_body_can_be_written_in_any_turn_while_its_client_takes_it() -> 
         assert received.endswith(b"1\r\nd\r\n0\r\n\r\n")
         assert b"1\r\na\r\n2\r\nbc\r\n10000\r\n" in received
         assert not writers[0].is_ready
+
+
+@on_uvloop
+async def test_who_answers_is_told_at_once_that_its_client_leaves() -> None:
+    left = asyncio.Event()
+    asks, waits = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        whom: Client = scope[CLIENT]
+        assert not whom.watch(left.set)  # the body is not here yet
+        asks.set()
+        await receive()
+        assert whom.watch(left.set)
+        waits.set()
+        await left.wait()
+        assert (await receive())["type"] == "http.disconnect"
+
+    async with edge(app) as port, client(port) as (_, writer):
+        writer.write(b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
+        await asyncio.wait_for(asks.wait(), 5)
+        writer.write(b"x")
+        await asyncio.wait_for(waits.wait(), 5)
+        writer.close()
+        await asyncio.wait_for(left.wait(), 5)
+
+
+@on_uvloop
+async def test_a_request_is_freed_without_the_collector() -> None:
+    requests: list[weakref.ref[object]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        requests.append(weakref.ref(receive.__self__))  # type: ignore[attr-defined]
+        assert scope[CLIENT].watch(lambda: None)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    gc.disable()
+    try:
+        async with edge(app) as port, client(port) as (reader, writer):
+            for _ in range(2):
+                writer.write(b"GET / HTTP/1.1\r\n\r\n")
+                await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0)
+            assert requests[0]() is None
+    finally:
+        gc.enable()
 
 
 @on_uvloop

@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -41,6 +41,7 @@ class Client:
         self._proxies = proxies or Proxies()
         self._opener = Opener(ca_file)
         self._kept: dict[_Origin, list[Connection]] = {}
+        self._keepers: dict[_Origin, Callable[[Connection], None]] = {}  # one for all connections to a host
         self._sweep: asyncio.TimerHandle | None = None
 
     async def connect(self, url: str) -> Connection:
@@ -51,7 +52,7 @@ class Client:
         if (kept := self._take(_origin(address))) is not None:
             return kept
         proxy = self._proxies.to(address)
-        connection = Connection(lambda connection: self._keep(_origin(address), connection))
+        connection = Connection(self._keeper(_origin(address)))
         try:
             async with asyncio.timeout(self._connect_seconds):
                 await self._opener.open(connection, address, proxy)
@@ -103,6 +104,11 @@ class Client:
                 return connection
             connection.abort()
         return None
+
+    def _keeper(self, origin: _Origin) -> Callable[[Connection], None]:
+        if origin not in self._keepers:
+            self._keepers[origin] = partial(self._keep, origin)
+        return self._keepers[origin]
 
     def _keep(self, origin: _Origin, connection: Connection) -> None:
         kept = self._kept.setdefault(origin, [])

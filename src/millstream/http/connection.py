@@ -48,6 +48,26 @@ class Phase(Enum):
 class Connection(asyncio.Protocol):
     """Used by one task at a time. ``release`` gives it to ``idle`` if it can be used again."""
 
+    __slots__ = (
+        "_body",
+        "_fault",
+        "_idle",
+        "_loop",
+        "_may_stay",
+        "_parser",
+        "_paused",
+        "_phase",
+        "_pieces",
+        "_received",
+        "_transport",
+        "_until_close",
+        "_waiting_bytes",
+        "_wakeup",
+        "headers",
+        "idle_since",
+        "status",
+    )
+
     status: int
     headers: dict[str, str]  # names in small letters; values of one name with commas between
 
@@ -56,7 +76,6 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
-        self._poll: Callable[[int], list[tuple[int, int]]] | None = None
         self._phase = Phase.IDLE
         self._fault: Broken | None = None
         self._wakeup = Wakeup()
@@ -143,10 +162,13 @@ class Connection(asyncio.Protocol):
         """
         if self._phase is not Phase.IDLE or self._open().is_closing():
             return False
-        if self._poll is None:
+        sock = self._open().get_extra_info("socket")
+        if sock is None or not hasattr(select, "poll"):
             return True
+        poll = select.poll()
         try:
-            return not self._poll(0)
+            poll.register(sock.fileno(), select.POLLIN)
+            return not poll.poll(0)
         except OSError:
             return False
 
@@ -156,11 +178,6 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._parser = httptools.HttpResponseParser(self)
         self._parser.set_dangerous_leniencies(**_FORGIVING)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(sock.fileno(), select.POLLIN)
-            self._poll = poll.poll
 
     def data_received(self, data: bytes) -> None:
         if self._phase is not Phase.HEAD and self._phase is not Phase.BODY:

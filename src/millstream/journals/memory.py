@@ -197,22 +197,21 @@ class MemoryJournal:
                 elif stream.closed_at is not None:
                     return
                 else:
-                    count = await self._appended(stream, _Reader(count, push))
+                    # Until something has happened to the stream that the reader has not taken. Here, since a
+                    # coroutine of its own would be kept by every open stream.
+                    reader = _Reader(count, push)
+                    stream.waiting.append(reader)
+                    try:
+                        await reader.woken
+                    finally:
+                        if not reader.woken.done() or reader.woken.cancelled():
+                            stream.waiting = [other for other in stream.waiting if other is not reader]
+                    count = reader.count
         finally:
             stream.readers -= 1
             if not stream.readers and stream in self._held:
                 self._release(stream)
         raise StreamGone(f"the stream '{stream_id}' is not kept any more")
-
-    async def _appended(self, stream: _Stream, reader: _Reader) -> int:
-        """How much ``reader`` has when something has happened to the stream that it has not taken."""
-        stream.waiting.append(reader)
-        try:
-            await reader.woken
-        finally:
-            if not reader.woken.done() or reader.woken.cancelled():
-                stream.waiting = [other for other in stream.waiting if other is not reader]
-        return reader.count
 
     async def forget(self, stream_id: str) -> None:
         """Readers that wait for more of it get ``StreamGone``."""

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from millstream import deadlines
+
 
 class Clocks(Struct, frozen=True):
     """How long to wait for a provider, in seconds.
@@ -23,10 +25,22 @@ class Clocks(Struct, frozen=True):
 
 class Silence:
     """Calls ``ring`` once when a provider has been silent for too long. Restarting it costs nothing: its one
-    timer, when it fires, looks whether it is due and otherwise sets itself to when it will be.
+    deadline, when it passes, looks whether it is due and otherwise sets another for when it will be.
 
     ``due`` is when the wait for the first byte ends, in the loop's time.
     """
+
+    __slots__ = (
+        "_clocks",
+        "_due",
+        "_loop",
+        "_paused_at",
+        "_ring",
+        "_seconds",
+        "_timer",
+        "_what",
+        "broken",
+    )
 
     def __init__(self, clocks: Clocks, due: float, ring: Callable[[], None]) -> None:
         self._clocks = clocks
@@ -36,7 +50,7 @@ class Silence:
         self._what = "sent no answer in"
         self._due = due
         self._paused_at: float | None = None
-        self._timer = self._loop.call_at(due, self._look)
+        self._timer = deadlines.at(due, self._look)
         self.broken: str | None = None  # what was waited for in vain, once it has rung
 
     def first_byte(self) -> None:
@@ -69,7 +83,7 @@ class Silence:
         self._seconds, self._what = seconds, what
         if self._due < self._timer.when():
             self._timer.cancel()
-            self._timer = self._loop.call_at(self._due, self._look)
+            self._timer = deadlines.at(self._due, self._look)
 
     def _look(self) -> None:
         now = self._loop.time()
@@ -78,4 +92,4 @@ class Silence:
             self._ring()
         else:
             due = self._due if now < self._due else now + self._seconds
-            self._timer = self._loop.call_at(due, self._look)
+            self._timer = deadlines.at(due, self._look)

@@ -69,7 +69,9 @@ async def answer(
 
     Raises ``ProviderError``.
     """
-    async with aclosing(upstream.events(url, body(), reading.patience)) as batches:
+    events = upstream.events(url, body(), reading.patience)
+    del body  # and the prompt, which may be long
+    async with aclosing(events) as batches:
         try:
             async for messages in batches:
                 if produced := reading.read(messages):

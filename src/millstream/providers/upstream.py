@@ -9,12 +9,12 @@ import math
 import re
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
@@ -103,13 +103,15 @@ class Upstream:
         Closing the generator closes the connection, unless the answer has been read to its end. What was
         complete before a fault is yielded before the fault is raised.
         """
-        with self._translated():
+        try:
             due = asyncio.get_running_loop().time() + self._clocks.first_byte
             connection = await self._client.connect(url)
             clock = Silence(self._clocks, due, connection.abort)
             try:
                 await connection.ask(self._client.head("POST", url, _POST, length=len(body)), body)
+                del body  # which is as long as the prompt
                 await self._check(connection)
+                connection.headers = {}
                 answer = _Body(self._name)
                 contents = 0
                 while chunk := await connection.read():
@@ -136,10 +138,12 @@ class Upstream:
             finally:
                 clock.stop()
                 connection.release()
+        except Exception as error:
+            self._raise(error)
 
     async def get_json(self, url: str, *, timeout_seconds: float) -> Any:
         """The JSON that a GET answers."""
-        with self._translated():
+        try:
             async with asyncio.timeout(timeout_seconds):
                 connection = await self._client.connect(url)
                 try:
@@ -149,6 +153,8 @@ class Upstream:
                     return await asyncio.to_thread(msgspec.json.decode, answer)
                 finally:
                     connection.release()
+        except Exception as error:
+            self._raise(error)
 
     async def _check(self, connection: Connection) -> None:
         if not 200 <= connection.status < 300:
@@ -170,39 +176,44 @@ class Upstream:
             retry_after_seconds=_retry_after(connection.headers),
         )
 
-    @contextmanager
-    def _translated(self) -> Generator[None]:
-        """Foreign exceptions become ``ProviderError`` here and nowhere else."""
+    def _raise(self, error: Exception) -> NoReturn:
+        translated = self._translated(error)
+        if translated is error:
+            raise error
+        raise translated from error
+
+    def _translated(self, error: Exception) -> Exception:
+        """Foreign exceptions become a ``ProviderError`` here and nowhere else; others stay what they are."""
         name = self._name
-        try:
-            yield
-        except ProviderError:
-            raise
-        except socket.gaierror as error:
-            if out_of_descriptors():  # which the C library needs to look a name up
-                raise OutOfDescriptors from error
-            raise _unreachable(name, "its host name does not resolve") from error
-        except ssl.SSLCertVerificationError as error:
-            raise _unreachable(name, "its TLS certificate was not accepted") from error
-        except ssl.SSLError as error:
-            raise _unreachable(name, "there is no TLS that both sides know") from error
-        except ConnectTimeout as error:
-            message = f"provider '{name}' did not accept a connection in time"
-            raise UpstreamTimeout(message, accepted=False) from error
-        except CannotConnect as error:
-            if out_of_descriptors(error):
-                raise OutOfDescriptors from error
-            raise _unreachable(name, str(error.strerror)) from error
-        except InvalidURL as error:
-            raise _unreachable(name, "its base URL is not valid") from error
-        except TimeoutError as error:
-            raise UpstreamTimeout(f"provider '{name}' did not answer in time") from error
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise UpstreamError(f"provider '{name}' sent broken JSON") from error
-        except NotHTTP as error:
-            raise UpstreamError(f"provider '{name}' sent what is no HTTP answer") from error
-        except OSError as error:
-            raise UpstreamError(f"provider '{name}' broke the connection") from error
+        match error:
+            case ProviderError():
+                return error
+            case socket.gaierror():
+                if out_of_descriptors():  # which the C library needs to look a name up
+                    return OutOfDescriptors()
+                return _unreachable(name, "its host name does not resolve")
+            case ssl.SSLCertVerificationError():
+                return _unreachable(name, "its TLS certificate was not accepted")
+            case ssl.SSLError():
+                return _unreachable(name, "there is no TLS that both sides know")
+            case ConnectTimeout():
+                message = f"provider '{name}' did not accept a connection in time"
+                return UpstreamTimeout(message, accepted=False)
+            case CannotConnect():
+                if out_of_descriptors(error):
+                    return OutOfDescriptors()
+                return _unreachable(name, str(error.strerror))
+            case InvalidURL():
+                return _unreachable(name, "its base URL is not valid")
+            case TimeoutError():
+                return UpstreamTimeout(f"provider '{name}' did not answer in time")
+            case msgspec.DecodeError() | RecursionError() | UnicodeDecodeError():
+                return UpstreamError(f"provider '{name}' sent broken JSON")
+            case NotHTTP():
+                return UpstreamError(f"provider '{name}' sent what is no HTTP answer")
+            case OSError():
+                return UpstreamError(f"provider '{name}' broke the connection")
+        return error
 
 
 def tolerant_json(data: bytes) -> Any:
@@ -264,6 +275,14 @@ class _Body:
     """The body of an answer: bytes -> events, with every size bounded. What it is, a stream of events or
     JSON, its first character says.
     """
+
+    __slots__ = (
+        "_decoder",
+        "_fault",
+        "_json",
+        "_name",
+        "received",
+    )
 
     def __init__(self, name: str) -> None:
         self.received = 0  # bytes

@@ -68,16 +68,16 @@ class Door:
             if cast("object", middleware.cls) is not DirectRoutes:
                 self._chat = middleware.cls(self._chat, *middleware.args, **middleware.kwargs)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # Not a coroutine of its own, which every open stream would keep.
         if (
             scope["type"] == "http"
             and scope["method"] == "POST"
             and scope["path"].removeprefix(self._root_path) in _PATHS
         ):
             scope["app"] = self._app
-            await self._chat(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+            return self._chat(scope, receive, send)
+        return self._app(scope, receive, send)
 
 
 def _speaking(dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:

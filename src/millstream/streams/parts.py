@@ -64,6 +64,20 @@ class _Choice:
 class Assembler:
     """Assembles one stream. Also keeps what the end of the stream needs to know about it."""
 
+    __slots__ = (
+        "_first",
+        "_others",
+        "_parts",
+        "_said_tier",
+        "_start_of_answer",
+        "finish",
+        "generated",
+        "produced",
+        "report",
+        "usage",
+        "usage_is_stale",
+    )
+
     def __init__(self) -> None:
         self.finish: Finish | None = None
         self.usage: Usage | None = None  # the provider's latest running count
@@ -75,7 +89,7 @@ class Assembler:
         self._parts = 0  # the number of the next one
         self._start_of_answer: AnswerStart | None = None  # until the first part, with which it goes out
         self._first = _Choice()
-        self._choices = {0: self._first}
+        self._others: dict[int, _Choice] = {}  # the answers behind the first one
 
     def feed(self, batch: Sequence[Produced]) -> list[Event]:
         """Raises ``UpstreamError`` where the provider numbers its tool calls or choices as it may not."""
@@ -144,7 +158,7 @@ class Assembler:
         """
         ends: list[Event] = []
         self._begin(ends)
-        for number, choice in self._choices.items():
+        for number, choice in ((0, self._first), *self._others.items()):
             _end_prose(choice, ends, cut=cut)
             ends += [call.end(cut=cut) for call in choice.calls.values()]
             choice.calls = {}
@@ -216,7 +230,7 @@ class Assembler:
         number, item = said.choice, said.item
         if type(number) is not int or not 0 < number < MAX_CHOICES:
             raise UpstreamError(f"the provider sent a choice whose index is not 0 to {MAX_CHOICES - 1}")
-        choice = self._choices.setdefault(number, _Choice())
+        choice = self._others.setdefault(number, _Choice())
         if isinstance(item, (TextDelta, ReasoningDelta, RefusalDelta)):
             self._prose(choice, number, item, events)
         elif isinstance(item, ToolCallPiece):

@@ -36,7 +36,7 @@ from functools import partial
 import msgspec
 from msgspec import Struct
 
-from millstream import traces
+from millstream import deadlines, traces
 from millstream.dialects import Ask
 from millstream.errors import (
     BudgetExceeded,
@@ -98,6 +98,29 @@ class _Stop(Struct, frozen=True):
 class Producer:
     """Produces one stream. ``run`` is its task; everything else may be called at any time."""
 
+    __slots__ = (
+        "_allowance",
+        "_assembler",
+        "_first_event_at",
+        "_is_drained",
+        "_is_overdue",
+        "_journal",
+        "_ledger",
+        "_ledger_says",
+        "_limit_seconds",
+        "_opening",
+        "_routed",
+        "_scope",
+        "_settlement",
+        "_stop",
+        "_tally",
+        "audience",
+        "info",
+        "key_id",
+        "opened",
+        "state",
+    )
+
     def __init__(
         self,
         info: StreamInfo,
@@ -129,7 +152,7 @@ class Producer:
         self._ledger_says: Opened | None = None  # of its limits, where it has any
         self._allowance: Allowance | None = None  # where it has budgets
         self._scope = CancelScope()
-        self._clock: asyncio.Timeout | None = None  # while the scope is entered
+        self._is_overdue = False  # the total clock was the first to stop it
         self._stop: _Stop | None = None
         self._is_drained = False
         self._settlement: Settlement | None = None  # from ENDING on
@@ -143,14 +166,20 @@ class Producer:
 
     def cancel(self, because: MillstreamError | None = None, *, by: EndedBy = "client") -> None:
         """Closes the provider at once. The stream ends ``cancelled``, or failed with ``because``."""
-        if self._stop is not None or self.is_ending:
-            return
-        if self._clock is not None:
-            if self._clock.expired():
-                return  # the total clock was first
-            self._clock.reschedule(None)
-        self._stop = _Stop(because, by)
-        self._scope.cancel()
+        if not self._is_stopped:
+            self._stop = _Stop(because, by)
+            self._scope.cancel()
+
+    def _run_out(self) -> None:
+        """The total clock has rung."""
+        if not self._is_stopped:
+            self._is_overdue = True
+            self._scope.cancel()
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether nothing can stop it any more: something has, or its end is decided."""
+        return self._stop is not None or self._is_overdue or self.is_ending
 
     def drain(self) -> None:
         """As ``cancel``, because its worker ends."""
@@ -198,6 +227,11 @@ class Producer:
     def is_ending(self) -> bool:
         """Whether it is decided what the stream ends with."""
         return self.state in (State.ENDING, State.SETTLED)
+
+    @property
+    def has_token(self) -> bool:
+        """Whether it was started with a browser token."""
+        return self._opening.token_id is not None
 
     @property
     def was_one_too_many(self) -> bool:
@@ -255,17 +289,13 @@ class Producer:
 
     async def _relay(self) -> None:
         """From the provider to the terminal event, whatever happens on the way."""
+        limit = deadlines.at(asyncio.get_running_loop().time() + self._limit_seconds, self._run_out)
         try:
             # Two ways to be stopped from outside, of which the first takes effect: the total clock and a
             # cancel.
-            async with asyncio.timeout(self._limit_seconds) as clock:
-                self._clock = clock
-                try:
-                    with self._scope:
-                        if self._stop is None:
-                            await self._produce()
-                finally:
-                    self._clock = None
+            with self._scope:
+                if self._stop is None:
+                    await self._produce()
         except _Spent:
             await self._end("budget_exceeded", "cancelled", "limit")
         except MillstreamError as error:
@@ -273,16 +303,16 @@ class Producer:
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled():
                 raise
-            if self._stop is None and clock.expired():
-                for batch in self._routed.pending:
-                    self._assembler.feed(batch)
-                await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"), "limit")
-            elif self._stop is None:
+            if self._stop is None and not self._is_overdue:
                 await self._fail(fault(log, self.info.stream_id, error), "crash")
-        if self._stop is not None:
+        finally:
+            limit.cancel()
+        if self._stop is not None or self._is_overdue:
             for batch in self._routed.pending:  # the usage of an answer that has said nothing else
                 self._assembler.feed(batch)
-            if self._stop.because is None:
+            if self._stop is None:
+                await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"), "limit")
+            elif self._stop.because is None:
                 await self._end("cancelled", "cancelled", self._stop.by)
             else:
                 await self._fail(self._stop.because, self._stop.by)

@@ -194,7 +194,7 @@ class Streams:
         self._running[stream_id], self._tasks[stream_id] = producer, task
         if token is not None:
             self._open[info.owner_id] += 1
-        task.add_done_callback(lambda _: self._ended(producer, limited=token is not None))
+        task.add_done_callback(self._ended)
         if idempotency_key is not None or unread or producer.is_limited:
             try:
                 await asyncio.shield(producer.opened)
@@ -316,9 +316,10 @@ class Streams:
         if len(self._refused) > _MAX_FULL:
             self._refused = {name: one for name, one in self._refused.items() if one[1] > now}
 
-    def _ended(self, producer: Producer, *, limited: bool) -> None:
-        del self._running[producer.info.stream_id], self._tasks[producer.info.stream_id]
-        if not limited:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        producer = self._running.pop(task.get_name())
+        del self._tasks[task.get_name()]
+        if not producer.has_token:
             return
         owner_id = producer.info.owner_id
         self._open[owner_id] -= 1

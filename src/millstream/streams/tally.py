@@ -22,6 +22,17 @@ class Tally:
     and prices it as ``tariff`` says for the moment at which it was asked.
     """
 
+    __slots__ = (
+        "_asked_at",
+        "_assembler",
+        "_encoding",
+        "_messages",
+        "_noted",
+        "_prompt_tokens",
+        "_stream_id",
+        "_tariff",
+    )
+
     def __init__(
         self,
         stream_id: str,

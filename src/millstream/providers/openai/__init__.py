@@ -100,10 +100,16 @@ class Reading(reading.Reading):
         self._report: UsageReport | None = None
         self._report_is_stale = False  # something came after it
         self._is_whole = False  # the answer came as one JSON object
-        self._calls = ToolCalls(name)
+        self._known_calls: ToolCalls | None = None  # from the first on
         self._others: dict[int, _Other] = {}  # the answers behind the first one
         self._has_begun = False
         self._begun: set[int] = set()  # the answers of which there is something
+
+    @property
+    def _calls(self) -> ToolCalls:
+        if self._known_calls is None:
+            self._known_calls = ToolCalls(self._name)
+        return self._known_calls
 
     @property
     def is_complete(self) -> bool:
@@ -163,7 +169,7 @@ class Reading(reading.Reading):
             if choice.index:
                 self._say_other(choice, produced)
             else:
-                self._say(choice, self._calls, produced)
+                self._say(choice, None, produced)
                 if failed is None and choice.error:
                     failed = choice.error
                 if choice.finish_reason or choice.native_finish_reason:
@@ -195,7 +201,7 @@ class Reading(reading.Reading):
         if (word := _finish_word(choice)) and (reason := finish_reason(self._name, word, self._quirks.ends)):
             other.reason = reason
 
-    def _say(self, choice: chunks.Choice, calls: ToolCalls, produced: list[Produced]) -> None:
+    def _say(self, choice: chunks.Choice, calls: ToolCalls | None, produced: list[Produced]) -> None:
         delta = choice.delta
         if delta is None:
             if choice.message is None or choice.index in self._begun:
@@ -215,8 +221,9 @@ class Reading(reading.Reading):
         if delta.images:
             produced += chunks.images(delta.images)
         if delta.tool_calls:
-            produced += calls.add(delta.tool_calls)
+            produced += (self._calls if calls is None else calls).add(delta.tool_calls)
         elif delta.function_call:
+            calls = self._calls if calls is None else calls
             produced += calls.add([chunks.CallPiece(0, function=delta.function_call)])
         if delta.annotations:
             produced += chunks.sources(delta.annotations)

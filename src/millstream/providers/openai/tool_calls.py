@@ -55,6 +55,14 @@ class _Call:
 class ToolCalls:
     """The tool calls of one answer."""
 
+    __slots__ = (
+        "_by_id",
+        "_by_index",
+        "_calls",
+        "_in_this_delta",
+        "_provider_name",
+    )
+
     def __init__(self, provider_name: str) -> None:
         self._provider_name = provider_name
         self._calls: list[_Call] = []

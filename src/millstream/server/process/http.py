@@ -28,6 +28,7 @@ Whoever is not waited for (None) is watched for leaving only. One timer looks at
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import httptools
@@ -40,11 +41,13 @@ from millstream.errors import InvalidRequest, MillstreamError, Overloaded, Repor
 from millstream.log_ids import REQUEST_ID
 from millstream.server.errors import error_headers, id_of_scope, new_request_id
 from millstream.server.process.connections import Connections, Waits
-from millstream.server.streaming.event_stream import BODY_WRITER
+from millstream.server.process.light import Event, Flow, Pipeline
+from millstream.server.streaming.client_watch import CLIENT
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 _BEFORE_AN_ANSWER = b"HTTP/1.1 100 "
 _PAUSING: tuple[Waits, ...] = ("body", "rest")  # whose clock is set anew by every byte
 _SPARE: tuple[Waits, ...] = ("request", "rest")  # in which a connection can be closed to make room
@@ -61,6 +64,7 @@ class Connection(HttpToolsProtocol):
         "_counts_as_refused",
         "_deaf",
         "_discarded",
+        "_leaving",
         "_lingers",
         "_loose",
         "_polite",
@@ -80,10 +84,12 @@ class Connection(HttpToolsProtocol):
         app_state: dict[str, Any],
     ) -> None:
         super().__init__(config, server_state, app_state)
+        self.pipeline = Pipeline()  # type: ignore[assignment]
         self._all = connections
         self._bounds = connections.bounds
         self._reads: Literal["request", "head", "body"] = "request"  # what the parser will get next
         self._running: RequestResponseCycle | None = None  # the oldest request, which is or was answered
+        self._leaving: Callable[[], None] | None = None  # tells whoever answers it that its client has left
         self._loose = 0  # bytes that belong to nothing complete yet
         self._ahead = 0  # bytes that came while another request was answered
         self._discarded = 0
@@ -100,6 +106,7 @@ class Connection(HttpToolsProtocol):
         self._socket = transport
         self._polite = _PoliteTransport(transport, self)
         super().connection_made(self._polite)
+        self.flow = Flow(self._polite)  # type: ignore[assignment]
         descriptor = transport.get_extra_info("socket").fileno()
         if self._all.has_room(len(self.connections), descriptor):
             self._wait("request", self.loop.time() + self._bounds.head_seconds)
@@ -116,6 +123,7 @@ class Connection(HttpToolsProtocol):
             self._all.refused()
         super().connection_lost(exc)
         self._tell_who_runs()
+        self._untie()
         self.pipeline.clear()
         self._polite.let_go()
 
@@ -127,8 +135,36 @@ class Connection(HttpToolsProtocol):
         """That the client has left (3). uvicorn tells the newest request only."""
         running = self._running
         if running is not None and not running.response_complete:
-            running.disconnected = True
-            running.message_event.set()
+            self._disconnect(running)
+
+    def _disconnect(self, running: RequestResponseCycle) -> None:
+        """Tells whoever answers the request that nobody takes the answer."""
+        running.disconnected = True
+        running.message_event.set()
+        if self._leaving is not None:
+            leaving, self._leaving = self._leaving, None
+            leaving()
+
+    def watch(self, cycle: RequestResponseCycle, leaving: Callable[[], None]) -> bool:
+        """``leaving`` is called, once, when the client of a request leaves before its answer is complete.
+        False where that is not possible yet: the body is not here.
+        """
+        if cycle.more_body or cycle is not self._running or cycle.response_complete:
+            return False
+        if cycle.disconnected:
+            leaving()
+        else:
+            self._leaving = leaving
+        return True
+
+    def unwatch(self) -> None:
+        self._leaving = None
+
+    def _untie(self) -> None:
+        """Parts a request from what its scope has of it, so that both are freed without the collector."""
+        self._leaving = None
+        if self._running is not None:
+            cast("dict[str, object]", self._running.scope).pop(CLIENT, None)
 
     def data_received(self, data: bytes) -> None:
         size, running = len(data), self._running
@@ -151,6 +187,8 @@ class Connection(HttpToolsProtocol):
         if self.pipeline:
             self.flow.resume_reading()  # (3)
             self._ahead = self._ahead or size
+        elif self._reads == "request" and not self._deaf:
+            self.parser = None  # type: ignore[assignment]  # a kilobyte, for the next request, if there is one
         self._look()
 
     def close(self) -> None:
@@ -186,6 +224,8 @@ class Connection(HttpToolsProtocol):
     # -- the parser's side ------------------------------------------------------------------
 
     def _feed(self, data: bytes) -> None:
+        if cast("object", self.parser) is None:
+            self._make_parser()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
@@ -201,9 +241,12 @@ class Connection(HttpToolsProtocol):
             return
         head = [b"%b %b HTTP/%b" % (method, self.url, version)]
         head += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
+        self._make_parser()
+        self._feed(b"\r\n".join([*head, b"", rest]))
+
+    def _make_parser(self) -> None:
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._feed(b"\r\n".join([*head, b"", rest]))
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= self._bounds.ahead_requests:
@@ -244,10 +287,12 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
         self._running = cycle
+        cycle.message_event = cast("asyncio.Event", Event(is_set=cycle.message_event.is_set()))
         if cycle.scope["http_version"] == "1.0":
             app = _without_chunks(app, cycle)
         else:
-            cycle.scope["extensions"] = {BODY_WRITER: cast("dict[object, object]", _BodyWriter(cycle))}
+            cast("dict[str, object]", cycle.scope)[CLIENT] = _Client(cycle)
+        cast("dict[str, object]", cycle.scope)["asgi"] = _ASGI
         self._polite.hold_head()
         token = REQUEST_ID.set(id_of_scope(cast("dict[str, Any]", cycle.scope)))  # the task takes it over
         try:
@@ -259,6 +304,7 @@ class Connection(HttpToolsProtocol):
         # Not calling super(): it would set a timer for each request.
         self._polite.let_head_go()
         self.server_state.total_requests += 1
+        self._untie()
         if self.is_closing():
             return
         self.flow.resume_reading()
@@ -345,8 +391,7 @@ class Connection(HttpToolsProtocol):
             if running.response_started:
                 self.hang_up()
                 return
-            running.disconnected = True  # whatever its application still sends goes nowhere
-            running.message_event.set()
+            self._disconnect(running)  # whatever its application still sends goes nowhere
         identity = new_request_id()
         self._log_refusal(error, identity)
         _, body = NATIVE.error(error, identity)
@@ -413,6 +458,13 @@ class _PoliteTransport(asyncio.Transport):
             self._transport.write(self._head)
             self._head = b""
 
+    def watch(self, cycle: RequestResponseCycle, leaving: Callable[[], None]) -> bool:
+        return self._connection is not None and self._connection.watch(cycle, leaving)
+
+    def unwatch(self) -> None:
+        if self._connection is not None:
+            self._connection.unwatch()
+
     def let_go(self) -> None:
         """Lets go of the connection, so that both are freed without the collector."""
         self._connection = None
@@ -436,8 +488,8 @@ class _PoliteTransport(asyncio.Transport):
         return self._transport.get_extra_info(name, default)
 
 
-class _BodyWriter:
-    """As ``cycle.send`` of more of a body, without waiting."""
+class _Client:
+    """Who is answered in ``cycle``."""
 
     __slots__ = ("_cycle",)
 
@@ -454,7 +506,14 @@ class _BodyWriter:
             and not cycle.flow.write_paused
         )
 
+    def watch(self, leaving: Callable[[], None]) -> bool:
+        return cast("_PoliteTransport", self._cycle.transport).watch(self._cycle, leaving)
+
+    def unwatch(self) -> None:
+        cast("_PoliteTransport", self._cycle.transport).unwatch()
+
     def write(self, data: bytes) -> None:
+        """As ``cycle.send`` of more of a body, without waiting."""
         self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 

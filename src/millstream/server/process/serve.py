@@ -109,6 +109,7 @@ def _run(
     app = create_app(millstream)
     config = uvicorn.Config(
         Door(app, settings.root_path),
+        interface="asgi3",  # uvicorn takes what is no coroutine function for ASGI 2
         loop="uvloop",
         http="httptools",
         ws="none",

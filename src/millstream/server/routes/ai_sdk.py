@@ -50,7 +50,7 @@ async def resume(request: Request, chat_id: ChatId, caller: Caller) -> Response:
         return Response(status_code=204)
     if found.state.closed:
         return Response(status_code=204)
-    client = ClientWatch(request.receive)
+    client = ClientWatch.of(request)
     return EventStreamResponse(request, client, found.source, runtime.journal, AI_SDK, followed=True)
 
 

@@ -113,7 +113,7 @@ async def start(
     runtime.streams.admit()
     ask = await read_body(request, dialect.parse, runtime.settings.max_body_bytes)
     key = idempotency_key(request)
-    client = ClientWatch(request.receive)
+    client = ClientWatch.of(request)
     try:
         async with client:
             if resumes:

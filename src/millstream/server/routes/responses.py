@@ -52,7 +52,7 @@ async def retrieve(
     if not stream:
         return await unfinished_answer(request, found.state.info, journal, RESPONSES)
     dialect = RESPONSES if starting_after is None else ResponsesDialect(after=starting_after)
-    client = ClientWatch(request.receive)
+    client = ClientWatch.of(request)
     return EventStreamResponse(request, client, found.source, journal, dialect, followed=True)
 
 

@@ -129,7 +129,7 @@ async def follow(
         return Response(status_code=204)
 
     proof = "" if ticket is None else (await runtime.keys.signer()).proof(ticket)
-    client = ClientWatch(request.receive)
+    client = ClientWatch.of(request)
     return EventStreamResponse(
         request, client, found.source, runtime.journal, frames, followed=True, after=seen, proof=proof
     )

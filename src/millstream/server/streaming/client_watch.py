@@ -1,19 +1,50 @@
 """Watching a client: its disconnect cancels what is being done for it."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
+from typing import Protocol
 
-from starlette.types import Receive
+from starlette.requests import Request
+from starlette.types import Receive, Scope
 
 from millstream.streams.cancel_scope import CancelScope
 
 _GOODBYE_SECONDS = 1.0  # what a client that is sent away has to take the last bytes
 
 
+# Our server's own extension of ASGI: the client at the other end of the connection. At the top of the scope,
+# where it needs no dictionary of its own.
+CLIENT = "millstream.client"
+
+
+class Client(Protocol):
+    """Whoever gets the response."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the response has begun, and the client is there and takes more now."""
+
+    def write(self, data: bytes) -> None:
+        """Writes more of the body, without a turn of the loop. Only where it ``is_ready``."""
+
+    def watch(self, leaving: Callable[[], None]) -> bool:
+        """``leaving`` is called when the client leaves before it has the response. False where that cannot
+        be had: then ``receive`` tells."""
+
+    def unwatch(self) -> None: ...
+
+
+def client_of(scope: Scope) -> Client | None:
+    """The client, where the server is ours."""
+    client: Client | None = scope.get(CLIENT)
+    return client
+
+
 class ClientWatch:
-    """Waits for the client's disconnect, in a task, from when it is made until ``stop``.
+    """Waits for the client's disconnect from when it is made until ``stop``: the server says it, or else a
+    task of its own asks for it.
 
     A disconnect or ``send_away`` cancels the body of its ``async with`` at the next await, and the end of the
     ``async with`` swallows that cancellation. It may be entered again: for the start of a stream first, then
@@ -24,12 +55,21 @@ class ClientWatch:
     all the same, but with its last frame.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    __slots__ = ("_asking", "_client", "_left", "_scope", "_served", "sent_away")
+
+    def __init__(self, receive: Receive, client: Client | None = None) -> None:
         self.sent_away = False  # the body was cancelled, and its client is still there
         self._left = False
         self._scope = CancelScope()
         self._served = False
-        self._leaving = asyncio.create_task(self._watch(receive))
+        self._client = client
+        self._asking: asyncio.Task[None] | None = None
+        if client is None or not client.watch(self._leave):
+            self._asking = asyncio.create_task(self._ask(receive))
+
+    @classmethod
+    def of(cls, request: Request) -> "ClientWatch":
+        return cls(request.receive, client_of(request.scope))
 
     def send_away(self) -> None:
         """Ends the response early, so that its client comes back to another worker."""
@@ -48,7 +88,10 @@ class ClientWatch:
         self._served = True
 
     def stop(self) -> None:
-        self._leaving.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+        elif self._client is not None:
+            self._client.unwatch()
 
     async def __aenter__(self) -> "ClientWatch":
         self._scope = CancelScope()
@@ -70,9 +113,12 @@ class ClientWatch:
             self.sent_away = not self._left
         return swallowed
 
-    async def _watch(self, receive: Receive) -> None:
+    async def _ask(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._leave()
+
+    def _leave(self) -> None:
         self._left = True
         self._end()
 

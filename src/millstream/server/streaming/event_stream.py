@@ -28,11 +28,11 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from enum import Enum
-from typing import Protocol
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
+from millstream import deadlines
 from millstream.answer import Answer, Fold
 from millstream.dialects import Dialect
 from millstream.errors import BadPosition, Draining, MillstreamError, Overloaded
@@ -41,7 +41,7 @@ from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
 from millstream.server.errors import error_response, fault_of, request_id
 from millstream.server.root_path import stream_url
-from millstream.server.streaming.client_watch import ClientWatch
+from millstream.server.streaming.client_watch import ClientWatch, client_of
 from millstream.streams.audience import ReadableStream
 
 HOLD_SECONDS = 10.0  # how long the status line waits for a provider's first event
@@ -59,20 +59,6 @@ _HEADERS = {
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
 }
-
-
-# Our server's own extension of ASGI: what a response writes its body with, without a turn of the loop.
-BODY_WRITER = "millstream.body_writer"
-
-
-class BodyWriter(Protocol):
-    """Writes more of the body of a response that has begun."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the client is there and takes more now."""
-
-    def write(self, data: bytes) -> None: ...
 
 
 class State(Enum):
@@ -127,8 +113,8 @@ class EventStreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         STREAM_ID.set(self._source.info.stream_id)
         self._send = send
-        self._writer: BodyWriter | None = scope.get("extensions", {}).get(BODY_WRITER)
-        self._timer = self._loop.call_later(self._hold, self._check_silence)
+        self._writer = client_of(scope)
+        self._timer = deadlines.at(self._loop.time() + self._hold, self._check_silence)
         try:
             async with self._client:
                 try:
@@ -163,14 +149,14 @@ class EventStreamResponse(Response):
             elif self._state is State.COMMITTED:
                 await self._body(b"", last=True)
 
-    async def _batches(self) -> AsyncGenerator[Batch]:
+    def _batches(self) -> AsyncGenerator[Batch]:
         """What follows the position. For a dialect that looks back everything is read."""
-        stream_id, after, before = self._source.info.stream_id, self._after, self._before
-        if before is None or after is None:
-            async with aclosing(self._journal.read(stream_id, after, self._push)) as batches:
-                async for batch in batches:
-                    yield batch
-            return
+        if self._before is None or self._after is None:
+            return self._journal.read(self._source.info.stream_id, self._after, self._push)
+        return self._batches_after(self._after, self._before)
+
+    async def _batches_after(self, after: Position, before: Fold) -> AsyncGenerator[Batch]:
+        stream_id = self._source.info.stream_id
         last = (await self._journal.state(stream_id)).last
         if after > last:
             raise BadPosition(f"the stream is at {last}")
@@ -243,7 +229,7 @@ class EventStreamResponse(Response):
         if now >= due and not self._sending.locked():
             self._breaking_silence = asyncio.create_task(self._break_silence())
             due = now + PING_SECONDS
-        self._timer = self._loop.call_at(max(due, now + LOOK_SECONDS), self._check_silence)
+        self._timer = deadlines.at(max(due, now + LOOK_SECONDS), self._check_silence)
 
     async def _break_silence(self) -> None:
         async with self._sending:
