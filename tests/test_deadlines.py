@@ -62,6 +62,23 @@ async def test_what_is_called_off_does_not_ring_and_what_fails_stops_no_other() 
     assert len(faults) == 9
 
 
+async def test_of_two_that_call_each_other_off_only_one_rings() -> None:
+    """Though both have come in one turn: what is let go of by the first may be somebody else's by now."""
+    rings = Rings()
+    now = rings.loop.time()
+    pair: list[deadlines.Deadline] = []
+
+    def first_come(name: str, other: int) -> None:
+        rings.at[name] = now
+        pair[other].cancel()
+
+    pair += [deadlines.at(now, partial(first_come, "a", 1)), deadlines.at(now, partial(first_come, "b", 0))]
+    deadlines.at(now + 1, rings.of("last"))
+    async with asyncio.timeout(10):
+        await rings.all.wait()
+    assert len(rings.at) == 2
+
+
 async def test_a_deadline_that_rings_may_set_another_of_the_same_second() -> None:
     rings = Rings()
     now = rings.loop.time()

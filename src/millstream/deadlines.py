@@ -52,9 +52,14 @@ class _Far:
 
     def cancel(self) -> None:
         self._second.discard(self)
+        self._call = _nothing  # its second may ring already
 
     def ring(self) -> None:
         self._call()
+
+
+def _nothing() -> None:
+    pass
 
 
 # By event loop: the far deadlines of each second that has any.
