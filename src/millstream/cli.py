@@ -574,8 +574,8 @@ def _print_totals(by: Sequence[str], totals: Sequence[Any]) -> None:
             f"{total.streams:,}",
             f"{total.prompt_tokens:,}",
             f"{total.completion_tokens:,}",
-            total.cost_usd,
-            total.price_usd,
+            "-" if total.cost_usd is None else total.cost_usd,
+            "-" if total.price_usd is None else total.price_usd,
             f"{total.unpriced:,}" if total.unpriced else "",
             *("" if one is None else f"{one:g}" for one in seconds),
         )

@@ -18,7 +18,7 @@ from millstream.database import FIRST_EVENT_SECONDS, Database, DatabaseAway, hou
 from millstream.errors import InvalidRequest
 from millstream.events import StreamEnd
 from millstream.ledger import Ledger, reports
-from millstream.ledger.reports import Total
+from millstream.ledger.reports import Asked, Total
 from millstream.ledger.rows import Opening, Settlement
 from millstream.meter import Meter
 from millstream.usage import UNKNOWN, Charge, Usage
@@ -135,6 +135,21 @@ async def test_a_settlement_whose_commit_fails_or_whose_answer_is_lost_counts_on
             monkeypatch.setattr(db, "run_by_hand", real)
             assert failed
         assert await proven(ledger) == 2
+
+
+async def test_money_that_nobody_knows_is_not_zero(db: Database) -> None:
+    async with Ledger(db) as ledger:
+        for stream_id, model, charge in (
+            ("a", "known", None),
+            ("b", "known", UNKNOWN),
+            ("c", "other", UNKNOWN),
+        ):
+            await ledger.open(opening(stream_id, model=model))
+            await ledger.settle(settlement(stream_id, **({} if charge is None else {"charge": charge})))
+        totals = {one.group["model"]: one for one in await ledger.totals(Asked(("model",)))}
+    known, other = totals["known"], totals["other"]
+    assert (known.cost_usd, known.price_usd, known.unpriced) == ("0.100000", "0.300000", 1)
+    assert (other.cost_usd, other.price_usd, other.unpriced) == (None, None, 1)
 
 
 async def test_rows_that_are_settled_one_by_one_count_once(db: Database) -> None:

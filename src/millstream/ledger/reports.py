@@ -69,7 +69,8 @@ class Percentiles(Struct, frozen=True):
 class Total(Struct, frozen=True):
     """Sums over the streams of one ``group``, which names what they have in common, or None where they have
     none. ``cost_usd`` is what they cost and ``price_usd`` what is charged for them: ``uncosted`` streams are
-    not in the first, and ``unpriced`` not in the second, because that is not known. Of ``estimated`` streams
+    not in the first, and ``unpriced`` not in the second, because that is not known; where it is known of none
+    of them, the sum is None. Of ``estimated`` streams
     the last word on their tokens is not their provider's. ``failed`` are also those that were interrupted.
     """
 
@@ -89,8 +90,8 @@ class Total(Struct, frozen=True):
     prompt_image_tokens: int
     completion_audio_tokens: int
     completion_image_tokens: int
-    cost_usd: str
-    price_usd: str
+    cost_usd: str | None
+    price_usd: str | None
     first_event_seconds: Percentiles | None = None
 
     def for_customer(self) -> "Total":
@@ -140,10 +141,15 @@ def _total(by: Sequence[str], group: Sequence[str | None], sums: dict[str, int])
     return Total(
         dict(zip(by, group, strict=True)),
         **{name: sums[name] for name in _COUNTS if not name.endswith("_picodollars")},
-        cost_usd=to_dollars(sums["cost_picodollars"]),
-        price_usd=to_dollars(sums["price_picodollars"]),
+        cost_usd=_known(sums, "cost_picodollars", "uncosted"),
+        price_usd=_known(sums, "price_picodollars", "unpriced"),
         first_event_seconds=_percentiles(waited) if waited else None,
     )
+
+
+def _known(sums: dict[str, int], name: str, unknown: str) -> str | None:
+    """A sum of money, unless it is known of none of the streams."""
+    return None if sums[unknown] == sums["streams"] else to_dollars(sums[name])
 
 
 # -- where sums come from --------------------------------------------------------------------------
