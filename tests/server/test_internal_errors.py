@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from application import Run
 from asgi import Exchange, get, post
 from millstream import Millstream, Settings
 from millstream.database import DatabaseAway
-from millstream.errors import StreamClosed
+from millstream.dialects import Dialect
+from millstream.dialects.table import DIALECTS
+from millstream.errors import NotFound, StreamClosed
 from millstream.events import Batch, Position, StreamStart, TextDelta
 from millstream.prompt import Prompt
 from millstream.providers import Produced
 from millstream.providers.scripted import ScriptedProvider
+from millstream.server.errors import error_response
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 
@@ -174,3 +177,11 @@ async def test_a_database_that_is_away_is_logged_under_the_requests_id(
             await call.finished()
         assert call.status == 503
         assert "it is locked" in line_under(call.response_headers["x-request-id"], caplog)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+def test_an_error_names_its_request_once(dialect: Dialect) -> None:
+    request = Request({"type": "http", "method": "POST", "path": "/", "headers": []})
+    names = [name for name, _ in error_response(NotFound("x"), request, dialect).raw_headers]
+    assert names.count(dialect.request_id_header.lower().encode()) == 1
+    assert len(names) == len(set(names))

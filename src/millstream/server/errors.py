@@ -114,10 +114,12 @@ def error_response(
     """``error`` as the answer to ``request``."""
     identity = request_id(request)
     status, body = dialect.error(error, identity)
-    headers = error_headers(error, identity, stream_id) | {dialect.request_id_header: identity}
+    headers = error_headers(error, identity, stream_id)
     if isinstance(error, (RateLimited, BudgetExceeded)):
         headers |= dialect.limit_headers((error.standing,))
-    return Response(body, status, headers)
+    response = Response(body, status, headers)
+    response.headers[dialect.request_id_header] = identity
+    return response
 
 
 def with_errors(handle: Callable[[Request], Awaitable[Response]], dialect: Dialect = NATIVE) -> Handler:
