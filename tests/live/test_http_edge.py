@@ -577,6 +577,7 @@ async def test_a_body_can_be_written_in_any_turn_while_its_client_takes_it() -> 
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
         assert body.is_ready
+        body.write(b"")  # which ends nothing
         body.write(b"bc")
         while body.is_ready:
             body.write(b"x" * 65536)  # more than it takes

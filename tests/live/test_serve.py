@@ -206,8 +206,8 @@ async def test_a_price_that_is_unknown_is_not_zero(tmp_path: Path) -> None:
     db.close()
     printed = command("usage", "--by", "model", cwd=tmp_path).stdout.splitlines()
     assert [line.split() for line in printed[1:]] == [
-        ["known", "2", "0", "14", "0.250000", "1"],
-        ["unknown", "1", "0", "7", "-", "1"],
+        ["known", "2", "0", "14", "0.250000", "0.250000", "1"],
+        ["unknown", "1", "0", "7", "-", "-", "1"],
     ]
     by_model = json.loads(command("usage", "--by", "model", "--json", cwd=tmp_path).stdout)
     assert [(total["cost_usd"], total["unpriced"]) for total in by_model] == [("0.250000", 1), (None, 1)]

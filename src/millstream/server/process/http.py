@@ -514,7 +514,8 @@ class _Client:
 
     def write(self, data: bytes) -> None:
         """As ``cycle.send`` of more of a body, without waiting."""
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        if data:  # an empty chunk would be the end of the body
+            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 def _without_chunks(app: "ASGI3Application", cycle: RequestResponseCycle) -> "ASGI3Application":

@@ -193,8 +193,9 @@ class EventStreamResponse(Response):
             or not self._writer.is_ready
         ):
             return False
-        self._writer.write(self._encode(batch))
-        self._sent_at = self._loop.time()
+        if frames := self._encode(batch):  # of some events a format says nothing
+            self._writer.write(frames)
+            self._sent_at = self._loop.time()
         return True
 
     def _encode(self, batch: Batch) -> bytes:
