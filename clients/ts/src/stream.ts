@@ -270,7 +270,8 @@ export async function cancelStream(
 export async function hasBegun(server: Server, streamId: string): Promise<boolean> {
   const response = await call(server, `/v1/streams/${encodeURIComponent(streamId)}`, { method: "GET" });
   if (!response.ok) throw await errorFromResponse(response);
-  const { status, completion_tokens: tokens } = (await response.json()) as Record<string, unknown>;
+  const { status, usage } = (await response.json()) as { status: unknown; usage?: Record<string, unknown> };
+  const tokens = usage?.["completion_tokens"];
   return status === "completed" || (typeof tokens === "number" && tokens > 0);
 }
 

@@ -493,7 +493,7 @@ describe("what an answer says of how it came", () => {
     const proxy: typeof fetch = async (input, init) => {
       const path = String(input);
       if (path.endsWith("/v1/streams/str_1"))
-        return Response.json({ status: "running", completion_tokens: said });
+        return Response.json({ status: "running", usage: { completion_tokens: said } });
       if (path.endsWith("/stream")) await buffered;
       return server.fetch(input, init);
     };
