@@ -28,7 +28,7 @@ class Running:
     async def receipts(self) -> Sequence[RowMapping]:
         import sqlalchemy as sa
 
-        from millstream.database import streams
+        from millstream.schema import streams
 
         await self.idle()
         return await self.millstream.database.read(

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from redis import Redis
 
 from application import Run, Running
-from millstream import database
+from millstream import schema
 from millstream.database import Database
 from millstream.providers import Provider
 from millstream.server.app import Millstream, create_app
@@ -95,7 +95,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'folder' / 'x.db'}"
     url: str = request.getfixturevalue("postgres")
     db = Database(url)
-    db.run(lambda connection: database.metadata.drop_all(connection))
+    db.run(lambda connection: schema.metadata.drop_all(connection))
     db.run(lambda connection: connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version")))
     db.close()
     return url

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from millstream.auth import Keys
 from millstream.cli import app
-from millstream.database import Database, hours
+from millstream.database import Database
 from millstream.errors import Unauthorized
 from millstream.ledger import Ledger
 from millstream.meter import Meter
+from millstream.schema import hours
 from millstream.usage import Usage
 
 

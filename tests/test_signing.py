@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from application import Run
 from asgi import get, post
-from millstream import database
+from millstream import database, schema
 from millstream.cli import app
 from millstream.database import Database
 from millstream.errors import ConfigurationError, Unauthorized
@@ -254,7 +254,7 @@ async def test_secrets_of_the_settings_take_the_place_of_the_one_in_the_database
             text = signed(signer, running.key_id)
             async with get(running.app, "/v1/models", text) as call:
                 assert (await call.finished()).status == status
-        rows = await running.millstream.database.read(lambda c: c.execute(sa.select(database.secrets)).all())
+        rows = await running.millstream.database.read(lambda c: c.execute(sa.select(schema.secrets)).all())
         assert rows == []
 
 

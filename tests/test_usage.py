@@ -6,14 +6,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream import database
+from millstream import schema
 from millstream.dialects.native import usage_json
 from millstream.ledger.rows import USAGE_COLUMNS, Receipt
 from millstream.usage import TOKEN_KINDS, Bill, Usage, to_dollars, to_picodollars
 
 
 def test_the_tables_and_the_receipt_have_exactly_these_kinds_of_tokens() -> None:
-    columns = [column.name for column in database.streams.columns]
+    columns = [column.name for column in schema.streams.columns]
     assert [name for name in columns if name.endswith("_tokens")] == list(TOKEN_KINDS)
     assert set(USAGE_COLUMNS) <= set(columns)
     assert not [name for name in Receipt.__struct_fields__ if name.endswith("_tokens")]

@@ -207,7 +207,7 @@ ROOMS = (
     ("journals", ("journals",)),
     ("the ledger", ("ledger", "limits", "prices", "tokens")),
     ("who is asking", ("auth", "api_keys", "signing", "tickets")),
-    ("the database", ("database", "driver", "driver_words", "private_files", "threads")),
+    ("the database", ("database", "schema", "driver", "driver_words", "private_files", "threads")),
     ("for programs that call a server", ("client",)),
     ("words", ("answer", "events", "prompt", "usage", "errors", "log_ids", "deadlines", "sse")),
 )

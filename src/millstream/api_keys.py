@@ -18,9 +18,9 @@ import sqlalchemy as sa
 from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy.engine import Connection, RowMapping
 
-from millstream.database import key_limits, keys, old_digests
 from millstream.errors import InvalidRequest, NotFound
 from millstream.limits import Limit
+from millstream.schema import key_limits, keys, old_digests
 
 Scope: TypeAlias = Literal["chat", "usage", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
-from millstream import database
+from millstream import schema
 from millstream.database import Database, DatabaseAway
 from millstream.errors import ConfigurationError
 from millstream.tickets import Signer
@@ -93,7 +93,7 @@ def _believed(known: Sequence[_Secret], now: float) -> list[bytes]:
     return [signs.value, *(secret.value for secret in believed if secret is not signs)]
 
 
-_table = database.secrets
+_table = schema.secrets
 _is_ours = _table.c.name.startswith(_NAME)
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from millstream.database import Database, DatabaseAway, streams, workers
+from millstream.database import Database, DatabaseAway
 from millstream.errors import Overloaded, TooManyStreams
 from millstream.ledger import Ledger
 from millstream.ledger.leases import LEASE_SECONDS
 from millstream.ledger.rows import Claim, Opening, Settlement
+from millstream.schema import streams, workers
 from millstream.usage import UNKNOWN, Charge, Usage
 from services import Postgres, postgres_server
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ledger_rows import opening, settlement
-from millstream import database
+from millstream import database, schema
 from millstream.api_keys import Changes, is_wellformed
 from millstream.auth import Keys
 from millstream.database import Database, DatabaseAway
@@ -42,7 +42,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(db: Database) -> None
     from alembic.migration import MigrationContext
 
     def differences(connection: Connection) -> object:
-        return compare_metadata(MigrationContext.configure(connection), database.metadata)
+        return compare_metadata(MigrationContext.configure(connection), schema.metadata)
 
     assert db.run(differences) == []
 
@@ -68,9 +68,9 @@ def test_who_comes_while_another_one_migrates_waits_for_it(database_url: str) ->
 
     def migrate_between(connection: Connection) -> None:
         database.migrate_alone(connection)
-        database.metadata.create_all(connection)
+        schema.metadata.create_all(connection)
         connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)"))
-        connection.execute(sa.text(f"INSERT INTO alembic_version VALUES ('{database.REVISION}')"))
+        connection.execute(sa.text(f"INSERT INTO alembic_version VALUES ('{schema.REVISION}')"))
         other.start()
         assert writes.wait(20)
 
@@ -128,7 +128,7 @@ async def test_a_key_is_verified_until_it_is_revoked(db: Database) -> None:
 
 async def test_nothing_of_a_key_but_its_digest_is_stored(db: Database) -> None:
     _, secret = await Keys(db).create("n", ["chat"])
-    (row,) = await db.read(lambda c: c.execute(sa.select(database.keys)).all())
+    (row,) = await db.read(lambda c: c.execute(sa.select(schema.keys)).all())
     assert secret not in str(row)
     assert secret[12:-4] not in str(row)
 
@@ -434,7 +434,7 @@ async def test_after_a_pause_nobody_is_thought_dead_at_once(db: Database) -> Non
 async def test_a_worker_that_leaves_is_not_missed(db: Database) -> None:
     async with Ledger(db):
         pass
-    assert await db.read(lambda c: c.scalar(sa.select(sa.func.count()).select_from(database.workers))) == 0
+    assert await db.read(lambda c: c.scalar(sa.select(sa.func.count()).select_from(schema.workers))) == 0
 
 
 async def test_an_idempotency_key_is_claimed_once(db: Database) -> None:
@@ -624,7 +624,7 @@ async def test_a_secret_that_was_replaced_is_refused_when_its_time_is_over(
         signer.check_ticket(ticket, "s", "follow")
     for _ in range(3):
         await secrets.rotate()
-    assert await db.read(lambda c: c.scalar(sa.select(sa.func.count()).select_from(database.secrets))) == 2
+    assert await db.read(lambda c: c.scalar(sa.select(sa.func.count()).select_from(schema.secrets))) == 2
 
 
 async def test_a_new_secret_is_known_to_every_worker_before_it_signs(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from millstream import database
+from millstream import schema
 from millstream.auth import Keys
 from millstream.database import Database
 from millstream.ledger import Ledger
@@ -36,7 +36,7 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Database]:
     is_sqlite = request.param == "sqlite"
     db = Database(f"sqlite:///{tmp_path / 'x.db'}" if is_sqlite else request.getfixturevalue("postgres"))
     db.migrate()
-    for table in (database.exports, database.streams, database.workers):
+    for table in (schema.exports, schema.streams, schema.workers):
         db.run(lambda connection, table=table: connection.execute(sa.delete(table)))  # type: ignore[misc]
     yield db
     db.close()
@@ -84,7 +84,7 @@ def corrected(stream_id: str) -> Settlement:
 
 
 async def waiting(db: Database) -> list[tuple[str, str, bool]]:
-    columns = (database.exports.c.exporter, database.exports.c.stream_id, database.exports.c.is_correction)
+    columns = (schema.exports.c.exporter, schema.exports.c.stream_id, schema.exports.c.is_correction)
     query = sa.select(*columns).order_by(*columns)
     return await db.read(lambda connection: [(a, b, c) for a, b, c in connection.execute(query)])
 

@@ -15,13 +15,14 @@ import sqlalchemy as sa
 
 from ledger_rows import opening, settlement
 from millstream.auth import Keys
-from millstream.database import Database, counters, streams
+from millstream.database import Database
 from millstream.driver import DriverConnection, Prepared, Row
 from millstream.errors import BudgetExceeded, MillstreamError, RateLimited, TooManyStreams
 from millstream.journals.memory import MemoryJournal
 from millstream.ledger import Ledger
 from millstream.ledger.rows import Opening, Settlement
 from millstream.limits import Applied, Demand, Hold, Limit, narrowest, window
+from millstream.schema import counters, streams
 from millstream.streams.upkeep import Upkeep
 from millstream.usage import UNKNOWN, Charge, Usage
 

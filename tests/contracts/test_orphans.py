@@ -9,13 +9,14 @@ import pytest
 import sqlalchemy as sa
 
 from millstream.auth import Keys
-from millstream.database import Database, streams
+from millstream.database import Database
 from millstream.events import PartStart, StreamInfo, StreamStart, Text, TextDelta
 from millstream.journals import Journal
 from millstream.journals.memory import MemoryJournal
 from millstream.journals.redis import RedisJournal
 from millstream.ledger import Ledger
 from millstream.ledger.rows import Opening
+from millstream.schema import streams
 from millstream.streams.upkeep import Upkeep
 
 

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from millstream import database
+from millstream import database, schema
 from millstream.api_keys import Changes
 from millstream.auth import Keys
-from millstream.database import FIRST_EVENT_SECONDS, Database, DatabaseAway, hours, key_hours, user_hours
+from millstream.database import Database, DatabaseAway
 from millstream.errors import InvalidRequest
 from millstream.events import StreamEnd
 from millstream.ledger import Ledger, reports
 from millstream.ledger.reports import Asked, Total
 from millstream.ledger.rows import Opening, Settlement
 from millstream.meter import Meter
+from millstream.schema import FIRST_EVENT_SECONDS, hours, key_hours, user_hours
 from millstream.usage import UNKNOWN, Charge, Usage
 
 DAY = 1_767_225_600.0  # 2026-01-01, UTC
@@ -81,7 +82,7 @@ async def test_every_sum_of_a_stream_is_kept(db: Database) -> None:
         assert (row["prompt_audio_tokens"], row["completion_image_tokens"]) == (1, 1)
         assert (row["cost_picodollars"], row["price_picodollars"]) == (10**11, 3 * 10**11)
         bucket = FIRST_EVENT_SECONDS.index(0.5)
-        assert [row[name] for name in database.FIRST_EVENTS] == [
+        assert [row[name] for name in schema.FIRST_EVENTS] == [
             int(number == bucket) for number in range(len(FIRST_EVENT_SECONDS) + 1)
         ]
     assert (await kept(db, user_hours))[0]["user"] == "u"
@@ -216,9 +217,7 @@ async def test_workers_that_settle_at_once_lose_nothing_and_wait_for_nobody(db: 
 
         def freeze(connection: sa.Connection) -> None:
             connection.execute(
-                sa.update(database.streams)
-                .where(database.streams.c.id == "frozen")
-                .values(status="completed")
+                sa.update(schema.streams).where(schema.streams.c.id == "frozen").values(status="completed")
             )
             loop.call_soon_threadsafe(held.set)
             asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)
@@ -347,7 +346,7 @@ async def test_old_rows_go_a_few_at_a_time_and_the_sums_stay(
         assert await ledger.delete_rows(DAY + 7201) == 0  # its hour is not over
         (after,) = await Meter(ledger).totals()
         assert before == after
-        ids = await db.read(lambda c: set(c.scalars(sa.select(database.streams.c.id))))
+        ids = await db.read(lambda c: set(c.scalars(sa.select(schema.streams.c.id))))
         assert ids == {"runs", "new"}
         await settled(ledger, "newer", DAY + 4 * 3600)
         assert await proven(ledger) == 1  # of whose hour no row can have been deleted

@@ -302,7 +302,7 @@ class Survival(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     async def rows(self) -> Sequence[sa.Row[Any]]:
-        from millstream.database import streams
+        from millstream.schema import streams
 
         return await self.db.read(lambda connection: connection.execute(sa.select(streams)).all())
 

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 import exporting
 from billing_servers import Stripe, serving
-from millstream import database
+from millstream import schema
 from millstream.database import Database
 from millstream.ledger.exports import Exports
 from services import postgres_server
@@ -66,7 +66,7 @@ def settled(db: Database, number: int) -> dict[str, int]:
             }
             for row in rows
         ]
-        for table, some in ((database.streams, rows), (database.exports, waiting)):
+        for table, some in ((schema.streams, rows), (schema.exports, waiting)):
             db.run(partial(Connection.execute, statement=sa.insert(table), parameters=some))
         values |= {
             f"{row['id']}.tokens": row["prompt_tokens"] + row["completion_tokens"]  # type: ignore[operator]

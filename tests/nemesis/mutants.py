@@ -76,8 +76,8 @@ def drop_a_settlement() -> None:
 def settle_twice() -> None:
     import sqlalchemy as sa
 
-    from millstream.database import streams
     from millstream.ledger import Ledger
+    from millstream.schema import streams
 
     settle, now = Ledger.settle, now_and_then(9)
 

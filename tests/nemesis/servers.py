@@ -20,7 +20,7 @@ import psutil
 import sqlalchemy as sa
 from redis import Redis
 
-from millstream.database import streams
+from millstream.schema import streams
 from nemesis.plans import MODEL, PRICE_IN, PRICE_OUT, PROVIDER_KEY, SetUp
 from nemesis.records import Exit, Row
 from services import answers, needed

@@ -11,11 +11,12 @@ import sqlalchemy as sa
 
 from application import Run, Running
 from asgi import Exchange, get, post, put
-from millstream.database import DatabaseAway, counters
+from millstream.database import DatabaseAway
 from millstream.events import TextDelta
 from millstream.limits import Limit, make
 from millstream.providers import Finish, Provider
 from millstream.providers.scripted import Script, ScriptedProvider
+from millstream.schema import counters
 from millstream.streams.allowance import STEP_TOKENS
 from millstream.usage import Usage
 

@@ -9,7 +9,7 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from millstream.database import Database, DatabaseAway, RowTaken, streams
+from millstream.database import Database, DatabaseAway, RowTaken
 from millstream.errors import BudgetExceeded, IdempotencyConflict, NotFound, RateLimited, TooManyStreams
 from millstream.ledger import exports, invoices, limits, receipts, reports, retention, rows, verify
 from millstream.ledger.invoices import Difference, Invoice
@@ -20,6 +20,7 @@ from millstream.ledger.rows import Claim, Opening, Receipt, Settlement
 from millstream.ledger.verify import Verified
 from millstream.ledger.writer import Opened, Writer, not_opened
 from millstream.limits import Applied, Hold, Limit, limit_shown
+from millstream.schema import streams
 from millstream.usage import Charge, Usage
 
 log = logging.getLogger("millstream.ledger")

@@ -15,8 +15,9 @@ from msgspec import Struct
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
-from millstream.database import Database, exports, keys, streams
+from millstream.database import Database
 from millstream.driver import DriverConnection, Prepared
+from millstream.schema import exports, keys, streams
 from millstream.usage import TOKEN_KINDS
 
 # What an export counts. Costs are in picodollars, and None where no price is known.

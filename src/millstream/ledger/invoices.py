@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
-from millstream.database import streams
 from millstream.errors import InvalidRequest
+from millstream.schema import streams
 
 _DAY = 86_400
 # Providers bill a dated version of the name that was asked for.

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from millstream.database import Database, streams, workers
+from millstream.database import Database
 from millstream.ledger.rows import Orphan, to_orphan
+from millstream.schema import streams, workers
 
 LEASE_SECONDS = 15.0  # how long a worker's beat may stand still
 _ORPHANS = 500

@@ -13,7 +13,6 @@ from typing import Any
 import sqlalchemy as sa
 from msgspec import Struct
 
-from millstream.database import counters, streams
 from millstream.driver import DriverConnection, Prepared
 from millstream.errors import BudgetExceeded, MillstreamError, RateLimited, TooManyStreams
 from millstream.limits import (
@@ -28,6 +27,7 @@ from millstream.limits import (
     limit_shown,
     shown,
 )
+from millstream.schema import counters, streams
 
 _TOKENS_AND_DOLLARS: tuple[What, What] = ("tokens", "usd")
 _CLOCK_SECONDS = 10.0  # for how long one look at the database's clock holds

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
-from millstream.database import streams
 from millstream.errors import InvalidRequest
 from millstream.ledger.rows import Receipt, Status, to_receipt
+from millstream.schema import streams
 
 MOST = 200  # of a page
 _NO_CURSOR = "the cursor is none that a page has given"

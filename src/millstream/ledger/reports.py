@@ -15,20 +15,20 @@ from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy.engine import Connection
 
-from millstream.database import (
+from millstream.database import snapshot
+from millstream.errors import InvalidRequest
+from millstream.ledger import periods
+from millstream.ledger.periods import HOUR
+from millstream.schema import (
     FIRST_EVENT_SECONDS,
     FIRST_EVENTS,
     SUMS,
     hours,
     key_hours,
     keys,
-    snapshot,
     streams,
     user_hours,
 )
-from millstream.errors import InvalidRequest
-from millstream.ledger import periods
-from millstream.ledger.periods import HOUR
 from millstream.usage import TOKEN_KINDS, to_dollars
 
 Dimension: TypeAlias = Literal["hour", "day", "month", "key", "owner", "model", "provider", "user"]

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 
-from millstream.database import SUMS, exports, hours, key_hours, streams, user_hours
 from millstream.ledger.periods import HOUR
+from millstream.schema import SUMS, exports, hours, key_hours, streams, user_hours
 
 DELETED_AT_ONCE = 500
 

@@ -8,9 +8,10 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
-from millstream.database import SUMS, hours, key_hours, snapshot, streams, user_hours
+from millstream.database import snapshot
 from millstream.ledger import reports
 from millstream.ledger.periods import HOUR
+from millstream.schema import SUMS, hours, key_hours, streams, user_hours
 
 _HOURS_AT_ONCE = 24
 

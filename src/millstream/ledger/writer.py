@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from msgspec import Struct
 
-from millstream.database import Database, DatabaseAway, RowTaken, streams
+from millstream.database import Database, DatabaseAway, RowTaken
 from millstream.driver import DriverConnection, Prepared
 from millstream.errors import (
     BudgetExceeded,
@@ -29,6 +29,7 @@ from millstream.ledger import exports
 from millstream.ledger.limits import Books, Clock
 from millstream.ledger.rows import REPORTED_COLUMNS, USAGE_COLUMNS
 from millstream.limits import Demand, Hold, Standing
+from millstream.schema import streams
 
 log = logging.getLogger("millstream.ledger")
 

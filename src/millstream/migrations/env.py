@@ -2,7 +2,8 @@
 
 from alembic import context
 
-from millstream.database import metadata, migrate_alone
+from millstream.database import migrate_alone
+from millstream.schema import metadata
 
 with context.config.attributes["engine"].connect() as connection:
     context.configure(

@@ -1,0 +1,61 @@
+"""The commands on what is on its way to exporters."""
+
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from millstream.cli.shared import DataDir, Json, print_json, print_table, with_database
+
+exports_app = typer.Typer(
+    help="What is on its way to exporters. Works on the database, with or without a running server.",
+)
+
+
+@exports_app.callback(invoke_without_command=True)
+def exports_list(context: typer.Context, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Show what waits for each exporter, for how long, and what the last error was.
+
+    Failed ones were refused for good. They are kept, and sent again by `exports retry`.
+    """
+    from millstream.ledger.exports import ExporterState, Exports
+    from millstream.settings import Settings
+
+    if context.invoked_subcommand is not None:
+        return
+    found = with_database(data_dir, lambda db: Exports(db).states())
+    idle = Settings.load().exporters.keys() - {state.exporter for state in found}
+    states = sorted([*found, *(ExporterState(name) for name in idle)], key=lambda state: state.exporter)
+    if as_json:
+        print_json(msgspec.to_builtins(states))
+        return
+    table = Table("exporter", box=None)
+    for column in ("waiting", "oldest", "failed"):
+        table.add_column(column, justify="right")
+    table.add_column("last error")
+    for state in states:
+        table.add_row(
+            state.exporter,
+            f"{state.waiting:,}",
+            f"{state.lag_seconds:,.0f} s" if state.waiting else "",
+            f"{state.failed:,}" if state.failed else "",
+            escape(state.last_error or ""),
+        )
+    print_table(table)
+
+
+@exports_app.command("retry")
+def exports_retry(
+    name: Annotated[str, typer.Argument(help="The exporter, as `exports` shows it.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Send again what an exporter's service has refused, once its reason is mended.
+
+    Among it may be what was sent long ago without an answer: look there first, since it would count twice.
+    """
+    from millstream.ledger.exports import Exports
+
+    number = with_database(data_dir, lambda db: Exports(db).retry(name))
+    print(f"{number:,} streams are due again")
