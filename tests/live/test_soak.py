@@ -23,13 +23,15 @@ def body(model: str) -> bytes:
     return json.dumps(value | {"on_disconnect": "continue"}).encode()
 
 
-async def numbers(reader: asyncio.StreamReader, *, pace: str) -> list[int]:
-    """The numbers that a reader gets, at ``pace``; its last frame has to be a good end."""
+async def numbers(reader: asyncio.StreamReader, *, pace: str, said: asyncio.Event) -> list[int]:
+    """The numbers that a reader gets, at ``pace``; its last frame has to be a good end. One that stalls reads
+    nothing until all of it is ``said``.
+    """
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
     received = bytearray()
     if pace == "stalls":
-        await asyncio.sleep(1.5)  # no wait for something: its pace
+        await said.wait()
     while data := await reader.read(512 if pace == "drips" else 1 << 16):
         received += data
         if pace == "drips" and len(received) < 200_000:
@@ -55,8 +57,13 @@ def unchunked(data: bytes) -> bytes:
 
 
 async def soak(serve: Serve, ask: Ask, words: int, streams: int) -> None:
+    said, left = asyncio.Event(), 3 * streams
+
     async def count(request: Request) -> None:
         """All words, a few at a time or many, as providers send them."""
+        nonlocal left
+        if request.path.endswith("/models"):
+            return await request.answer(200, {"data": [{"id": "m"}]})
         await request.head()
         number = 0
         while number < words:
@@ -68,6 +75,9 @@ async def soak(serve: Serve, ask: Ask, words: int, streams: int) -> None:
             await request.chunk(events)
             number += many
             await asyncio.sleep(0)
+        left -= 1
+        if not left:
+            said.set()
         with suppress(ConnectionError):  # behind the last word it may be let go
             await request.finish(usage={"prompt_tokens": 1, "completion_tokens": words})
 
@@ -78,7 +88,7 @@ async def soak(serve: Serve, ask: Ask, words: int, streams: int) -> None:
             async def follow(pace: str) -> list[int]:
                 reader, writer = await ask(server.port, "POST", "/v1/chat/stream", body("m"), **key)
                 try:
-                    return await numbers(reader, pace=pace)
+                    return await numbers(reader, pace=pace, said=said)
                 finally:
                     writer.close()
 
