@@ -1,7 +1,6 @@
 """The rules of a dialect, for every one there is."""
 
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dialect_streams import BILL, FAILED, encoded, streams, words
 from millstream.answer import Answer, Fold
 from millstream.dialects import Ask, Dialect
 from millstream.dialects.openai import OpenAIDialect
@@ -24,15 +24,10 @@ from millstream.errors import (
     UpstreamError,
 )
 from millstream.events import (
-    AnswerStart,
     Batch,
     Event,
-    File,
     PartStart,
     Position,
-    Reasoning,
-    ReasoningDelta,
-    RefusalDelta,
     Source,
     StreamEnd,
     StreamFailed,
@@ -43,13 +38,9 @@ from millstream.events import (
     WholePart,
     from_json,
 )
-from millstream.providers import Finish, InChoice, PartBreak, PartOpen, Produced, ToolCallPiece
+from millstream.providers import Produced, ToolCallPiece
 from millstream.sse import Decoder
 from millstream.streams.parts import Assembler
-from millstream.usage import Bill, Usage
-
-BILL = Bill(Usage(9, 12, "provider_final", 4, 3), "0.000142")
-FAILED = StreamFailed.of(UpstreamError("it broke"), BILL)
 
 # What the end of an answer, good or bad, looks like to the clients of each.
 GOOD_END = {
@@ -84,71 +75,6 @@ BODIES: dict[str, dict[str, Any]] = {
     "responses": {"input": "Hello", "stream": True},
     "ag-ui": {"threadId": "t", "runId": "r", "messages": [{"id": "1", "role": "user", "content": "Hello"}]},
 }
-
-words = st.text(max_size=12)
-SOME: list[Produced] = [
-    File("image/png", "data:image/png;base64,AA=="),
-    Source("https://a.example/", "A"),
-    Reasoning(redacted="opaque"),
-    PartOpen(Text({"citations": []})),
-    PartOpen(Reasoning()),
-    PartBreak(),
-    PartBreak(Reasoning("signed")),
-    PartOpen(Text(extra={"id": "msg_1"})),
-    PartOpen(Reasoning(extra={"id": "rs_1"})),
-    PartBreak(index=0),
-    TextDelta("", extra={"citation": {"type": "page_location"}}),
-    TextDelta("x", extra={"logprobs": {"content": [{"token": "x"}], "refusal": None}}),
-]
-pieces: st.SearchStrategy[Produced] = st.one_of(
-    st.builds(TextDelta, words),
-    st.builds(ReasoningDelta, words),
-    st.builds(RefusalDelta, words),
-    st.sampled_from(SOME),
-    st.builds(ToolCallPiece, st.integers(0, 2), words, st.just("call_1"), st.just("look")),
-)
-in_others = st.builds(
-    InChoice, st.integers(1, 2), st.one_of(st.builds(TextDelta, words), st.builds(ReasoningDelta, words))
-)
-starts = st.sampled_from(
-    [
-        None,
-        AnswerStart("openai", "chatcmpl-1", "m-1", extra={"created": 7}),
-        AnswerStart("anthropic", "msg_1"),
-        AnswerStart("responses"),
-    ]
-)
-
-
-@st.composite
-def streams(draw: st.DrawFn) -> tuple[StreamInfo, list[Event]]:
-    """A whole stream of one answer or of three, as the assembler makes it."""
-    choices = draw(st.sampled_from([1, 3]))
-    said: list[Produced] = draw(st.lists(pieces if choices == 1 else pieces | in_others, max_size=12))
-    start = draw(starts)
-    if start is not None:
-        said = [start, *said]
-    if choices > 1:
-        said.append(InChoice(1, Finish("length", None)))
-    assembler = Assembler()
-    end = draw(
-        st.sampled_from(
-            [StreamEnd("stop", BILL), StreamEnd("tool_calls", BILL), StreamEnd("cancelled", BILL)]
-        )
-        | st.just(FAILED)
-    )
-    events = [StreamStart("str_1", "m"), *assembler.feed(said), *assembler.close(), end]
-    return StreamInfo("str_1", "key_1", "m", 5.0, choices), events
-
-
-def encoded(dialect: Dialect, info: StreamInfo, events: Sequence[Event], *cuts: int) -> list[bytes]:
-    """The frames of the pieces between the cuts, as a reader that was there from the start gets them."""
-    before, frames, bounds = Fold(), [], [0, *sorted(cuts), len(events)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
-        batch = Batch(Position(1, start + 1), events[start:end])
-        frames.append(dialect.encode(info, batch, before) if batch.events else b"")
-        before.add(batch.events)
-    return frames
 
 
 @pytest.fixture(params=sorted(DIALECTS))

@@ -171,7 +171,9 @@ class EventStreamResponse(Response):
     async def _send_batch(self, batch: Batch) -> None:
         last = isinstance(batch.events[-1], TERMINAL_TYPES)
         if self._state is State.COMMITTED:
-            await self._body(self._encode(batch), last=last)
+            frames = self._encode(batch)  # of some events a format says nothing
+            if frames or last:
+                await self._body(frames, last=last)
             return
         first = next((event for event in batch.events if not isinstance(event, _BEFORE_A_WORD)), None)
         if isinstance(first, StreamFailed) and not self._followed:
@@ -193,7 +195,7 @@ class EventStreamResponse(Response):
             or not self._writer.is_ready
         ):
             return False
-        if frames := self._encode(batch):  # of some events a format says nothing
+        if frames := self._encode(batch):
             self._writer.write(frames)
             self._sent_at = self._loop.time()
         return True

@@ -1,0 +1,101 @@
+"""What is pushed and what is read is one body, in every format: spec/protocol.md knows no difference."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi import Request
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from starlette.types import Message
+
+from dialect_streams import BILL, encoded, streams
+from millstream.dialects import Dialect
+from millstream.dialects.native import NATIVE
+from millstream.dialects.table import DIALECTS
+from millstream.events import (
+    AnswerStart,
+    Event,
+    PartEnd,
+    PartStart,
+    StreamEnd,
+    StreamFailed,
+    StreamInfo,
+    StreamStart,
+    Text,
+    TextDelta,
+)
+from millstream.journals.memory import MemoryJournal
+from millstream.server.streaming.client_watch import CLIENT, ClientWatch
+from millstream.server.streaming.event_stream import EventStreamResponse
+from millstream.streams.audience import RemoteStream
+
+
+class Taker:
+    """A client that takes more when ``ready`` says so, and keeps its body."""
+
+    def __init__(self, ready: list[bool]) -> None:
+        self.body: list[bytes] = []
+        self.written: list[bytes] = []
+        self._ready = ready
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.pop() if self._ready else True
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+        self.body.append(data)
+
+    def watch(self, leaving: Callable[[], None]) -> bool:
+        return True
+
+    def unwatch(self) -> None:
+        pass
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            self.body.append(message["body"])
+
+
+async def respond(taker: Taker, dialect: Dialect, info: StreamInfo, events: list[Event], turns: int) -> None:
+    async def receive() -> Message:
+        raise AssertionError
+
+    journal = MemoryJournal()
+    await journal.create(info)
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/chat/stream", "headers": []}
+    scope[CLIENT] = taker
+    request = Request(scope, receive)
+    response = EventStreamResponse(request, ClientWatch.of(request), RemoteStream(info, {}), journal, dialect)
+    responding = asyncio.create_task(response(scope, receive, taker.send))
+    for event in events:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await journal.append(info.stream_id, [event])
+    async with asyncio.timeout(5):
+        await responding
+
+
+@settings(max_examples=80)
+@given(stream=streams(), ready=st.lists(st.booleans(), max_size=30), turns=st.sampled_from([0, 1, 3]))
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+def test_the_body_is_the_same_whoever_sends_its_pieces(
+    name: Any, stream: tuple[StreamInfo, list[Event]], ready: list[bool], turns: int
+) -> None:
+    info, events = stream
+    first = next(event for event in events if not isinstance(event, (StreamStart, AnswerStart)))
+    assume(not isinstance(first, StreamFailed))  # which is a status, and no body
+    taker = Taker(ready)
+    asyncio.run(respond(taker, DIALECTS[name], info, events, turns))
+    assert b"".join(taker.body) == b"".join(encoded(DIALECTS[name], info, events))
+    assert b"" not in taker.written
+
+
+def test_a_client_that_takes_everything_is_pushed_all_but_the_beginning_and_the_end() -> None:
+    taker, info = Taker([]), StreamInfo("str_1", "key_1", "m", 5.0)
+    words: list[Event] = [TextDelta(f"{number} ") for number in range(9)]
+    events = [StreamStart("str_1", "m"), PartStart(0, Text()), *words, PartEnd(0, Text())]
+    asyncio.run(respond(taker, NATIVE, info, [*events, StreamEnd("stop", BILL)], turns=3))
+    assert len(taker.written) == len(words) + 1
