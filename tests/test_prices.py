@@ -310,4 +310,4 @@ async def test_what_nobody_knows_is_null_and_counted_as_unpriced(run: Run) -> No
         assert (row["cost_picodollars"], row["price_picodollars"], row["unit_prices"]) == (None, None, None)
         async with get(app.app, "/v1/usage", app.admin) as call:
             (total,) = (await call.finished()).json["data"]
-        assert (total["price_usd"], total["unpriced"], total["uncosted"]) == ("0.000000", 1, 1)
+        assert (total["price_usd"], total["unpriced"], total["uncosted"]) == (None, 1, 1)
