@@ -4,18 +4,13 @@ The only module of the exporters that knows the HTTP client.
 """
 
 import asyncio
-import re
-import socket
-import ssl
-import time
 from collections.abc import Callable, Mapping
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from msgspec import Struct
 
 from millstream.exporters import Post
-from millstream.http import CannotConnect, Client, ConnectTimeout, InvalidURL, Proxies, headers_of
+from millstream.http import UNREACHABLE, Client, Proxies, headers_of, in_words, retry_after
 from millstream.version import __version__
 
 POST_SECONDS = 15.0  # with its connection and its answer
@@ -82,8 +77,8 @@ class Delivery:
         try:
             async with asyncio.timeout(POST_SECONDS):
                 return await self._send(post, has_it)
-        except (socket.gaierror, ssl.SSLError, ConnectTimeout, CannotConnect, InvalidURL) as error:
-            reason = f"it cannot be reached: {_why(error)}"
+        except UNREACHABLE as error:
+            reason = f"it cannot be reached: {in_words(error)}"
             return Later(reason, reason, may_have_arrived=False, is_closed=True)
         except TimeoutError:
             reason = "it did not answer in time"
@@ -104,7 +99,7 @@ class Delivery:
                     pass
                 return Delivered()
             answer = await connection.read_all(_MAX_ANSWER_BYTES)
-            pause = _pause_seconds(connection.headers.get("retry-after", ""))
+            pause = retry_after(connection.headers) or 0.0
         finally:
             connection.release()
         reason = f"it answered {status}"
@@ -118,31 +113,6 @@ class Delivery:
         return Delivered() if has_it(answer) else Refused(reason, words)
 
 
-def _why(error: Exception) -> str:
-    match error:
-        case socket.gaierror():
-            return "its host name does not resolve"
-        case ssl.SSLCertVerificationError():
-            return "its TLS certificate was not accepted"
-        case ssl.SSLError():
-            return "there is no TLS that both sides know"
-        case ConnectTimeout():
-            return "no connection in time"
-        case InvalidURL():
-            return "its URL is not valid"
-    return str(getattr(error, "strerror", None) or "no connection")
-
-
 def _printable(answer: bytes) -> str:
     text = " ".join(answer.decode("utf-8", "replace").split())
     return "".join(character for character in text if character.isprintable())[:_MAX_WORDS]
-
-
-def _pause_seconds(retry_after: str) -> float:
-    """What is asked for: seconds, or a date."""
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", retry_after):
-        return float(retry_after)
-    try:
-        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return 0.0

@@ -19,8 +19,10 @@ from millstream.http.addresses import Address, InvalidURL, Proxies
 from millstream.http.client import Client, headers_of
 from millstream.http.connection import Broken, Connection, NotHTTP
 from millstream.http.opening import CannotConnect, ConnectTimeout, trusted
+from millstream.http.words import UNREACHABLE, in_words, retry_after
 
 __all__ = [
+    "UNREACHABLE",
     "Address",
     "Broken",
     "CannotConnect",
@@ -31,5 +33,7 @@ __all__ = [
     "NotHTTP",
     "Proxies",
     "headers_of",
+    "in_words",
+    "retry_after",
     "trusted",
 ]

@@ -6,13 +6,9 @@ The only provider module that knows the HTTP client. Whatever goes wrong leaves 
 import asyncio
 import json
 import math
-import re
 import socket
-import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -26,14 +22,16 @@ from millstream.errors import (
     out_of_descriptors,
 )
 from millstream.http import (
+    UNREACHABLE,
     CannotConnect,
     Client,
     Connection,
     ConnectTimeout,
-    InvalidURL,
     NotHTTP,
     Proxies,
     headers_of,
+    in_words,
+    retry_after,
 )
 from millstream.providers.clocks import Clocks, Silence
 from millstream.providers.endings import MAX_RETRY_AFTER_SECONDS, failure, reported_error
@@ -169,11 +167,12 @@ class Upstream:
                 body: object = msgspec.json.decode(await connection.read_all(_MAX_ERROR_BYTES))
         except (OSError, TimeoutError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             body = None
+        pause = retry_after(connection.headers)
         return failure(
             self._name,
             reported_error(body) or (body if isinstance(body, dict) else None),
             status=connection.status,
-            retry_after_seconds=_retry_after(connection.headers),
+            retry_after_seconds=None if pause is None else min(math.ceil(pause), MAX_RETRY_AFTER_SECONDS),
         )
 
     def _raise(self, error: Exception) -> NoReturn:
@@ -188,23 +187,18 @@ class Upstream:
         match error:
             case ProviderError():
                 return error
-            case socket.gaierror():
-                if out_of_descriptors():  # which the C library needs to look a name up
-                    return OutOfDescriptors()
-                return _unreachable(name, "its host name does not resolve")
-            case ssl.SSLCertVerificationError():
-                return _unreachable(name, "its TLS certificate was not accepted")
-            case ssl.SSLError():
-                return _unreachable(name, "there is no TLS that both sides know")
+            # The C library needs a descriptor to look a name up, too.
+            case socket.gaierror() if out_of_descriptors():
+                return OutOfDescriptors()
+            case CannotConnect() if out_of_descriptors(error):
+                return OutOfDescriptors()
             case ConnectTimeout():
                 message = f"provider '{name}' did not accept a connection in time"
                 return UpstreamTimeout(message, accepted=False)
-            case CannotConnect():
-                if out_of_descriptors(error):
-                    return OutOfDescriptors()
-                return _unreachable(name, str(error.strerror))
-            case InvalidURL():
-                return _unreachable(name, "its base URL is not valid")
+            case _ if isinstance(error, UNREACHABLE):
+                return UpstreamError(
+                    f"provider '{name}' cannot be reached: {in_words(error)}", accepted=False
+                )
             case TimeoutError():
                 return UpstreamTimeout(f"provider '{name}' did not answer in time")
             case msgspec.DecodeError() | RecursionError() | UnicodeDecodeError():
@@ -242,33 +236,6 @@ async def read_to_end(batches: AsyncGenerator[object]) -> None:
         async with asyncio.timeout(_DRAIN_SECONDS):
             async for _ in batches:
                 pass
-
-
-def _unreachable(name: str, why: str) -> UpstreamError:
-    return UpstreamError(f"provider '{name}' cannot be reached: {why}", accepted=False)
-
-
-def _retry_after(headers: Mapping[str, str]) -> int | None:
-    """The seconds that the provider asks for: given as seconds, as a date or, by OpenAI, as milliseconds."""
-    if (exact := headers.get("retry-after-ms", "")) and re.fullmatch(r"\d{1,12}(\.\d+)?", exact):
-        seconds = float(exact) / 1000
-    elif (value := headers.get("retry-after", "")) and re.fullmatch(r"\d{1,9}(\.\d+)?", value):
-        seconds = float(value)
-    else:
-        until, now = _date(value), _date(headers.get("date", ""))
-        if until is None:
-            return None
-        # By the provider's own clock, which may not be ours.
-        seconds = (until - (now or datetime.now(UTC))).total_seconds()
-    return min(max(math.ceil(seconds), 0), MAX_RETRY_AFTER_SECONDS)
-
-
-def _date(value: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 class _Body:
