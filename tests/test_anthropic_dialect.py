@@ -235,13 +235,15 @@ def test_a_conversation_with_tools_reaches_a_model_of_openai() -> None:
     assert asked["tool_choice"] == "required"
 
 
-async def test_what_a_client_wants_to_try_is_named_as_ignored(run: Run) -> None:
+async def test_what_nobody_knows_is_named_and_what_is_to_be_tried_is_a_list_of_names(run: Run) -> None:
     body = HELLO | {"model": "m", "some_knob": 1}
     async with run({"p": ScriptedProvider({"m": [Finish("stop", None)]})}) as running:
-        for headers, ignored in (
-            ({}, "some_knob"),
-            ({"anthropic_beta": "a-1,b-2"}, "anthropic-beta, some_knob"),
+        for betas, status, ignored in (
+            ("a-1,b_2, c.3", 200, "some_knob"),
+            ("", 200, "some_knob"),
+            ("a\xe9", 400, None),
+            ("a" * 2001, 400, None),
         ):
-            async with post(running.app, "/v1/messages", body, running.key, **headers) as exchange:
+            async with post(running.app, "/v1/messages", body, running.key, anthropic_beta=betas) as exchange:
                 await exchange.finished()
-            assert (exchange.status, exchange.response_headers["millstream-ignored"]) == (200, ignored)
+            assert (exchange.status, exchange.response_headers.get("millstream-ignored")) == (status, ignored)

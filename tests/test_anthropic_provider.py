@@ -24,6 +24,7 @@ from millstream.events import (
     TextDelta,
 )
 from millstream.prompt import (
+    BETAS,
     File,
     Image,
     Message,
@@ -416,6 +417,20 @@ async def test_the_request_is_a_stream_of_that_model_and_has_its_headers() -> No
             "stream": True,
             "speed": "fast",
         }
+
+
+async def test_the_operator_and_the_client_say_what_is_tried() -> None:
+    handler = saying(BEGUN, SAID, STOPPED, ENDED)
+    asking = Prompt(HELLO.messages, extra={API: {BETAS: ("mine", "ours")}})
+    async with oracle(handler) as server:
+        for betas in ((), ("ours", "yours")):
+            asked = AnthropicProvider("p", server.base_url, Upstream("p", {}), betas=betas)
+            for prompt in (HELLO, asking):
+                assert [batch async for batch in asked.stream(prompt, "claude-haiku-4-5")]
+            await asked.close()
+        tried = [request.headers.get("anthropic-beta") for request in server.requests]
+        assert tried == [None, "mine, ours", "ours, yours", "ours, yours, mine"]
+        assert all(BETAS not in request.json for request in server.requests)
 
 
 async def test_models_are_listed_page_by_page_and_say_what_they_take() -> None:

@@ -16,6 +16,7 @@ Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Extra: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 NO_EXTRA: Extra = {}
+BETAS = "betas"  # in ``extra`` of a prompt: what its client wants to try, as that API names it
 
 
 class Text(Struct, frozen=True, tag="text", omit_defaults=True):

@@ -29,11 +29,12 @@ def recorded(name: str) -> Any:
 
 class Fake:
     """A server of Anthropic's. It plays what was recorded under the name that a body has for a model, as a
-    stream or whole, and keeps the bodies.
+    stream or whole, and keeps the bodies and their headers.
     """
 
     def __init__(self) -> None:
         self.bodies: list[Any] = []
+        self.headers: list[dict[str, str]] = []
 
     async def __call__(self, request: Request) -> None:
         if request.path.startswith("/v1/models"):
@@ -42,6 +43,7 @@ class Fake:
             return await request.answer(200, {"data": listed, "has_more": False})
         body = request.json
         self.bodies.append(body)
+        self.headers.append(request.headers)
         name = body["model"].removeprefix("claude-4-5-")
         overloaded = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
         if name == "fails":
@@ -117,6 +119,14 @@ async def test_the_sdk_sees_no_difference(both: Both) -> None:
 
 def without_input(event: Any) -> Any:
     return {name: value for name, value in event.items() if name not in ("snapshot", "message")}
+
+
+async def test_what_a_client_wants_to_try_reaches_the_fake(both: Both) -> None:
+    body: Any = {"model": "claude-4-5-everything", "max_tokens": 9, "messages": HELLO}
+    for client in (both.direct, both.ours):
+        await client.beta.messages.create(**body, betas=["one-2026-01-01", "two-2026-01-01"])
+    directly, through_us = (headers["anthropic-beta"] for headers in both.fake.headers[-2:])
+    assert through_us.replace(" ", "") == directly.replace(" ", "")
 
 
 async def test_the_fake_is_asked_as_the_client_asks(both: Both) -> None:

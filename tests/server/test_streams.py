@@ -652,6 +652,10 @@ async def test_a_token_has_limits(run: Run) -> None:
         async with post(app.app, "/v1/chat/completions", BODY | chosen | {"stream": True}, some) as call:
             await call.until(lambda _: len(extras) == 3)
         assert extras[-1] == {"openai": {"verbosity": "low"}}  # neither for whom nor at what price
+        body = BODY | {"max_tokens": 9, "stream": True}  # nor what is tried
+        async with post(app.app, "/v1/messages", body, some, anthropic_beta="a") as call:
+            await call.until(lambda _: len(extras) == 4)
+        assert extras[-1] == {"anthropic": {}}
 
 
 async def test_an_owner_has_so_many_readers_and_others_have_theirs(run: Run, journal_url: str) -> None:

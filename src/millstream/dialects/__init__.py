@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream.answer import Answer
 from millstream.errors import MillstreamError
 from millstream.events import Batch, PartStart, StreamInfo
 from millstream.limits import Standing
-from millstream.prompt import Prompt
+from millstream.prompt import BETAS, Prompt
 
 # What it means that nobody reads a stream any more; a number is the seconds in which a reader may come back.
 OnDisconnect: TypeAlias = Literal["cancel", "continue"] | float
@@ -32,6 +33,11 @@ class Ask(Struct, frozen=True):
     background: bool = False
     echo: dict[str, Any] | None = None
 
+    def trying(self, api: str, betas: tuple[str, ...]) -> "Ask":
+        """The same, to be tried with what ``api`` knows by these names."""
+        of_api = {**self.prompt.extra_of(api), BETAS: betas}
+        return replace(self, prompt=replace(self.prompt, extra={**self.prompt.extra, api: of_api}))
+
 
 # The fold of everything before a batch. It costs nothing where it is not called.
 Before: TypeAlias = Callable[[], Answer]
@@ -46,6 +52,7 @@ class Dialect(Protocol):
     name: str
     headers: Mapping[str, str]
     request_id_header: str
+    beta_header: str | None  # in which its clients name what they try; a provider of the same API gets it
     ping: bytes
     preamble: bytes  # what stands before the frames of a response that follows a stream
     tells_cuts: bool  # whether a whole answer says that it was stopped

@@ -71,6 +71,7 @@ class AGUIDialect:
     name = "ag-ui"
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
     request_id_header = "X-Request-Id"
+    beta_header: str | None = None
     limit_headers = staticmethod(plain_limits)
     ping = sse.PING
     preamble = b""

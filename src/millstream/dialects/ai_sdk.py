@@ -65,6 +65,7 @@ class AISDKDialect:
         "x-vercel-ai-ui-message-stream": "v1",
     }
     request_id_header = "X-Request-Id"
+    beta_header: str | None = None
     limit_headers = staticmethod(plain_limits)
     ping = sse.PING
     preamble = b""

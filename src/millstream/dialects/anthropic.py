@@ -100,6 +100,7 @@ class AnthropicDialect:
     name = "anthropic"
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
     request_id_header = "request-id"
+    beta_header: str | None = "anthropic-beta"
     limit_headers = staticmethod(anthropic_limits)
     ping = b'event: ping\ndata: {"type":"ping"}\n\n'
     preamble = b""

@@ -86,6 +86,7 @@ class NativeDialect:
     name = "millstream"
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
     request_id_header = "X-Request-Id"
+    beta_header: str | None = None
     limit_headers = staticmethod(plain_limits)
     ping = sse.PING
     # Without a blank line it belongs to the next frame; alone it would be an empty event to some decoders.

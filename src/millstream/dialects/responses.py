@@ -109,6 +109,7 @@ class ResponsesDialect:
     name = "responses"
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
     request_id_header = "x-request-id"
+    beta_header: str | None = None
     limit_headers = staticmethod(openai_limits)
     ping = sse.PING
     preamble = b""

@@ -1,7 +1,7 @@
 """Reading: the events of one answer -> what a model said, whatever protocol they are of."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -63,13 +63,18 @@ class Reading(ABC):
 
 
 async def answer(
-    reading: Reading, upstream: Upstream, url: str, body: Callable[[], bytes]
+    reading: Reading,
+    upstream: Upstream,
+    url: str,
+    body: Callable[[], bytes],
+    headers: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[Sequence[Produced]]:
     """POSTs ``body()`` and yields what ``reading`` makes of the answer, one batch for each socket read.
+    ``headers`` are sent with it.
 
     Raises ``ProviderError``.
     """
-    events = upstream.events(url, body(), reading.patience)
+    events = upstream.events(url, body(), reading.patience, headers)
     del body  # and the prompt, which may be long
     async with aclosing(events) as batches:
         try:

@@ -94,9 +94,11 @@ class Upstream:
     async def close(self) -> None:
         self._client.close()
 
-    async def events(self, url: str, body: bytes, patience: Patience) -> AsyncGenerator[list[Message]]:
-        """POSTs ``body`` as JSON and yields the events of the answer, one list for each read. An answer that
-        is JSON is one event.
+    async def events(
+        self, url: str, body: bytes, patience: Patience, headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[list[Message]]:
+        """POSTs ``body`` as JSON, with more ``headers``, and yields the events of the answer, one list for
+        each read. An answer that is JSON is one event.
 
         Closing the generator closes the connection, unless the answer has been read to its end. What was
         complete before a fault is yielded before the fault is raised.
@@ -106,7 +108,8 @@ class Upstream:
             connection = await self._client.connect(url)
             clock = Silence(self._clocks, due, connection.abort)
             try:
-                await connection.ask(self._client.head("POST", url, _POST, length=len(body)), body)
+                more = _POST + headers_of(headers) if headers else _POST
+                await connection.ask(self._client.head("POST", url, more, length=len(body)), body)
                 del body  # which is as long as the prompt
                 await self._check(connection)
                 connection.headers = {}

@@ -16,7 +16,7 @@ from millstream.http import trusted
 from millstream.listings import ProviderEntry
 from millstream.prices import RATES, Override, Prices, Rates, RatesAbove, UnitPrices
 from millstream.providers import Provider, chaos, replay
-from millstream.providers.anthropic import VERSION, AnthropicProvider
+from millstream.providers.anthropic import BETA_HEADER, VERSION, AnthropicProvider
 from millstream.providers.chaos import ChaosProvider
 from millstream.providers.clocks import Clocks
 from millstream.providers.gemini import GeminiProvider
@@ -154,11 +154,15 @@ def _openai(name: str, settings: Settings, config: ProviderSettings) -> Provider
 
 def _anthropic(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
     assert config.base_url is not None
-    headers = {"anthropic-version": VERSION, **config.headers}
+    # A header with what is tried has what a client wants to try as well.
+    betas = [value for header, value in config.headers.items() if header.lower() == BETA_HEADER]
+    others = {header: value for header, value in config.headers.items() if header.lower() != BETA_HEADER}
+    headers = {"anthropic-version": VERSION, **others}
     if config.api_key is not None:
         headers["x-api-key"] = config.api_key.get_secret_value()
-    upstream = _upstream(name, settings, config, headers, pings=True)
-    return _remote(AnthropicProvider(name, config.base_url, upstream, extra=config.extra), config)
+    upstream = _upstream(name, settings, config.model_copy(update={"headers": others}), headers, pings=True)
+    provider = AnthropicProvider(name, config.base_url, upstream, extra=config.extra, betas=betas)
+    return _remote(provider, config)
 
 
 def _responses(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:

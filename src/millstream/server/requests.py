@@ -29,6 +29,7 @@ Body = TypeVar("Body")
 
 _MAX_SHOWN = 80
 _POSITION = re.compile(r"(?P<position>[^.]+)(?:\.(?P<proof>[\w-]{12}))?", re.ASCII)
+_BETAS = re.compile(r"[\w.,\s-]{1,2000}", re.ASCII)
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,128}")
 
 
@@ -73,6 +74,14 @@ def idempotency_key(request: Request) -> str | None:
     if given is not None and not _IDEMPOTENCY_KEY.fullmatch(given):
         raise InvalidRequest("an Idempotency-Key has 1 to 128 characters of ASCII without spaces")
     return given
+
+
+def betas(request: Request, header: str) -> tuple[str, ...]:
+    """The names in ``header``, which may come more than once. Raises ``InvalidRequest`` for what is none."""
+    told = ",".join(request.headers.getlist(header))
+    if told and not _BETAS.fullmatch(told):
+        raise InvalidRequest(f"{header} is not a list of names")
+    return tuple(dict.fromkeys(name for given in told.split(",") if (name := given.strip())))
 
 
 def last_event_id(request: Request) -> str:

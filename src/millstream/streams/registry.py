@@ -32,6 +32,7 @@ from millstream.events import EndedBy, StreamInfo, StreamStart
 from millstream.journals import Journal, Signal, StreamState
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Receipt
+from millstream.prompt import BETAS
 from millstream.routing import Routed
 from millstream.streams.allowance import demand_of
 from millstream.streams.audience import FollowedStream, ReadableStream, Readers, RemoteStream, SendAway
@@ -44,7 +45,7 @@ _FULL_SECONDS = 0.5  # how long one refusal by the ledger stands for others of t
 _MAX_FULL = 10_000
 SETTLING_SECONDS = 1.0  # what is waited for the receipt of a stream that ends to be the last one
 _NOT_FOR_TOKENS = frozenset(
-    ("inference_geo", "metadata", "safety_identifier", "service_tier", "speed", "thinking", "user")
+    (BETAS, "inference_geo", "metadata", "safety_identifier", "service_tier", "speed", "thinking", "user")
 )
 _LOOK_SECONDS = 0.05  # between two looks, where another worker settles it
 

@@ -20,7 +20,7 @@ import msgspec
 
 from millstream.errors import UpstreamError
 from millstream.events import AnswerStart, FinishReason, Reasoning, ReasoningDelta, Source, Text, TextDelta
-from millstream.prompt import Prompt
+from millstream.prompt import BETAS, Prompt
 from millstream.providers import (
     MAX_TOOL_CALLS,
     Finish,
@@ -38,6 +38,7 @@ from millstream.providers.upstream import Upstream
 from millstream.sse import Message
 from millstream.usage import Usage
 
+BETA_HEADER = "anthropic-beta"
 VERSION = "2023-06-01"  # the newer one refuses temperature, top_p and top_k of every model
 
 _MAX_TOKENS = 10_000_000
@@ -52,20 +53,30 @@ _KNOWN_OF_CALL = ("type", "id", "name", "input")
 
 
 class AnthropicProvider:
-    """``base_url`` may end with ``/v1``, or not. ``extra`` is merged into every request."""
+    """``base_url`` may end with ``/v1``, or not. ``extra`` is merged into every request; ``betas`` are tried
+    with every one, besides those that its client names.
+    """
 
     def __init__(
-        self, name: str, base_url: str, upstream: Upstream, *, extra: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        base_url: str,
+        upstream: Upstream,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        betas: Sequence[str] = (),
     ) -> None:
         self._name = name
         self._base_url = base_url.rstrip("/").removesuffix("/v1") + "/v1"
         self._upstream = upstream
         self._extra = dict(extra or {})
+        self._betas = betas
         self._listed: dict[str, models.Traits] = {}
 
     def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
         url = f"{self._base_url}/messages"
-        return reading.answer(Reading(self._name), self._upstream, url, partial(self._body, prompt, model))
+        body = partial(self._body, prompt, model)
+        return reading.answer(Reading(self._name), self._upstream, url, body, self._tried(prompt))
 
     async def models(self) -> list[str]:
         listed: dict[str, models.Traits] = {}
@@ -88,6 +99,10 @@ class AnthropicProvider:
 
     async def close(self) -> None:
         await self._upstream.close()
+
+    def _tried(self, prompt: Prompt) -> dict[str, str]:
+        names = dict.fromkeys((*self._betas, *prompt.extra_of(request.API).get(BETAS, ())))
+        return {BETA_HEADER: ", ".join(names)} if names else {}
 
     def _body(self, prompt: Prompt, model: str) -> bytes:
         traits = self._listed.get(model) or models.of_name(model)

@@ -12,7 +12,7 @@ from typing import Any
 from millstream import prompt as asked
 from millstream.answer import arguments_of
 from millstream.errors import RequestRefused
-from millstream.prompt import Effort, Message, Prompt
+from millstream.prompt import BETAS, Effort, Message, Prompt
 from millstream.providers.anthropic.models import Traits
 
 API = "anthropic"
@@ -61,7 +61,7 @@ def body(name: str, prompt: Prompt, traits: Traits) -> dict[str, Any]:
         sent["output_config"] = config
     if traits.samples and (thinking is None or thinking.get("type") == "disabled"):
         sent |= _sampling(prompt)
-    own = dict(prompt.extra_of(API))
+    own = {field: value for field, value in prompt.extra_of(API).items() if field != BETAS}
     if isinstance(given := own.get("output_config"), dict):
         own["output_config"] = {**config, **given}
     return {**sent, **own}

@@ -16,7 +16,7 @@ from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime, require_principal
 from millstream.server.errors import Route
-from millstream.server.requests import idempotency_key, last_event_id, position, read_body
+from millstream.server.requests import betas, idempotency_key, last_event_id, position, read_body
 from millstream.server.streaming.answer import AnswerResponse, unfinished_answer
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
@@ -31,7 +31,6 @@ BODY = openapi.body(ChatRequest)
 
 _PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _MAX_IGNORED = 32
-_NOT_PASSED_ON = ("anthropic-beta",)  # of headers: who pays says what is tried (docs/guides/anthropic.md)
 
 
 @router.post(
@@ -80,8 +79,7 @@ async def speak(request: Request, caller: Principal, dialect: Dialect) -> Respon
     seen = position(last_event_id(request))
     client, source, ask = await start(request, caller, dialect, resumes=seen is not None)
     journal, reply = get_runtime(request).journal, ask.reply or dialect
-    ignored = [name for name in _NOT_PASSED_ON if name in request.headers]
-    ignored += filter(_PLAIN.fullmatch, ask.ignored)
+    ignored = list(filter(_PLAIN.fullmatch, ask.ignored))
     headers = limit_headers(source, reply)
     if ignored:
         headers = {**headers, "Millstream-Ignored": ", ".join(ignored[:_MAX_IGNORED])}
@@ -112,6 +110,8 @@ async def start(
     runtime = get_runtime(request)
     runtime.streams.admit()
     ask = await read_body(request, dialect.parse, runtime.settings.max_body_bytes)
+    if dialect.beta_header and (names := betas(request, dialect.beta_header)):
+        ask = ask.trying(dialect.name, names)
     key = idempotency_key(request)
     client = ClientWatch.of(request)
     try:
