@@ -378,13 +378,20 @@ async def test_what_text_is_worth_and_what_it_rests_on_is_kept() -> None:
     ]
 
 
-async def test_what_tokens_are_worth_is_kept_where_they_are_no_text_and_in_a_refusal() -> None:
-    half = {"content": [{"token": "\\xf0", "logprob": -0.1}], "refusal": None}
+async def test_what_tokens_are_worth_is_kept_wherever_they_are() -> None:
+    thought, name, arguments, half = (
+        {"content": [{"token": token, "logprob": -0.1}], "refusal": None}
+        for token in ("So", "look", "{}", "\\xf0")
+    )
+    first = {"index": 0, "id": "call_1", "function": {"name": "look", "arguments": ""}}
     no = {"content": None, "refusal": [{"token": "No", "logprob": -0.2}]}
 
     async def handler(request: Request) -> None:
         await request.head()
         for delta, logprobs in (
+            ({"reasoning_content": "So"}, thought),
+            ({"tool_calls": [first]}, name),
+            ({"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}, arguments),
             ({"content": ""}, half),
             ({"content": ""}, {"content": []}),
             ({"refusal": "No"}, no),
@@ -395,15 +402,19 @@ async def test_what_tokens_are_worth_is_kept_where_they_are_no_text_and_in_a_ref
     produced = await produce(handler)
     assert produced == [
         START,
+        ReasoningDelta("So", extra={"logprobs": thought}),
+        ToolCallPiece(0, "", "call_1", "look", extra={"logprobs": name}),
+        ToolCallPiece(0, "{}", extra={"logprobs": arguments}),
         TextDelta("", extra={"logprobs": half}),
         RefusalDelta("No", extra={"logprobs": no}),
-        Finish("stop", None, "stop"),
+        Finish("tool_calls", None, "stop"),
     ]
     assembler, answer = Assembler(), Answer()
     answer.add(assembler.feed([item for item in produced if not isinstance(item, ProviderError)]))
     answer.add([*assembler.close(), StreamEnd("stop", Bill(Usage(1, 1, "counted"), None))])
     shown = json.loads(OPENAI.answer(StreamInfo("str_1", "k", "m", 5.0), answer))
-    assert shown["choices"][0]["logprobs"] == {"content": half["content"], "refusal": no["refusal"]}
+    worth = [token for said in (thought, name, arguments, half) for token in said["content"] or ()]
+    assert shown["choices"][0]["logprobs"] == {"content": worth, "refusal": no["refusal"]}
 
 
 async def test_a_finish_reason_and_a_clean_end_are_an_end_without_done() -> None:

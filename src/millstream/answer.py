@@ -97,13 +97,11 @@ class Answer:
         parts = self.parts
         for event in events:
             match event:
-                case TextDelta() | RefusalDelta():
+                case TextDelta() | ReasoningDelta() | RefusalDelta():
                     part = parts[event.part]
                     part.pieces.append(event.text)
                     if event.extra is not None:
                         part.extras.append(event.extra)
-                case ReasoningDelta():
-                    parts[event.part].pieces.append(event.text)
                 case PartStart():
                     parts.append(Part(event.part, event.content, event.choice))
                 case PartEnd():
@@ -112,6 +110,8 @@ class Answer:
                 case ToolCallDelta():
                     part = parts[event.part]
                     part.pieces.append(event.arguments)
+                    if event.extra is not None:
+                        part.extras.append(event.extra)
                     if event.extra_content:
                         part.content = msgspec.structs.replace(
                             part.content, extra_content=event.extra_content

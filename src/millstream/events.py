@@ -115,6 +115,7 @@ class TextDelta(Struct, frozen=True, gc=False, tag="text-delta", omit_defaults=T
 class ReasoningDelta(Struct, frozen=True, gc=False, tag="reasoning-delta", omit_defaults=True):
     text: str
     part: int = 0
+    extra: dict[str, Any] | None = None
 
 
 class RefusalDelta(Struct, frozen=True, gc=False, tag="refusal-delta", omit_defaults=True):
@@ -131,6 +132,7 @@ class ToolCallDelta(Struct, frozen=True, gc=False, tag="tool-call-delta", omit_d
     arguments: str
     part: int = 0
     extra_content: dict[str, Any] | None = None
+    extra: dict[str, Any] | None = None
 
 
 class PartEnd(Struct, frozen=True, gc=False, tag="part-end", omit_defaults=True):

@@ -43,13 +43,14 @@ def call(**more: Any) -> dict[str, Any]:
 # The choice, what is new in it, what that is worth, and why it ends.
 CHUNKS: list[tuple[int, dict[str, Any], dict[str, Any] | None, str | None]] = [
     (0, {"role": "assistant", "content": "", "refusal": None}, None, None),
+    (0, {"reasoning_content": "So?"}, worth("So?", "reasoning_content"), None),  # as DeepSeek has it
     (0, {"content": "It "}, worth("It "), None),
     (1, {"role": "assistant", "content": ""}, None, None),
     (1, {"refusal": "No."}, worth("No.", "refusal"), None),
     (0, {"content": "is so."}, worth("is so."), None),
     (0, call(id="call_9", type="function", function={"name": "look", "arguments": ""}), None, None),
-    (0, call(function={"arguments": '{"a":'}), None, None),
-    (0, call(function={"arguments": "1}"}), None, None),
+    (0, call(function={"arguments": '{"a":'}), worth('{"a":'), None),
+    (0, call(function={"arguments": "1}"}), worth("1}"), None),
     (1, {}, None, "stop"),
     (0, {}, None, "tool_calls"),
 ]
@@ -64,11 +65,16 @@ WHOLE = {
                 "content": "It is so.",
                 "refusal": None,
                 "annotations": [],
+                "reasoning_content": "So?",
                 "tool_calls": [
                     {"id": "call_9", "type": "function", "function": {"name": "look", "arguments": '{"a":1}'}}
                 ],
             },
-            "logprobs": {"content": [token("It "), token("is so.")], "refusal": None},
+            "logprobs": {
+                "content": [token("It "), token("is so."), token('{"a":'), token("1}")],
+                "refusal": None,
+                "reasoning_content": [token("So?")],
+            },
             "finish_reason": "tool_calls",
         },
         {

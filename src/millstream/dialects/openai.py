@@ -161,8 +161,7 @@ class OpenAIDialect:
                     shown = _delta(event)
                     if shown is not None:
                         choice = choices.get(getattr(event, "part", 0), 0)
-                        logprobs = event.extra if isinstance(event, (TextDelta, RefusalDelta)) else None
-                        frames.append(_chunk(head, choice, _json(shown), foot, logprobs))
+                        frames.append(_chunk(head, choice, _json(shown), foot, getattr(event, "extra", None)))
         answer.keep(_API, (start, head, foot, begun), len(batch.events))
         return sse.one_line(b"".join(frames))
 
@@ -221,9 +220,9 @@ def _of_answer(info: StreamInfo, start: AnswerStart | None, kind: str) -> dict[s
 
 
 def _chunk(
-    head: bytes, choice: int, delta: bytes, foot: bytes, logprobs: Mapping[str, Any] | None = None
+    head: bytes, choice: int, delta: bytes, foot: bytes, extra: Mapping[str, Any] | None = None
 ) -> bytes:
-    said = b"null" if logprobs is None or "logprobs" not in logprobs else _json(logprobs["logprobs"])
+    said = b"null" if extra is None or "logprobs" not in extra else _json(extra["logprobs"])
     return b'%b"choices":[{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":null}]%b' % (
         head,
         choice,
@@ -308,10 +307,8 @@ def _logprobs(parts: list[Part]) -> dict[str, Any] | None:
     tokens = [piece for piece in pieces if isinstance(piece, dict)]
     if not tokens:
         return None
-    return {
-        name: [token for piece in tokens for token in piece.get(name) or ()] or None
-        for name in ("content", "refusal")
-    }
+    names = dict.fromkeys(("content", "refusal", *(name for piece in tokens for name in piece)))
+    return {name: [token for piece in tokens for token in piece.get(name) or ()] or None for name in names}
 
 
 def _usage(start: AnswerStart | None, end: StreamEnd) -> dict[str, Any]:

@@ -32,8 +32,8 @@ MAX_CHOICES = 8  # answers to one prompt
 
 class ToolCallPiece(Struct, frozen=True, gc=False, tag="tool-call-piece", omit_defaults=True):
     """A piece of a tool call. The first piece of an ``index`` has the call's id and name. In
-    ``extra_content``, of any piece, is what the provider wants back with the call. An index is 0 to 999; with
-    any other one the provider has failed.
+    ``extra_content``, of any piece, is what the provider wants back with the call, ``extra`` what only its
+    API knows of the piece. An index is 0 to 999; with any other one the provider has failed.
     """
 
     index: int
@@ -41,6 +41,7 @@ class ToolCallPiece(Struct, frozen=True, gc=False, tag="tool-call-piece", omit_d
     call_id: str = ""
     name: str = ""
     extra_content: dict[str, Any] | None = None
+    extra: dict[str, Any] | None = None
 
 
 class PartOpen(Struct, frozen=True, gc=False, tag="part-open"):

@@ -249,21 +249,23 @@ class Assembler:
         if type(piece.index) is not int or not 0 <= piece.index < MAX_TOOL_CALLS:
             raise UpstreamError(f"the provider sent a tool call whose index is not 0 to {MAX_TOOL_CALLS - 1}")
         self.usage_is_stale = True
-        extra = None
+        kept = None
         call = choice.calls.get(piece.index)
         if call is None:
             _end_prose(choice, events)
             content = ToolCall(piece.index, piece.call_id, piece.name, extra_content=piece.extra_content)
             call = choice.calls[piece.index] = self._start(content, number, events)
             self.generated.add(piece.name)
-        elif extra := piece.extra_content:
-            call.content = msgspec.structs.replace(call.content, extra_content=extra)
-        if piece.arguments or extra:
+        elif kept := piece.extra_content:
+            call.content = msgspec.structs.replace(call.content, extra_content=kept)
+        if piece.arguments or kept or piece.extra:
             assert isinstance(call.content, ToolCall)
             call.pieces.append(piece.arguments)
             self.generated.add(piece.arguments)
             identity = call.content.call_id
-            events.append(ToolCallDelta(piece.index, identity, piece.arguments, call.number, extra))
+            events.append(
+                ToolCallDelta(piece.index, identity, piece.arguments, call.number, kept, piece.extra)
+            )
 
 
 def _whole_content(begun: Content, ended: Content | None) -> Content:

@@ -25,7 +25,16 @@ import msgspec
 from millstream.errors import ProviderError, UpstreamError
 from millstream.events import AnswerStart, FinishReason, ReasoningDelta, RefusalDelta, TextDelta
 from millstream.prompt import Prompt
-from millstream.providers import MAX_CHOICES, SAID, Finish, InChoice, Produced, UsageReport, reading
+from millstream.providers import (
+    MAX_CHOICES,
+    SAID,
+    Finish,
+    InChoice,
+    Produced,
+    ToolCallPiece,
+    UsageReport,
+    reading,
+)
 from millstream.providers.endings import failure, finish_reason, reported_error
 from millstream.providers.extra import merged
 from millstream.providers.known import Quirks
@@ -213,11 +222,11 @@ class Reading(reading.Reading):
             produced.append(ReasoningDelta(reasoning))
         if content := delta.content:
             if isinstance(content, str):
-                produced.append(TextDelta(content, extra=_logprobs(choice)))
+                produced.append(TextDelta(content))
             else:
                 produced += chunks.prose(content)
         if delta.refusal:
-            produced.append(RefusalDelta(delta.refusal, extra=_logprobs(choice)))
+            produced.append(RefusalDelta(delta.refusal))
         if delta.images:
             produced += chunks.images(delta.images)
         if delta.tool_calls:
@@ -227,8 +236,8 @@ class Reading(reading.Reading):
             produced += calls.add([chunks.CallPiece(0, function=delta.function_call)])
         if delta.annotations:
             produced += chunks.sources(delta.annotations)
-        if len(produced) == before and isinstance(choice.logprobs, dict) and any(choice.logprobs.values()):
-            produced.append(TextDelta("", extra=_logprobs(choice)))  # of half a character, or of the end
+        if choice.logprobs is not None:
+            _attach(choice.logprobs, produced, before)
         if said := len(produced) - before:
             self.contents += said
             self._begun.add(choice.index)
@@ -244,8 +253,18 @@ class Reading(reading.Reading):
         produced.append(report)
 
 
-def _logprobs(choice: chunks.Choice) -> dict[str, Any] | None:
-    return None if choice.logprobs is None else {"logprobs": choice.logprobs}
+def _attach(logprobs: Any, produced: list[Produced], before: int) -> None:
+    """Logprobs go with the last of the words that they are of. Those of half a character, or of the end, have
+    none.
+    """
+    extra = {"logprobs": logprobs}
+    for at in reversed(range(before, len(produced))):
+        item = produced[at]
+        if isinstance(item, (TextDelta, ReasoningDelta, RefusalDelta, ToolCallPiece)):
+            produced[at] = msgspec.structs.replace(item, extra=extra)
+            return
+    if len(produced) == before and isinstance(logprobs, dict) and any(logprobs.values()):
+        produced.append(TextDelta("", extra=extra))
 
 
 class _Other:
