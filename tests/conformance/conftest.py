@@ -1,5 +1,6 @@
 """One server before one model for all clients, and each client once."""
 
+import json
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Generator[Gateway]:
     folder = tmp_path_factory.mktemp("gateway")
     with upstream() as behind:
         root = behind.base_url.removesuffix("/v1")
+        responses = {"type": "responses", "base_url": behind.base_url, "api_key": "sk-test"}
         environment = {
             "OPENAI_BASE_URL": behind.base_url,
             "OPENAI_API_KEY": "sk-test",
@@ -32,6 +34,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Generator[Gateway]:
             "ANTHROPIC_API_KEY": "sk-test",
             "GEMINI_BASE_URL": root,
             "GEMINI_API_KEY": "sk-test",
+            "MILLSTREAM_PROVIDERS": json.dumps({"responses": responses}),
         }
         program = Path(__file__).parent / "server.py"
         with running(folder, program=[str(program)], **environment) as server:

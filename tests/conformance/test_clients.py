@@ -11,6 +11,7 @@ from conformance.conftest import Asker, Gateway
 from conformance.upstream import KEPT
 from live.conftest import Server
 from matrix.meaning import meant
+from matrix.readers import READERS
 from matrix.scenarios import SCENARIOS
 from matrix.wires import OWN_WORDS, WIRES
 
@@ -130,11 +131,12 @@ def test_an_answer_that_breaks_off_is_an_error_and_keeps_its_text(asker: Asker, 
 
 
 @pytest.mark.parametrize("scenario", sorted(SCENARIOS.keys() - {"thought-and-calls"}))
-@pytest.mark.parametrize("provider", ["anthropic", "gemini"])
+@pytest.mark.parametrize("provider", ["anthropic", "gemini", "responses"])
 def test_models_of_others_are_understood_as_well(asker: Asker, provider: str, scenario: str) -> None:
-    """Those of OpenAI's format are in the tests above."""
+    """Those of Chat Completions are in the tests above."""
     said = asker(f"{provider}/{scenario}", tools="call" in scenario)
-    meaning, cannot = meant(SCENARIOS[scenario], WIRES[provider], whole=False), asker.client.cannot
+    tells, cannot = READERS[asker.client.dialect].tells, asker.client.cannot
+    meaning = tells(meant(SCENARIOS[scenario], WIRES[provider], whole=False))
     assert said["text"] == meaning.text
     if "reasoning" not in cannot:
         assert said["reasoning"] == meaning.reasoning

@@ -156,8 +156,8 @@ BEHAVIOURS: dict[str, Behaviour] = {
 
 
 class _Model:
-    """``held`` says its first words, and the others when the test lets it. Asked as Anthropic or Gemini, it says
-    the scenarios of ``matrix``.
+    """``held`` says its first words, and the others when the test lets it. Asked in another format, it says the
+    scenarios of ``matrix``.
     """
 
     def __init__(self) -> None:
