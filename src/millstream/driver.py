@@ -73,6 +73,8 @@ class DriverConnection:
         self._cursor.execute("ROLLBACK")
 
     def close(self) -> None:
+        # SQLite lets a file go only when no statement is left, and an error may keep this object for long.
+        self._cursor.close()
         self._pooled.close()
 
     def run(self, statement: Prepared, rows: Sequence[Row]) -> int:

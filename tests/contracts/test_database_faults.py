@@ -9,10 +9,12 @@ from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
-from millstream.database import Database, DatabaseAway
+from millstream.database import Database, DatabaseAway, RowTaken
+from millstream.driver import DriverConnection, Prepared
 from millstream.errors import Overloaded, TooManyStreams
 from millstream.ledger import Ledger
 from millstream.ledger.leases import LEASE_SECONDS
@@ -127,6 +129,26 @@ async def test_a_damaged_file_of_sqlite_is_away_and_not_the_rows_fault(tmp_path:
     with pytest.raises(DatabaseAway, match="damaged"):
         db.run(lambda connection: connection.execute(sa.insert(streams).values(id="x")))
     db.close()
+
+
+def test_a_connection_that_is_given_up_keeps_no_file_open(sqlite_db: Database) -> None:
+    """Its error has the frames that had it."""
+    insert = Prepared(sa.insert(workers).prefix_with("OR ROLLBACK"), ("id", "beat"))
+
+    def fail(connection: DriverConnection) -> None:
+        for _ in range(2):  # the second one ends the transaction by itself, as a full disk does
+            connection.run(insert, [{"id": "w", "beat": 1}])
+
+    errors: list[RowTaken] = []
+    open_files = []
+    for _ in range(10):
+        try:
+            sqlite_db.run_by_hand(fail)
+        except RowTaken as error:
+            errors.append(error)
+        open_files.append(len(psutil.Process().open_files()))
+    assert len(errors) == 10
+    assert max(open_files) <= open_files[0] + 1
 
 
 async def test_a_connection_that_postgres_ended_while_nobody_used_it_refuses_no_start(
