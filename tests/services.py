@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple, Protocol, TypeVar
 
 import psutil
+import sqlalchemy as sa
 
 Found = TypeVar("Found")
 
@@ -135,3 +136,13 @@ def postgres_server() -> Generator[Postgres]:
         finally:
             postgres.thaw()
             server.cleanup()
+
+
+def on_server(url: str, *statements: str) -> None:
+    """Runs statements that a PostgreSQL takes in no transaction."""
+    address = sa.make_url(url).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(address, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement))
+    engine.dispose()

@@ -51,7 +51,7 @@ def environment(copy: Path, **more: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("MILLSTREAM_", "OPENAI_", "MAKE"))
+        if not name.startswith(("MILLSTREAM_", "OPENAI_", "MAKE")) and name != "ARGS"
     }
     programs = str(copy.parent / "programs")
     demo = '{"demo": {"type": "scripted"}}'
