@@ -13,6 +13,8 @@ PYTHON_CLIENTS := $(patsubst $(CONFORMANCE)/python/%/requirements.txt,.venv-clie
 FEW_CLIENTS := $(NODE_CLIENTS) .venv-clients/openai_sdk/.installed
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
+# Python keeps what it has compiled, whatever its user has set: every start of a program would do it again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help run page test test-all conformance clients check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench peers docs pictures web dist clean test-deps
@@ -57,15 +59,17 @@ web-lint: web $(CLIENT)
 	cd web && npm run lint && npm run knip && npm run size
 	cd clients/ts && npm run lint && npm run knip && npm run size
 
+# Three tests at a time on two cores: they often wait.
+
 # The tests inside this process. Their branch coverage may only rise: raise fail_under in pyproject.toml with it.
 fast: $(VENV)/dev test-deps
 	$(BIN)/pytest tests --ignore tests/live --ignore tests/conformance -m cost $(ARGS)
-	$(BIN)/pytest tests --ignore tests/live --ignore tests/conformance -m "not faults and not cost" -n 2 --dist loadfile --cov --cov-report= $(ARGS)
+	$(BIN)/pytest tests --ignore tests/live --ignore tests/conformance -m "not faults and not cost" -n 3 --dist loadfile --cov --cov-report= $(ARGS)
 	@$(BIN)/coverage report --format=total | sed 's/^/branch coverage in percent: /'
 
 # The tests of servers, browsers and proxies, and a few of the official clients.
 live: $(VENV)/dev web test-deps $(CLIENT) $(NEXTJS) $(FEW_CLIENTS)
-	$(BIN)/pytest tests/live tests/conformance -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest tests/live tests/conformance -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 conformance: $(VENV)/dev web test-deps $(NODE_CLIENTS) $(PYTHON_CLIENTS)  ## All official clients of other formats, each in its own environment
 	$(BIN)/pytest tests/conformance -m "conformance or not conformance" $(ARGS)
