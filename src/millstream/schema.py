@@ -4,7 +4,7 @@ import sqlalchemy as sa
 
 from millstream.usage import TOKEN_KINDS
 
-REVISION = "0009"  # the newest migration
+REVISION = "0010"  # the newest migration
 
 metadata = sa.MetaData()
 
@@ -208,4 +208,22 @@ exports = sa.Table(
     sa.Column("last_error", sa.String(256)),
     sa.Column("replaced", sa.Text),  # as JSON: the numbers of the stream before its correction
     sa.Index("exports_due", "exporter", "due_at"),
+)
+
+# Since when an exporter has been there, in Unix seconds: what was settled earlier is not sent.
+exporters = sa.Table(
+    "exporters",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("since", sa.Float, nullable=False),
+)
+
+# What an exporter has delivered of the streams that were created in one hour, since it has been there.
+DELIVERED = ("streams", *TOKEN_KINDS, "cost_picodollars", "price_picodollars")
+delivered = sa.Table(
+    "delivered",
+    metadata,
+    sa.Column("exporter", sa.String(32), primary_key=True),
+    sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in DELIVERED),
 )

@@ -19,6 +19,7 @@ import exporting
 from billing_servers import Stripe, serving
 from millstream import schema
 from millstream.database import Database
+from millstream.ledger import Ledger
 from millstream.ledger.exports import Exports
 from services import postgres_server
 
@@ -113,6 +114,7 @@ async def export_through_kills(
 
 
 async def check_books(db: Database, url: str, number: int, kills: int, random: Random) -> Stripe:
+    await Exports(db).begin("stripe")
     expected = settled(db, number)
     async with serving(service := Stripe(faults=random)):
         service.keeps_requests = False
@@ -124,6 +126,7 @@ async def check_books(db: Database, url: str, number: int, kills: int, random: R
         assert await export_through_kills(url, service, random, events, kills) >= kills // 2
     assert {name: len(times) for name, times in service.books.items()} == dict.fromkeys(expected, 1)
     assert service.counted == expected
+    assert (await Ledger(db).verify()).differences == []
     return service
 
 

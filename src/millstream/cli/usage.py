@@ -194,7 +194,8 @@ def usage_verify(
 ) -> None:
     """Add all streams up again, and compare that with the sums that reports are made of.
 
-    The exit code is 1 where they differ. Hours are whole; those whose streams have been deleted
+    What exporters have delivered, or have still to deliver, is compared as well. The exit code is 1
+    where something differs. Hours are whole; those whose streams have been deleted
     (MILLSTREAM_RETENTION_DAYS) cannot be looked at. With --invoice, streams are compared with what
     their provider has counted, by day (UTC) and model.
     """
@@ -220,7 +221,8 @@ def usage_verify(
             f"{date_of(verified.since)} to {date_of(verified.until)} UTC" if verified.until else "nothing"
         )
         found = f"{len(verified.differences):,} differences" if verified.differences else "no difference"
-        print(f"{verified.streams:,} streams, {looked_at}: {found}")
+        exported = f", and their exports to {', '.join(verified.exporters)}" if verified.exporters else ""
+        print(f"{verified.streams:,} streams, {looked_at}{exported}: {found}")
     if verified.differences:
         raise typer.Exit(1)
 

@@ -113,6 +113,7 @@ class Exporter:
     async def _look_after(self) -> None:
         while not self._stopping.is_set():
             try:
+                await self._exports.begin(self.name)
                 await self._exports.mend_clock(self.name)
                 for state in await self._exports.states(self.name):
                     if state.lag_seconds > _LATE_SECONDS:

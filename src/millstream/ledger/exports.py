@@ -6,6 +6,7 @@ the difference, since a receiver that adds up has the first numbers already.
 """
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -17,7 +18,8 @@ from sqlalchemy.engine import Connection
 
 from millstream.database import Database
 from millstream.driver import DriverConnection, Prepared
-from millstream.schema import exports, keys, streams
+from millstream.ledger.periods import HOUR
+from millstream.schema import DELIVERED, delivered, exporters, exports, keys, streams
 from millstream.usage import TOKEN_KINDS
 
 # What an export counts. Costs are in picodollars, and None where no price is known.
@@ -27,7 +29,7 @@ MAX_PAUSE_SECONDS = 3600.0  # between two attempts
 MAX_ERROR = 256
 
 # A test key is never billed, nor what was recorded for one.
-_IS_BILLED = sa.and_(~streams.c.is_test, ~sa.exists().where(keys.c.id == streams.c.key_id, keys.c.is_test))
+IS_BILLED = sa.and_(~streams.c.is_test, ~sa.exists().where(keys.c.id == streams.c.key_id, keys.c.is_test))
 _IS_RUNNING = streams.c.status == sa.literal_column("'running'")
 _IS_TO_BE_CORRECTED = sa.and_(
     streams.c.status == sa.literal_column("'interrupted'"), streams.c.corrected_at.is_(None)
@@ -57,7 +59,7 @@ def _insert(
         "attempts": sa.literal_column("0"),
         "replaced": sa.null() if replaced is None else replaced,
     }
-    query = sa.select(*columns.values()).where(_THIS, _IS_BILLED, *conditions)
+    query = sa.select(*columns.values()).where(_THIS, IS_BILLED, *conditions)
     insert = postgresql.insert(exports).from_select(list(columns), query, include_defaults=False)
     return insert.on_conflict_do_nothing()
 
@@ -125,6 +127,7 @@ class Export(Struct, frozen=True):
 
     stream_id: str
     is_correction: bool
+    created_at: float
     settled_at: float
     attempts: int  # with this one
     sent_at: float | None
@@ -176,7 +179,12 @@ _THIS_EXPORT = (
     exports.c.stream_id == sa.bindparam("of_stream"),
     exports.c.is_correction == sa.bindparam("corrects"),
 )
-_DELETE = sa.delete(exports).where(*_THIS_EXPORT)
+_BEGIN = postgresql.insert(exporters).on_conflict_do_nothing()
+_DELIVER = postgresql.insert(delivered)
+_DELIVER = _DELIVER.on_conflict_do_update(
+    index_elements=["exporter", "hour"],
+    set_={name: delivered.c[name] + _DELIVER.excluded[name] for name in DELIVERED},
+)
 _KEEP_WAITING = sa.update(exports).where(*_THIS_EXPORT, exports.c.due_at == sa.bindparam("leased_until"))
 
 
@@ -186,6 +194,11 @@ class Exports:
     def __init__(self, db: Database, clock: Callable[[], float] = time.time) -> None:
         self._db = db
         self.clock = clock
+
+    async def begin(self, exporter: str) -> None:
+        """Notes since when the exporter has been there, if that is not known yet."""
+        values = {"name": exporter, "since": self.clock()}
+        await self._db.write(lambda connection: connection.execute(_BEGIN, values))
 
     async def are_due(self, exporter: str) -> bool:
         """Whether there is something to lease."""
@@ -231,17 +244,16 @@ class Exports:
 
         return await self._db.write(lease)
 
-    async def finish(self, exporter: str, delivered: Sequence[Export], kept: Sequence[Kept]) -> None:
-        """Deletes what was delivered, and notes why the others were not. Of these, one that somebody else
-        has leased by now is theirs.
+    async def finish(self, exporter: str, done: Sequence[Export], kept: Sequence[Kept]) -> None:
+        """Deletes what was delivered and adds it to the sums, and notes why the others were not. Of these,
+        one that somebody else has leased by now is theirs.
         """
 
         def key(export: Export) -> dict[str, Any]:
             return {"name": exporter, "of_stream": export.stream_id, "corrects": export.is_correction}
 
         def finish(connection: Connection) -> None:
-            if delivered:
-                connection.execute(_DELETE, [key(export) for export in delivered])
+            _deliver(connection, exporter, done)
             for one in kept:
                 export = one.export
                 values = {
@@ -299,6 +311,33 @@ class Exports:
         return await self._db.report(states)
 
 
+def _deliver(connection: Connection, exporter: str, done: Sequence[Export]) -> None:
+    """Deletes them, and adds those that nobody else has deleted to the sums."""
+    by_key = {(export.stream_id, export.is_correction): export for export in done}
+    if not by_key:
+        return
+    columns = (exports.c.stream_id, exports.c.is_correction)
+    these = (exports.c.exporter == exporter, sa.tuple_(*columns).in_(list(by_key)))
+    deleted = connection.execute(sa.delete(exports).where(*these).returning(*columns)).all()
+    since = connection.scalar(sa.select(exporters.c.since).where(exporters.c.name == exporter))
+    if since is None:
+        return
+    sums: dict[int, Counter[str]] = defaultdict(Counter)  # by hour
+    for stream_id, is_correction in deleted:
+        export = by_key[stream_id, bool(is_correction)]
+        if export.settled_at >= since:
+            sums[int(export.created_at // HOUR)].update(sums_of(export.amounts, is_correction=is_correction))
+    nothing = dict.fromkeys(DELIVERED, 0)
+    for hour, added in sums.items():
+        connection.execute(_DELIVER, {"exporter": exporter, "hour": hour, **nothing, **added})
+
+
+def sums_of(amounts: Mapping[str, int | None], *, is_correction: bool) -> dict[str, int]:
+    """What an export adds to the sums."""
+    known = {name: amount or 0 for name, amount in amounts.items()}
+    return {"streams": 0 if is_correction else 1, **known}
+
+
 def _last_error(exporter: str) -> sa.Select[Any]:
     """Of the newest that has one."""
     return (
@@ -313,11 +352,12 @@ def _export(row: Mapping[Any, Any], stream: Mapping[Any, Any], now: float, lease
     return Export(
         row["stream_id"],
         row["is_correction"],
+        stream["created_at"],
         row["settled_at"],
         row["attempts"],
         None if row["sent_at"] == now else row["sent_at"],
         leased_until,
-        _amounts(row, stream),
+        amounts_of(row, stream),
         stream["key_id"],
         stream["owner"],
         stream["user"],
@@ -328,7 +368,7 @@ def _export(row: Mapping[Any, Any], stream: Mapping[Any, Any], now: float, lease
     )
 
 
-def _amounts(row: Mapping[Any, Any], stream: Mapping[Any, Any]) -> dict[str, int | None]:
+def amounts_of(row: Mapping[Any, Any], stream: Mapping[Any, Any]) -> dict[str, int | None]:
     """What this export counts: the row's numbers, or those before or beyond its correction."""
     now: dict[str, int | None] = {name: stream[name] for name in AMOUNTS}
     if row["replaced"] is None:

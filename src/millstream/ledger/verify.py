@@ -1,24 +1,32 @@
-"""Verification: the sums of hours are those of their rows, proven by adding up the rows again."""
+"""Verification: the sums of hours, and what exporters were given, are those of the rows, proven by adding up
+the rows again.
+"""
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
 from millstream.database import snapshot
-from millstream.ledger import reports
+from millstream.ledger import exports, reports
 from millstream.ledger.periods import HOUR
-from millstream.schema import SUMS, hours, key_hours, streams, user_hours
+from millstream.schema import DELIVERED, SUMS, delivered, exporters, hours, key_hours, streams, user_hours
+from millstream.schema import exports as waiting
 
 _HOURS_AT_ONCE = 24
+
+_Sums: TypeAlias = dict[int, Counter[str]]  # by hour
+_Conditions: TypeAlias = tuple[sa.ColumnElement[bool], ...]
 
 
 class Difference(Struct, frozen=True):
     """A sum that is not that of its rows. ``hour`` is in Unix seconds; ``of`` names what the streams have in
-    common, and ``what`` the sum.
+    common, and ``what`` the sum. Those of the table ``exports`` are what ``of`` an exporter has delivered, or
+    has still to deliver.
     """
 
     table: str
@@ -30,11 +38,14 @@ class Difference(Struct, frozen=True):
 
 
 class Verified(Struct, frozen=True):
-    """What was looked at, in Unix seconds: hours before ``since`` have lost rows to retention."""
+    """What was looked at, in Unix seconds: hours before ``since`` have lost rows to retention. Of the streams
+    that were settled since there has been one of the ``exporters``, it was given each.
+    """
 
     since: int
     until: int
     streams: int
+    exporters: list[str]
     differences: list[Difference]
 
 
@@ -42,6 +53,7 @@ def verify(connection: Connection, since: float | None, until: float | None) -> 
     """Adds up the settled rows of all whole hours in which there are any of [since, until)."""
     snapshot(connection)
     first, last = _range(connection, since, until)
+    begun = _exporters(connection)
     counted = 0
     found: list[Difference] = []
     for start in range(first, last, _HOURS_AT_ONCE):
@@ -51,7 +63,9 @@ def verify(connection: Connection, since: float | None, until: float | None) -> 
             found += _differences(table, rows, sums)
             if table is hours:
                 counted += sum(values[0] for values in rows.values())
-    return Verified(first * HOUR, last * HOUR, counted, found)
+        for exporter, began in begun.items():
+            found += _not_exported(connection, exporter, began, start, end)
+    return Verified(first * HOUR, last * HOUR, counted, sorted(begun), found)
 
 
 def _range(connection: Connection, since: float | None, until: float | None) -> tuple[int, int]:
@@ -124,3 +138,67 @@ def _differences(
         for what, row, kept in zip(SUMS, rows.get(key, nothing), sums.get(key, nothing), strict=True):
             if row != kept:
                 yield Difference(str(table.name), hour, of, what, row, kept)
+
+
+# -- exports ---------------------------------------------------------------------------------------
+
+
+def _not_exported(
+    connection: Connection, exporter: str, since: float, start: int, end: int
+) -> Iterator[Difference]:
+    created = (streams.c.created_at >= start * HOUR, streams.c.created_at < end * HOUR)
+    rows = _to_export(connection, since, created)
+    sent = _delivered(connection, exporter, start, end)
+    for hour, sums in _waiting(connection, exporter, since, created):
+        sent[hour].update(sums)
+    for hour in sorted(rows.keys() | sent.keys()):
+        for what in DELIVERED:
+            row, kept = rows[hour][what], sent[hour][what]
+            if row != kept:
+                yield Difference("exports", hour * HOUR, {"exporter": exporter}, what, row, kept)
+
+
+def _exporters(connection: Connection) -> dict[str, float]:
+    """Since when there has been which."""
+    query = sa.select(exporters.c.name, exporters.c.since).order_by(exporters.c.name)
+    return {row.name: row.since for row in connection.execute(query)}
+
+
+def _to_export(connection: Connection, since: float, created: _Conditions) -> _Sums:
+    """What was settled from ``since`` on."""
+    amounts = [sa.func.coalesce(sa.func.sum(streams.c[name]), 0) for name in exports.AMOUNTS]
+    query = (
+        sa.select(reports.hour_of_row(connection), sa.func.count(), *amounts)
+        .where(*created, streams.c.status != "running", streams.c.ended_at >= since, exports.IS_BILLED)
+        .group_by(sa.literal_column("1"))
+    )
+    return _by_hour(connection, query)
+
+
+def _delivered(connection: Connection, exporter: str, start: int, end: int) -> _Sums:
+    query = sa.select(delivered.c.hour, *(delivered.c[name] for name in DELIVERED)).where(
+        delivered.c.exporter == exporter, delivered.c.hour >= start, delivered.c.hour < end
+    )
+    return _by_hour(connection, query)
+
+
+def _by_hour(connection: Connection, query: sa.Select[Any]) -> _Sums:
+    found: _Sums = defaultdict(Counter)
+    for (hour,), values in _read(connection, query, 1).items():
+        found[hour].update(dict(zip(DELIVERED, values, strict=True)))
+    return found
+
+
+def _waiting(
+    connection: Connection, exporter: str, since: float, created: _Conditions
+) -> Iterator[tuple[int, dict[str, int]]]:
+    """What each export that has still to be delivered adds, and to which hour."""
+    query = (
+        sa.select(waiting.c.is_correction, waiting.c.replaced, streams)
+        .join(streams, streams.c.id == waiting.c.stream_id)
+        .where(waiting.c.exporter == exporter, waiting.c.settled_at >= since, *created)
+        .execution_options(yield_per=1000)
+    )
+    for row in connection.execute(query).mappings():
+        amounts = exports.amounts_of(row, row)
+        yield int(row["created_at"] // HOUR), exports.sums_of(amounts, is_correction=row["is_correction"])
