@@ -18,6 +18,7 @@ from millstream.cli import app
 from millstream.database import Database
 from millstream.errors import Unauthorized
 from millstream.ledger import Ledger
+from millstream.ledger.exports import Exports
 from millstream.meter import Meter
 from millstream.schema import hours
 from millstream.usage import Usage
@@ -155,6 +156,20 @@ def test_sums_are_verified_and_what_differs_is_said() -> None:
     (found,) = json.loads(millstream("usage", "verify", "--json", code=1))["differences"]
     assert (found["what"], found["rows"], found["sums"]) == ("prompt_tokens", 20, 1)
     assert json.loads(millstream("usage", "verify", "--until", "2026-01-01", "--json"))["differences"] == []
+
+
+def test_what_an_exporter_of_the_settings_was_not_given_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    record({"model": "m"})
+    db = Database("sqlite:///millstream-data/millstream.db")
+    for name in ("books", "of-the-past"):
+        asyncio.run(Exports(db, lambda: 0.0).begin(name))
+    db.close()
+    assert "no difference" in millstream("usage", "verify")
+    books = {"type": "cloudevents", "url": "http://127.0.0.1:9"}
+    monkeypatch.setenv("MILLSTREAM_EXPORTERS", json.dumps({"books": books}))
+    told = millstream("usage", "verify", code=1)
+    assert "exporter=books" in told
+    assert "and their exports to books" in told
 
 
 def test_an_invoice_is_compared_and_what_differs_is_said(tmp_path: Path) -> None:

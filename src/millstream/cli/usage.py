@@ -200,12 +200,15 @@ def usage_verify(
     their provider has counted, by day (UTC) and model.
     """
     from millstream.ledger import Ledger
+    from millstream.settings import Settings
 
     if invoice is not None:
         _verify_invoice(invoice, provider, data_dir, as_json=as_json)
         return
 
-    verified = with_database(data_dir, lambda db: Ledger(db).verify(moment_of(since), moment_of(until)))
+    exporters = list(Settings.load().exporters)
+    start, end = moment_of(since), moment_of(until)
+    verified = with_database(data_dir, lambda db: Ledger(db, exporters=exporters).verify(start, end))
     if as_json:
         print_json(msgspec.to_builtins(verified))
     else:

@@ -240,8 +240,12 @@ class Ledger:
         return await self._db.report(lambda connection: reports.unpriced(connection, since))
 
     async def verify(self, since: float | None = None, until: float | None = None) -> Verified:
-        """Adds the rows up again, and compares that with the sums of their hours."""
-        return await self._db.report(lambda connection: verify.verify(connection, since, until))
+        """Adds the rows up again, and compares that with the sums of their hours and with what the exporters
+        were given.
+        """
+        return await self._db.report(
+            lambda connection: verify.verify(connection, since, until, self._exporters)
+        )
 
     async def compare(self, invoice: Invoice, provider: str | None = None) -> list[Difference]:
         """Where a provider's invoice and the rows of its streams do not agree."""

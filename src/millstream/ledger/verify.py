@@ -4,18 +4,18 @@ the rows again.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
+from millstream import schema
 from millstream.database import snapshot
 from millstream.ledger import exports, reports
 from millstream.ledger.periods import HOUR
-from millstream.schema import DELIVERED, SUMS, delivered, exporters, hours, key_hours, streams, user_hours
-from millstream.schema import exports as waiting
+from millstream.schema import DELIVERED, SUMS, delivered, hours, key_hours, streams, user_hours
 
 _HOURS_AT_ONCE = 24
 
@@ -49,11 +49,13 @@ class Verified(Struct, frozen=True):
     differences: list[Difference]
 
 
-def verify(connection: Connection, since: float | None, until: float | None) -> Verified:
+def verify(
+    connection: Connection, since: float | None, until: float | None, exporters: Collection[str] = ()
+) -> Verified:
     """Adds up the settled rows of all whole hours in which there are any of [since, until)."""
     snapshot(connection)
     first, last = _range(connection, since, until)
-    begun = _exporters(connection)
+    begun = _beginnings(connection, exporters)
     counted = 0
     found: list[Difference] = []
     for start in range(first, last, _HOURS_AT_ONCE):
@@ -65,7 +67,7 @@ def verify(connection: Connection, since: float | None, until: float | None) -> 
                 counted += sum(values[0] for values in rows.values())
         for exporter, began in begun.items():
             found += _not_exported(connection, exporter, began, start, end)
-    return Verified(first * HOUR, last * HOUR, counted, sorted(begun), found)
+    return Verified(first * HOUR, last * HOUR, counted, list(begun), found)
 
 
 def _range(connection: Connection, since: float | None, until: float | None) -> tuple[int, int]:
@@ -158,9 +160,10 @@ def _not_exported(
                 yield Difference("exports", hour * HOUR, {"exporter": exporter}, what, row, kept)
 
 
-def _exporters(connection: Connection) -> dict[str, float]:
-    """Since when there has been which."""
-    query = sa.select(exporters.c.name, exporters.c.since).order_by(exporters.c.name)
+def _beginnings(connection: Connection, names: Collection[str]) -> dict[str, float]:
+    """Since when there has been which exporter."""
+    table = schema.exporters
+    query = sa.select(table.c.name, table.c.since).where(table.c.name.in_(names)).order_by(table.c.name)
     return {row.name: row.since for row in connection.execute(query)}
 
 
@@ -193,6 +196,7 @@ def _waiting(
     connection: Connection, exporter: str, since: float, created: _Conditions
 ) -> Iterator[tuple[int, dict[str, int]]]:
     """What each export that has still to be delivered adds, and to which hour."""
+    waiting = schema.exports
     query = (
         sa.select(waiting.c.is_correction, waiting.c.replaced, streams)
         .join(streams, streams.c.id == waiting.c.stream_id)
