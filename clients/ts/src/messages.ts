@@ -117,7 +117,11 @@ function addToolCall(parts: readonly Part[], piece: ToolCallPiece): readonly Par
     const { index, id = "", name = "", extraContent } = piece;
     return [...parts, { type: "tool-call", index, id, name, arguments: piece.arguments ?? "", extraContent }];
   }
-  const grown = { ...known, arguments: known.arguments + (piece.arguments ?? "") };
+  const grown = {
+    ...known,
+    arguments: known.arguments + (piece.arguments ?? ""),
+    extraContent: piece.extraContent ?? known.extraContent,
+  };
   return parts.map((part, i) => (i === at ? grown : part));
 }
 
@@ -129,7 +133,10 @@ export function openCalls(messages: readonly Message[]): ToolCall[] {
   return callsOf(answer).filter((call) => !resultsAfter(messages, at).has(call.id));
 }
 
+/** The calls of an answer that was not cut: half of one may be JSON, and mean something else. */
 function callsOf(answer: AssistantMessage): ToolCall[] {
+  const { finishReason = "tool_calls" } = answer;
+  if (finishReason !== "tool_calls" && finishReason !== "stop") return [];
   return answer.parts.filter((part) => part.type === "tool-call");
 }
 
@@ -157,7 +164,14 @@ export function toRequest(messages: readonly Message[]): object[] {
     }
     const calls = carriedCalls(messages, at);
     if (calls.length > 0) {
-      return [{ role: "assistant", content: content || null, tool_calls: calls.map(callInRequest) }];
+      return [
+        {
+          role: "assistant",
+          content: content || null,
+          ...thoughtsInRequest(message),
+          tool_calls: calls.map(callInRequest),
+        },
+      ];
     }
     return content === "" ? [] : [{ role: message.role, content }];
   });
@@ -170,6 +184,12 @@ function carriedCalls(messages: readonly Message[], at: number): ToolCall[] {
   const calls = callsOf(answer);
   const results = resultsAfter(messages, at);
   return calls.every((call) => results.has(call.id)) ? calls : [];
+}
+
+/** Some models want back what they thought before they asked for a tool. */
+function thoughtsInRequest(message: Message): object {
+  const thoughts = message.parts.map((part) => (part.type === "reasoning" ? part.text : "")).join("");
+  return thoughts === "" ? {} : { reasoning_content: thoughts };
 }
 
 function callInRequest({ id, name, arguments: text, extraContent }: ToolCall): object {

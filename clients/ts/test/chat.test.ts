@@ -2,8 +2,9 @@ import { describe, expect, it, onTestFinished, vi } from "vitest";
 
 import type { ChatOptions } from "../src/chat";
 import { Chat } from "../src/chat";
-import type { AssistantMessage } from "../src/messages";
-import { newAnswer, openCalls, reduce, textOf } from "../src/messages";
+import type { ToolCallPiece } from "../src/frames";
+import type { AssistantMessage, Message, Part } from "../src/messages";
+import { newAnswer, openCalls, reduce, textOf, toRequest } from "../src/messages";
 import { keepToken } from "../src/stream";
 import { FakeServer } from "./server";
 
@@ -446,6 +447,44 @@ describe("tool calls", () => {
       { role: "assistant", content: "Let me see." },
       { role: "user", content: "Never mind." },
     ]);
+  });
+});
+
+describe("a call", () => {
+  const asked: Message[] = [{ role: "user", id: "u", parts: [{ type: "text", text: "Weather?" }] }];
+  const call: Part = { type: "tool-call", index: 0, id: "c1", name: "weather", arguments: '{"city":"Be' };
+  const result: Message = { role: "tool", id: "r", callId: "c1", parts: [{ type: "text", text: "rain" }] };
+
+  it.each(["length", "budget_exceeded", "content_filter"] as const)(
+    "that %s has cut is none",
+    (finishReason) => {
+      const cut: Message = { ...newAnswer("a"), status: "done", finishReason, parts: [call] };
+      expect(openCalls([...asked, cut])).toEqual([]);
+      expect(toRequest([...asked, cut, result])).toEqual([{ role: "user", content: "Weather?" }]);
+    },
+  );
+
+  it("goes back with what the model thought before it, and with what its provider wants back", () => {
+    const thought: Part = { type: "reasoning", text: "Hm." };
+    const pieces: ToolCallPiece[] = [
+      { index: 0, id: "c1", name: "weather", arguments: "{}" },
+      { index: 0, extraContent: { google: { thought_signature: "s" } } },
+    ];
+    const begun: AssistantMessage = { ...newAnswer("a"), status: "done", parts: [thought] };
+    const whole = pieces.reduce((so, piece) => reduce(so, { kind: "tool-call", call: piece }), begun);
+    expect(toRequest([...asked, whole, result]).at(1)).toEqual({
+      role: "assistant",
+      content: null,
+      reasoning_content: "Hm.",
+      tool_calls: [
+        {
+          id: "c1",
+          type: "function",
+          function: { name: "weather", arguments: "{}" },
+          extra_content: { google: { thought_signature: "s" } },
+        },
+      ],
+    });
   });
 });
 
