@@ -279,13 +279,41 @@ def test_an_answer_knows_how_the_others_ended() -> None:
 @pytest.mark.parametrize("choice", [-1, 0, MAX_CHOICES, 2**70, True, 1.0, "1", None], ids=repr)
 @pytest.mark.parametrize("item", [TextDelta("x"), Finish("stop", None)], ids=lambda i: type(i).__name__)
 def test_a_choice_that_cannot_be_is_an_upstream_error(choice: int, item: TextDelta | Finish) -> None:
-    with pytest.raises(UpstreamError, match=f"0 to {MAX_CHOICES - 1}"):
-        Assembler().feed([InChoice(choice, item)])
+    parts = Assembler()
+    assert parts.feed([TextDelta("a"), InChoice(choice, item)]) == [PartStart(0, Text()), TextDelta("a")]
+    assert f"0 to {MAX_CHOICES - 1}" in str(parts.fault)
 
 
 def test_a_tool_call_of_another_answer_is_bounded_as_well() -> None:
-    with pytest.raises(UpstreamError):
-        Assembler().feed([InChoice(1, ToolCallPiece(1000, "{}", "a", "look"))])
+    parts = Assembler()
+    parts.feed([InChoice(1, ToolCallPiece(1000, "{}", "a", "look"))])
+    assert isinstance(parts.fault, UpstreamError)
+
+
+# Of everything that opens and ends parts, in several batches.
+BATCHES: list[list[Produced]] = [
+    [AnswerStart("openai", "x", "m"), TextDelta("a")],
+    [TextDelta("b"), ToolCallPiece(0, "{", "c1", "look"), InChoice(1, TextDelta("1"))],
+    [ToolCallPiece(1, "{}", "c2", "look"), PICTURE, ReasoningDelta("hm"), InChoice(2, TextDelta("2"))],
+    [ToolCallPiece(0, "}"), PartBreak(index=0), TextDelta("c"), InChoice(1, Finish("stop", None))],
+    [InChoice(2, ReasoningDelta("so")), TextDelta("d")],
+]
+
+
+@pytest.mark.parametrize("lost", range(len(BATCHES)))
+def test_what_nobody_has_seen_need_not_be_ended_and_what_ended_in_it_has(lost: int) -> None:
+    parts, seen = Assembler(), list[Event]()
+    for batch in BATCHES[:lost]:
+        seen += parts.feed(batch)
+    parts.lost(parts.feed(BATCHES[lost]))
+    seen += parts.close(cut=True)
+    answer = Answer()
+    answer.add(seen)
+    assert [part.number for part in answer.parts] == list(range(len(answer.parts)))
+    assert all(part.ended for part in answer.parts)
+    ended = [event.part for event in seen if isinstance(event, PartEnd)]
+    assert len(ended) == len(set(ended))
+    assert answer.ends.keys() >= {part.choice for part in answer.parts if part.choice}
 
 
 def test_every_answer_counts() -> None:

@@ -17,6 +17,7 @@ from millstream.events import (
     Content,
     Event,
     File,
+    PartEnd,
     PartStart,
     Reasoning,
     ReasoningDelta,
@@ -70,6 +71,8 @@ class Assembler:
         "_parts",
         "_said_tier",
         "_start_of_answer",
+        "_unended",
+        "fault",
         "finish",
         "generated",
         "produced",
@@ -79,6 +82,7 @@ class Assembler:
     )
 
     def __init__(self) -> None:
+        self.fault: UpstreamError | None = None  # what the provider did that it may not
         self.finish: Finish | None = None
         self.usage: Usage | None = None  # the provider's latest running count
         self.report: UsageReport | None = None  # and what it wrote of it
@@ -90,10 +94,21 @@ class Assembler:
         self._start_of_answer: AnswerStart | None = None  # until the first part, with which it goes out
         self._first = _Choice()
         self._others: dict[int, _Choice] = {}  # the answers behind the first one
+        self._unended: list[PartEnd | ChoiceEnd] = []  # the ends of what began, which nobody has seen
 
     def feed(self, batch: Sequence[Produced]) -> list[Event]:
-        """Raises ``UpstreamError`` where the provider numbers its tool calls or choices as it may not."""
+        """What the batch says, up to the ``fault`` in it: the provider numbers tool calls or choices as it
+        may not, or has too many parts.
+        """
         events: list[Event] = []
+        try:
+            self._feed(batch, events)
+        except UpstreamError as error:
+            self.fault = error
+        self.produced += len(events)
+        return events
+
+    def _feed(self, batch: Sequence[Produced], events: list[Event]) -> None:
         first, generated = self._first, self.generated
         for item in batch:
             if isinstance(item, (TextDelta, ReasoningDelta, RefusalDelta)):
@@ -127,8 +142,21 @@ class Assembler:
                 self._in_choice(item, events)
             else:
                 self.finish = item
-        self.produced += len(events)
-        return events
+
+    def lost(self, events: Sequence[Event]) -> None:
+        """Nobody will see these events, which came last: what began in them need not be ended, and what ended
+        in them has still to be.
+        """
+        begun = {event.part for event in events if isinstance(event, (PartStart, WholePart))}
+        for choice in (self._first, *self._others.values()):
+            if choice.prose is not None and choice.prose.number in begun:
+                choice.prose = choice.prose_kind = None
+            choice.calls = {index: call for index, call in choice.calls.items() if call.number not in begun}
+        self._unended += [
+            event
+            for event in events
+            if isinstance(event, ChoiceEnd) or (isinstance(event, PartEnd) and event.part not in begun)
+        ]
 
     @property
     def tier(self) -> str | None:
@@ -158,6 +186,8 @@ class Assembler:
         """
         ends: list[Event] = []
         self._begin(ends)
+        ends += self._unended
+        self._unended = []
         for number, choice in ((0, self._first), *self._others.items()):
             _end_prose(choice, ends, cut=cut)
             ends += [call.end(cut=cut) for call in choice.calls.values()]

@@ -56,7 +56,16 @@ from millstream.errors import (
     UpstreamTimeout,
     fault,
 )
-from millstream.events import EndedBy, FinishReason, StreamEnd, StreamFailed, StreamInfo, Terminal, is_cut
+from millstream.events import (
+    EndedBy,
+    Event,
+    FinishReason,
+    StreamEnd,
+    StreamFailed,
+    StreamInfo,
+    Terminal,
+    is_cut,
+)
 from millstream.journals import Journal
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Opening, Settlement, Status, without_costs
@@ -308,8 +317,9 @@ class Producer:
         finally:
             limit.cancel()
         if self._stop is not None or self._is_overdue:
-            for batch in self._routed.pending:  # the usage of an answer that has said nothing else
-                self._assembler.feed(batch)
+            for batch in self._routed.pending:  # of an answer that had just begun, or its usage
+                with suppress(JournalError):
+                    await self._append(self._assembler.feed(batch))
             if self._stop is None:
                 await self._fail(UpstreamTimeout(f"the answer took over {self._limit_seconds:g} s"), "limit")
             elif self._stop.because is None:
@@ -332,17 +342,27 @@ class Producer:
     async def _take(self, batch: Batch) -> None:
         """From the provider to the journal."""
         events = self._assembler.feed(batch)
-        if events:
-            if self._first_event_at is None:
-                self._first_event_at = time.time()
-            try:
-                await self._journal.append(self.info.stream_id, events)
-            except StreamFull as error:
-                raise UpstreamError("the answer is longer than a stream may be") from error
+        try:
+            await self._append(events)
+        except StreamFull as error:
+            raise UpstreamError("the answer is longer than a stream may be") from error
+        if self._assembler.fault is not None:
+            raise self._assembler.fault
         if self._assembler.finish is not None:
             await self._end(self._assembler.finish.reason, "completed", "provider")
         elif self._allowance is not None and not await self._allowance.allows(events):
             raise _Spent
+
+    async def _append(self, events: list[Event]) -> None:
+        if not events:
+            return
+        if self._first_event_at is None:
+            self._first_event_at = time.time()
+        try:
+            await self._journal.append(self.info.stream_id, events)
+        except StreamFull:
+            self._assembler.lost(events)
+            raise
 
     async def _end(self, reason: FinishReason, status: Status, by: EndedBy) -> None:
         if self.is_ending:
