@@ -8,17 +8,20 @@ import pytest
 from fastapi import Request
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from starlette.types import Message
 
 from dialect_streams import BILL, encoded, streams
 from millstream.dialects import Dialect
 from millstream.dialects.native import NATIVE
+from millstream.dialects.openai import OPENAI
 from millstream.dialects.table import DIALECTS
 from millstream.events import (
     AnswerStart,
     Event,
     PartEnd,
     PartStart,
+    Position,
     StreamEnd,
     StreamFailed,
     StreamInfo,
@@ -26,7 +29,9 @@ from millstream.events import (
     Text,
     TextDelta,
 )
+from millstream.journals import StreamState
 from millstream.journals.memory import MemoryJournal
+from millstream.server.streaming import event_stream
 from millstream.server.streaming.client_watch import CLIENT, ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
 from millstream.streams.audience import RemoteStream
@@ -59,17 +64,21 @@ class Taker:
             self.body.append(message["body"])
 
 
-async def respond(taker: Taker, dialect: Dialect, info: StreamInfo, events: list[Event], turns: int) -> None:
+def asked(taker: Taker) -> Request:
     async def receive() -> Message:
         raise AssertionError
 
-    journal = MemoryJournal()
-    await journal.create(info)
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/chat/stream", "headers": []}
     scope[CLIENT] = taker
-    request = Request(scope, receive)
+    return Request(scope, receive)
+
+
+async def respond(taker: Taker, dialect: Dialect, info: StreamInfo, events: list[Event], turns: int) -> None:
+    journal = MemoryJournal()
+    await journal.create(info)
+    request = asked(taker)
     response = EventStreamResponse(request, ClientWatch.of(request), RemoteStream(info, {}), journal, dialect)
-    responding = asyncio.create_task(response(scope, receive, taker.send))
+    responding = asyncio.create_task(response(request.scope, request.receive, taker.send))
     for event in events:
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -99,3 +108,45 @@ def test_a_client_that_takes_everything_is_pushed_all_but_the_beginning_and_the_
     events = [StreamStart("str_1", "m"), PartStart(0, Text()), *words, PartEnd(0, Text())]
     asyncio.run(respond(taker, NATIVE, info, [*events, StreamEnd("stop", BILL)], turns=3))
     assert len(taker.written) == len(words) + 1
+
+
+class Lagging(MemoryJournal):
+    """As a copy of what is elsewhere: it is known how far the stream is there."""
+
+    async def state(self, stream_id: str) -> StreamState:
+        return replace(await super().state(stream_id), last=Position(1, 6))
+
+
+async def test_what_a_copy_gets_late_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response has begun, for silence, when the copy gets what its reader has had elsewhere."""
+    monkeypatch.setattr(event_stream, "FOLLOW_SECONDS", 0.0)
+    monkeypatch.setattr(event_stream, "LOOK_SECONDS", 0.001)
+    taker, info, begun = Taker([]), StreamInfo("str_1", "key_1", "m", 5.0), asyncio.Event()
+
+    async def send(message: Message) -> None:
+        begun.set()
+        await taker.send(message)
+
+    journal = Lagging(ahead=100)
+    await journal.create(info)
+    await journal.append("str_1", [StreamStart("str_1", "m"), PartStart(0, Text()), TextDelta("one ")])
+    request = asked(taker)
+    response = EventStreamResponse(
+        request,
+        ClientWatch.of(request),
+        RemoteStream(info, {}),
+        journal,
+        OPENAI,
+        followed=True,
+        after=Position(1, 6),
+    )
+    async with asyncio.timeout(5):
+        responding = asyncio.create_task(response(request.scope, request.receive, send))
+        await begun.wait()
+        for word in ("two ", "three ", "four ", "five "):
+            await journal.append("str_1", [TextDelta(word)])
+        await journal.append("str_1", [PartEnd(0, Text()), StreamEnd("stop", BILL)])
+        await responding
+    body = b"".join(taker.body)
+    assert b"five " in body
+    assert not any(word in body for word in (b"one ", b"two ", b"three ", b"four "))

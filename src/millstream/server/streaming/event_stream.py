@@ -191,6 +191,7 @@ class EventStreamResponse(Response):
             self._writer is None
             or self._state is not State.COMMITTED
             or self._sending.locked()
+            or (self._after is not None and batch.first <= self._after)  # of a copy that lags behind
             or isinstance(batch.events[-1], TERMINAL_TYPES)
             or not self._writer.is_ready
         ):
