@@ -7,7 +7,7 @@ import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import pytest
 import uvloop
@@ -26,6 +26,7 @@ from millstream.errors import (
 from millstream.events import (
     Batch,
     Event,
+    File,
     PartEnd,
     PartStart,
     Position,
@@ -37,6 +38,7 @@ from millstream.events import (
     TextDelta,
     ToolCall,
     ToolCallDelta,
+    WholePart,
 )
 from millstream.journals import StreamState
 from millstream.journals.memory import MemoryJournal
@@ -318,6 +320,22 @@ async def test_a_stream_over_its_limit_takes_only_its_end(make_journal: MakeJour
             await journal.append("s", [TextDelta("x" * 100)])
     await journal.append("s", [END])
     assert (await read(journal))[-1][1] == END
+
+
+async def test_a_picture_counts_what_it_takes() -> None:
+    journal = await started(MemoryJournal(max_stream_bytes=10_000))
+    await journal.append("s", [WholePart(0, File("image/png", "data:image/png;base64," + "A" * 9000))])
+    with pytest.raises(StreamFull):
+        await journal.append("s", [TextDelta("x" * 1000)])
+
+
+async def test_a_reader_that_is_stuck_keeps_nothing_of_a_stream_that_was_dropped() -> None:
+    journal = await started(MemoryJournal())
+    await journal.append("s", words(9))
+    reading = journal.read("s")
+    await anext(reading)
+    assert "events" not in cast("Any", reading).ag_frame.f_locals
+    await reading.aclose()
 
 
 async def test_over_the_limit_finished_streams_go_oldest_first() -> None:

@@ -13,6 +13,7 @@ from millstream.events import (
     Batch,
     EndedBy,
     Event,
+    File,
     Position,
     ReasoningDelta,
     RefusalDelta,
@@ -21,6 +22,7 @@ from millstream.events import (
     Terminal,
     TextDelta,
     ToolCallDelta,
+    WholePart,
 )
 from millstream.journals import Push, Signal, StreamState
 
@@ -193,6 +195,7 @@ class MemoryJournal:
                         stream.position(count + 1), events[count : min(count + _EVENTS_PER_READ, most)]
                     )
                     count += len(batch.events)
+                    del events  # a reader that is stuck here keeps no stream that was dropped
                     yield batch
                 elif stream.closed_at is not None:
                     return
@@ -276,10 +279,14 @@ class MemoryJournal:
 
 def _size(event: Event) -> int:
     if isinstance(event, (TextDelta, ReasoningDelta, RefusalDelta)):
-        extra = event.extra if isinstance(event, TextDelta) else None
+        extra = event.extra
         return _EVENT_BYTES + _text_bytes(event.text) + (0 if extra is None else _encoded_bytes(extra))
     if isinstance(event, ToolCallDelta):
-        return 3 * _EVENT_BYTES + _text_bytes(event.arguments)
+        extra = event.extra
+        more = 0 if extra is None else _encoded_bytes(extra)
+        return 3 * _EVENT_BYTES + _text_bytes(event.arguments) + more
+    if isinstance(event, WholePart) and isinstance(event.content, File):
+        return 3 * _EVENT_BYTES + _text_bytes(event.content.url)
     return 3 * _EVENT_BYTES + _encoded_bytes(event)
 
 
