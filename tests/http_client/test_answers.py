@@ -123,6 +123,10 @@ UNTIL_CLOSE = {
     "until the end": (OK + b"\r\nhello", Heard(body=b"hello", kept=False)),
     "HTTP/1.0 until the end": (b"HTTP/1.0 200 OK\r\n\r\nhello", Heard(body=b"hello", kept=False)),
     "identity": (OK + b"Transfer-Encoding: identity\r\n\r\nhello", Heard(body=b"hello", kept=False)),
+    "identity, with a length": (
+        OK + b"Transfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello",
+        Heard(body=b"hello", kept=False),
+    ),
     "nothing until the end": (OK + b"\r\n", Heard(kept=False)),
 }
 

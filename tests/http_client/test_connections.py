@@ -76,6 +76,32 @@ async def test_one_is_kept_for_four_seconds_or_what_its_server_says(
         assert server.connections == connections
 
 
+async def test_how_long_it_is_kept_is_known_without_the_other_headers() -> None:
+    async def handler(request: Request) -> None:
+        await request.answer(200, {}, ["Keep-Alive: timeout=3"])
+
+    async with oracle(handler) as server, using() as client:
+        connection = await client.connect(server.base_url)
+        await connection.ask(client.head("GET", server.base_url))
+        connection.forget_headers()
+        await connection.read_all(100)
+        connection.release()
+        assert connection.headers == {"keep-alive": "timeout=3"}
+        connection.idle_since -= 2.1
+        await asked(client, server.base_url)
+        assert server.connections == 2
+
+
+async def test_one_that_is_released_to_a_closed_client_is_cut() -> None:
+    async with oracle(hello) as server, using() as client:
+        connection = await client.connect(server.base_url)
+        await connection.ask(client.head("GET", server.base_url))
+        await connection.read_all(100)
+        client.close()
+        connection.release()
+        assert not connection.is_quiet
+
+
 async def test_one_whose_server_has_closed_it_is_not_asked() -> None:
     """Also before the event loop has seen that."""
     async with oracle(hello) as server, using() as client:
@@ -213,9 +239,10 @@ async def test_a_slow_resolver_is_asked_once_and_waited_for_no_longer_than_a_con
         await asyncio.Event().wait()
         raise AssertionError
 
-    async with using(connect_seconds=0.05) as client, oracle(hello) as server:
+    async with using() as client, oracle(hello) as server:
         with monkeypatch.context() as patched:
             patched.setattr(client._opener, "_resolve", never)  # noqa: SLF001
+            patched.setattr(client, "_connect_seconds", 0.05)
             url = "http://slow.example/v1"
             found = await asyncio.gather(*(client.connect(url) for _ in range(50)), return_exceptions=True)
         assert {type(one) for one in found} == {ConnectTimeout}
@@ -272,6 +299,8 @@ async def test_a_server_that_never_accepts_is_waited_for_as_long_as_is_said() ->
         "http://a b/",
         "http://a.example:x/",
         "http://-/",
+        "http://a..example/",
+        f"http://{'a' * 64}.example/",
         "http://[::1/",
     ],
 )

@@ -10,7 +10,8 @@ from urllib.request import getproxies_environment, proxy_bypass
 from msgspec import Struct
 
 _PORTS = {"http": 80, "https": 443}
-_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.IGNORECASE | re.ASCII)
+_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?", re.IGNORECASE | re.ASCII)
 _PATH = "/:@!$&'()*+,;=~-._%?"  # what may stand in a path with its query as it is (RFC 3986, §3.3 and §3.4)
 
 

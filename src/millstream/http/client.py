@@ -43,6 +43,7 @@ class Client:
         self._kept: dict[_Origin, list[Connection]] = {}
         self._keepers: dict[_Origin, Callable[[Connection], None]] = {}  # one for all connections to a host
         self._sweep: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     async def connect(self, url: str) -> Connection:
         """A connection to what is at ``url``, to be asked once and released. Raises ``InvalidURL``,
@@ -87,13 +88,15 @@ class Client:
         )
 
     def close(self) -> None:
-        """Cuts the connections that nobody uses."""
+        """Cuts the connections that nobody uses, and from now on those that are released."""
+        self._is_closed = True
         for connections in self._kept.values():
             for connection in connections:
                 connection.abort()
         self._kept.clear()
         if self._sweep is not None:
             self._sweep.cancel()
+            self._sweep = None
         self._opener.close()
 
     def _take(self, origin: _Origin) -> Connection | None:
@@ -112,7 +115,7 @@ class Client:
 
     def _keep(self, origin: _Origin, connection: Connection) -> None:
         kept = self._kept.setdefault(origin, [])
-        if len(kept) >= _MAX_KEPT:
+        if self._is_closed or len(kept) >= _MAX_KEPT:
             connection.abort()
             return
         kept.append(connection)

@@ -151,6 +151,11 @@ class Connection(asyncio.Protocol):
                 return
         self.abort()
 
+    def forget_headers(self) -> None:
+        """Lets them go, but for how long the server keeps the connection."""
+        kept = self.headers.get("keep-alive")
+        self.headers = {} if kept is None else {"keep-alive": kept}
+
     def abort(self) -> None:
         """Cuts the connection, now. Whoever waits for it gets ``Broken``."""
         self._end(Broken("the connection was given up"))
@@ -230,7 +235,8 @@ class Connection(asyncio.Protocol):
         measured = "content-length" in self.headers
         self.status = status
         self._phase = Phase.BODY
-        self._until_close = "chunked" not in coding and not measured and status not in _NO_BODY
+        has_body = status not in _NO_BODY
+        self._until_close = has_body and "chunked" not in coding and bool(coding or not measured)
         self._may_stay = self._parser.should_keep_alive() and not (coding and measured)
 
     def on_body(self, data: bytes) -> None:

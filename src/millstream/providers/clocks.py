@@ -74,6 +74,7 @@ class Silence:
         assert self._paused_at is not None
         self._due += self._loop.time() - self._paused_at
         self._paused_at = None
+        self._be_in_time()
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -81,6 +82,9 @@ class Silence:
     def _set(self, seconds: float, what: str) -> None:
         self._due = self._loop.time() + seconds
         self._seconds, self._what = seconds, what
+        self._be_in_time()
+
+    def _be_in_time(self) -> None:
         if self._due < self._timer.when():
             self._timer.cancel()
             self._timer = deadlines.at(self._due, self._look)

@@ -256,7 +256,8 @@ def _message(detail: dict[str, Any] | str) -> str:
 
 def _was_flagged(detail: object) -> bool:
     """OpenRouter: what its moderation has against the prompt."""
-    return isinstance(detail, dict) and "reasons" in (detail.get("metadata") or ())
+    metadata = detail.get("metadata") if isinstance(detail, dict) else None
+    return isinstance(metadata, dict) and "reasons" in metadata
 
 
 def _words(detail: object) -> Iterator[str]:

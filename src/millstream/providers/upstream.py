@@ -112,7 +112,7 @@ class Upstream:
                 await connection.ask(self._client.head("POST", url, more, length=len(body)), body)
                 del body  # which is as long as the prompt
                 await self._check(connection)
-                connection.headers = {}
+                connection.forget_headers()
                 answer = _Body(self._name)
                 contents = 0
                 while chunk := await connection.read():
