@@ -337,6 +337,22 @@ async def test_several_answers_are_told_apart() -> None:
     assert seen["n"] == 3
 
 
+async def test_an_answer_behind_the_first_one_is_waited_for() -> None:
+    """Also where every chunk has usage, so that the first one lacks nothing."""
+    usage = {"usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+
+    async def handler(request: Request) -> None:
+        await request.head()
+        await request.event({"choices": [{"index": 1, "delta": {"content": "The long "}}], **usage})
+        await request.event(
+            {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}], **usage}
+        )
+        request.cut(reset=True)
+
+    produced = await produce(handler, Prompt(PROMPT.messages, choices=2))
+    assert isinstance(produced[-1], ProviderError)
+
+
 async def test_several_answers_may_come_whole() -> None:
     async def handler(request: Request) -> None:
         choices = [
@@ -384,7 +400,7 @@ async def test_what_tokens_are_worth_is_kept_wherever_they_are() -> None:
         for token in ("So", "look", "{}", "\\xf0")
     )
     first = {"index": 0, "id": "call_1", "function": {"name": "look", "arguments": ""}}
-    no = {"content": None, "refusal": [{"token": "No", "logprob": -0.2}]}
+    no = {"content": None, "refusal": [{"token": "No", "logprob": -0.2}], "token_logprob": -0.2}
 
     async def handler(request: Request) -> None:
         await request.head()
@@ -631,7 +647,12 @@ async def test_a_known_reason_is_told_in_our_words() -> None:
     )
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("7", 7), ("1.5", 2), ("999999", 3600), ("soon", None)])
+FAR = "Wed, 21 Oct 2015 07:28:00 +99999999999999999"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("7", 7), ("1.5", 2), ("999999", 3600), ("soon", None), (FAR, None)]
+)
 async def test_the_providers_retry_after_is_kept(value: str, seconds: int | None) -> None:
     error = (await produce(status(429, None, f"retry-after: {value}")))[-1]
     assert isinstance(error, ProviderError)
@@ -664,7 +685,7 @@ async def test_milliseconds_to_retry_after_are_more_exact() -> None:
     [
         (403, {"error": {"code": "unsupported_country_region_territory"}}, "upstream_refused", "region"),
         (403, {"error": {"code": 403, "metadata": {"reasons": ["x"]}}}, "upstream_refused", "content filter"),
-        (403, {"error": {"message": "no"}}, "upstream_refused", "may not do this"),
+        (403, {"error": {"message": "no", "metadata": 7}}, "upstream_refused", "may not do this"),
         (402, {"error": {"message": "no"}}, "upstream_refused", "quota is used up"),
         (404, b"<html>not here</html>", "upstream_refused", "base URL"),
         (404, {"detail": "Not Found"}, "upstream_refused", "base URL"),

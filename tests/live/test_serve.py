@@ -33,6 +33,8 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs one that ends by itself. Its port, if it comes to that, is no other server's."""
+    environment = {"MILLSTREAM_PORT": "0", **environment}
     return subprocess.run(
         [sys.executable, "-m", "millstream", *arguments],
         cwd=cwd,

@@ -307,8 +307,12 @@ def _logprobs(parts: list[Part]) -> dict[str, Any] | None:
     tokens = [piece for piece in pieces if isinstance(piece, dict)]
     if not tokens:
         return None
-    names = dict.fromkeys(("content", "refusal", *(name for piece in tokens for name in piece)))
-    return {name: [token for piece in tokens for token in piece.get(name) or ()] or None for name in names}
+    joined: dict[str, list[Any]] = {"content": [], "refusal": []}
+    for piece in tokens:
+        for name, said in piece.items():
+            if isinstance(said, list):
+                joined.setdefault(name, []).extend(said)
+    return {name: said or None for name, said in joined.items()}
 
 
 def _usage(start: AnswerStart | None, end: StreamEnd) -> dict[str, Any]:

@@ -122,8 +122,10 @@ class Reading(reading.Reading):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer has its finish reason and its final usage."""
-        return self._reason is not None and self._report is not None and not self._report_is_stale
+        """Whether the answer has its finish reason and its final usage, and every other one its reason."""
+        known = self._reason is not None and self._report is not None and not self._report_is_stale
+        ended = sum(other.reason is not None for other in self._others.values())
+        return known and ended == self._choices - 1
 
     def end(self) -> list[Produced]:
         """What follows from the end of the connection, which is the end of the answer or a ``fault``."""
