@@ -184,7 +184,7 @@ async def test_the_usage_of_an_answer_that_is_stopped_before_its_first_word_is_k
             await asyncio.Event().wait()
 
     began = asyncio.Event()
-    millstream = Millstream(Settings(), providers={"p": Thinking()})
+    millstream = Millstream(Settings(max_lag_seconds=3600), providers={"p": Thinking()})
     async with millstream:
         _, secret = await millstream.keys.create("test", ["chat"])
         principal = await millstream.keys.verify(secret)
@@ -470,7 +470,7 @@ async def test_a_name_of_ones_own_is_listed_and_its_receipt_has_every_attempt(
 
 
 async def test_a_model_without_others_has_one_attempt_on_its_receipt() -> None:
-    millstream = Millstream(Settings(), providers={"p": ScriptedProvider({"m": ANSWER})})
+    millstream = Millstream(Settings(max_lag_seconds=3600), providers={"p": ScriptedProvider({"m": ANSWER})})
     async with millstream:
         _, secret = await millstream.keys.create("test", ["chat"])
         principal = await millstream.keys.verify(secret)

@@ -137,7 +137,9 @@ async def test_on_a_route_of_somebody_elses_it_is_their_kind_of_503(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("millstream.auth.UNKNOWN_AT_ONCE", 0)
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
+    )
     app = FastAPI(lifespan=millstream.lifespan)
     app.get("/theirs", dependencies=[Depends(get_api_key)])(lambda: "theirs")
     async with millstream.lifespan(app), get(app, "/theirs", new_secret()) as call:

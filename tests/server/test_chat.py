@@ -268,7 +268,7 @@ async def test_a_provider_that_never_stops_is_stopped_by_the_total_clock(run: Ru
 
 async def test_a_provider_may_have_a_shorter_total_clock_of_its_own(tmp_path: Path) -> None:
     slow = ProviderSettings(type="scripted", stream_seconds=0.05)
-    millstream = Millstream(Settings(data_dir=tmp_path, providers={"slow": slow}))
+    millstream = Millstream(Settings(data_dir=tmp_path, max_lag_seconds=3600, providers={"slow": slow}))
     app = create_app(millstream)
     async with millstream.lifespan(app):
         _, key = await millstream.keys.create("n", ["chat"])

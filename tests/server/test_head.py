@@ -59,7 +59,9 @@ async def test_head_of_what_get_refuses(run: Run) -> None:
 async def test_it_is_so_in_somebody_elses_application_and_no_operation_of_its_document(
     tmp_path: Path,
 ) -> None:
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
+    )
     app = FastAPI(lifespan=millstream.lifespan)
     app.include_router(millstream.router, prefix="/ai")
     async with millstream.lifespan(app):

@@ -78,7 +78,9 @@ async def test_a_route_that_breaks_is_logged_under_the_requests_id(
 async def test_it_is_the_same_in_somebody_elses_application(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
+    )
     app = FastAPI(lifespan=millstream.lifespan)
     app.include_router(millstream.router)
     async with millstream.lifespan(app):

@@ -37,7 +37,7 @@ async def test_a_path_in_the_log_is_one_short_line(
 ) -> None:
     """In somebody else's application: in ours no path with such characters leads anywhere."""
     provider = ScriptedProvider({"m": [asyncio.Event().wait]})
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": provider})
+    millstream = Millstream(Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": provider})
     app = FastAPI(lifespan=millstream.lifespan)
     app.include_router(millstream.router, prefix="/{tenant}")
 

@@ -90,7 +90,9 @@ async def test_the_service_counts_where_the_provider_does_not_and_raises_where_i
         "cut": [TextDelta("a")],
         "broken": [TextDelta("a"), UpstreamError("it broke")],
     }
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider(scripts)})
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider(scripts)}
+    )
     app = FastAPI(lifespan=millstream.lifespan)
     async with millstream.lifespan(app):
         llm = millstream.llm_service
@@ -108,7 +110,9 @@ async def test_the_service_counts_where_the_provider_does_not_and_raises_where_i
 
 
 def test_an_application_is_tested_as_fastapi_says_as_often_as_one_likes(tmp_path: Path) -> None:
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
+    )
     app = FastAPI(lifespan=millstream.lifespan)
     app.include_router(millstream.router)
     app.dependency_overrides[get_api_key] = lambda: Principal("key_test", frozenset({"chat"}))
@@ -124,7 +128,7 @@ def test_an_application_is_tested_as_fastapi_says_as_often_as_one_likes(tmp_path
 @pytest.mark.parametrize("url", [None, "postgresql://nobody@127.0.0.1:9/x"])
 def test_making_one_opens_nothing(tmp_path: Path, url: str | None) -> None:
     folder = tmp_path / "data"
-    millstream = Millstream(Settings(data_dir=folder, database_url=url))
+    millstream = Millstream(Settings(data_dir=folder, database_url=url, max_lag_seconds=3600))
     app = FastAPI(lifespan=millstream.lifespan)
     app.include_router(millstream.router)
     create_app(millstream)
@@ -139,7 +143,9 @@ def test_making_one_opens_nothing(tmp_path: Path, url: str | None) -> None:
 async def test_the_log_says_what_is_missing_where_nobody_runs_the_lifespan(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
+    )
     inner = FastAPI(lifespan=millstream.lifespan)
     inner.include_router(millstream.router)
     outer = FastAPI()
@@ -158,7 +164,7 @@ async def test_the_log_says_at_start_what_is_missing(
         async def models(self) -> list[str]:
             raise UpstreamError("provider 'd' cannot be reached: the connection was refused")
 
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"d": Down()})
+    millstream = Millstream(Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"d": Down()})
     app = FastAPI(lifespan=millstream.lifespan)
     async with millstream.lifespan(app):
         await millstream.keys.create("n", ["chat"])
@@ -183,7 +189,9 @@ async def test_a_login_of_ones_own_refuses_in_the_form_of_the_route(tmp_path: Pa
     def nobody() -> Principal:
         raise Unauthorized
 
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
+    )
     app = FastAPI(lifespan=millstream.lifespan)
     app.include_router(millstream.router)
     app.dependency_overrides[get_api_key] = nobody

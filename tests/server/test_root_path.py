@@ -66,7 +66,9 @@ async def test_without_the_setting_nothing_below_a_path_is_here(run: Run) -> Non
 async def test_in_an_application_of_yours_the_servers_root_path_holds(
     tmp_path: Path, passed_on: str, prefix: str, mounted: bool
 ) -> None:
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
+    )
     app = FastAPI(lifespan=millstream.lifespan)
     app.include_router(millstream.router, prefix=prefix)
     asked = app

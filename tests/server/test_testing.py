@@ -13,7 +13,9 @@ pytest_plugins = ["millstream.testing"]
 
 
 def test_a_chat(tmp_path: Path, scripted_provider: ScriptedProvider, api_key: Callable[..., str]) -> None:
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"test": scripted_provider})
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"test": scripted_provider}
+    )
     app = FastAPI(lifespan=millstream.lifespan)
     app.include_router(millstream.router)
     with TestClient(app) as client:

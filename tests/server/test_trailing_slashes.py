@@ -41,7 +41,9 @@ PLACES = ["our application", "included", "with a prefix", "mounted"]
 
 @pytest.mark.parametrize("where", PLACES)
 async def test_a_slash_behind_a_path_is_a_404_and_never_a_redirect(tmp_path: Path, where: str) -> None:
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
+    )
     app, asked, prefix = ours(where, millstream)
     async with millstream.lifespan(app):
         operations = [
@@ -73,7 +75,9 @@ async def refused(app: Any, method: str, path: str) -> None:
 async def test_what_another_application_does_with_its_own_slashes_is_its_own(
     tmp_path: Path, where: str
 ) -> None:
-    millstream = Millstream(Settings(data_dir=tmp_path), providers={"s": ScriptedProvider()})
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
+    )
     app, asked, prefix = ours(where, millstream)
     async with millstream.lifespan(app):
         async with Exchange(asked, "GET", f"{prefix}/theirs/", HOST) as call:
