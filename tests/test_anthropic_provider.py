@@ -744,6 +744,8 @@ def test_what_a_model_takes_the_list_says_better() -> None:
     [
         Thought("hm", "gemini:c2lnbmVk"),
         Thought("hm", "c2VhbGVk", extra={"responses": {"id": "rs_1"}}),
+        Thought("hm", "responses:c2VhbGVk", extra={API: {"id": "rs_1"}}),
+        Thought(redacted="responses:c2VhbGVk"),
         Thought("hm"),
     ],
 )

@@ -17,6 +17,7 @@ Extra: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 NO_EXTRA: Extra = {}
 BETAS = "betas"  # in ``extra`` of a prompt: what its client wants to try, as that API names it
+RESPONSES_SEAL = "responses:"  # before a signature of that API, because any other would refuse it
 
 
 class Text(Struct, frozen=True, tag="text", omit_defaults=True):

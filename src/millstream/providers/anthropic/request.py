@@ -265,8 +265,9 @@ def _is_theirs(thought: asked.Reasoning) -> bool:
     """Whether Anthropic can have signed it. A conversation may have had a model of another provider before,
     whose thoughts have a signature with a name in front (``gemini:…``), or what only another API knows.
     """
-    foreign = ":" in thought.signature or (bool(thought.extra) and API not in thought.extra)
-    return not foreign and bool(thought.signature or thought.redacted)
+    seal = thought.signature or thought.redacted
+    foreign = ":" in seal or (bool(thought.extra) and API not in thought.extra)
+    return not foreign and bool(seal)
 
 
 def _format(name: str, output: asked.OutputFormat) -> dict[str, Any]:
