@@ -522,6 +522,7 @@ def calling(extra_content: dict[str, Any] | None = None, arguments: str = "{}") 
     ("model", "given", "expected"),
     [
         ("gemini-3-pro", {"reasoning_effort": "high"}, {"includeThoughts": True, "thinkingLevel": "HIGH"}),
+        ("gemini-3-pro", {"reasoning_effort": "xhigh"}, {"includeThoughts": True, "thinkingLevel": "HIGH"}),
         (
             "gemini-3-pro",
             {"reasoning_effort": "none"},
