@@ -491,6 +491,11 @@ def test_a_prompt_of_another_api_is_put_into_this_ones_words() -> None:
     }
 
 
+@pytest.mark.parametrize(("asked_for", "sent"), [(5, 16), (16, 16), (17, 17)])
+def test_a_limit_is_not_under_what_the_api_takes(asked_for: int, sent: int) -> None:
+    assert body(msgspec.structs.replace(HELLO, max_tokens=asked_for))["max_output_tokens"] == sent
+
+
 SUMMARY = [{"type": "summary_text", "text": "Hm."}]
 
 

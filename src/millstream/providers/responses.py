@@ -82,12 +82,12 @@ class ResponsesProvider:
 
 # Fields of a prompt that have the same meaning here -> their names.
 _SAME = {
-    "max_tokens": "max_output_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
     "parallel_tool_calls": "parallel_tool_calls",
     "metadata": "metadata",
 }
+_LEAST_TOKENS = 16  # a limit below is refused
 
 
 def body(prompt: Prompt) -> dict[str, Any]:
@@ -100,6 +100,8 @@ def body(prompt: Prompt) -> dict[str, Any]:
         **extra,
         "store": False,
     }
+    if prompt.max_tokens is not None:
+        sent["max_output_tokens"] = max(prompt.max_tokens, _LEAST_TOKENS)
     messages = prompt.messages
     if messages and messages[0].role == "system" and _is_text(messages[0]):
         sent["instructions"] = messages[0].text
