@@ -584,6 +584,7 @@ SIGNED = (
         (OLD, Prompt(ASKED), None, None),
         (OLD, Prompt(ASKED, reasoning_effort="low"), {"type": "enabled", "budget_tokens": 2048}, None),
         (OLD, Prompt(ASKED, reasoning_effort="xhigh"), {"type": "enabled", "budget_tokens": 16_000}, None),
+        (OLD, Prompt(ASKED, reasoning_effort="max"), {"type": "enabled", "budget_tokens": 16_000}, None),
         (OLD, Prompt(ASKED, reasoning_effort="high", max_tokens=1500), None, None),
         (OLD, Prompt(ASKED, reasoning_tokens=5000), {"type": "enabled", "budget_tokens": 5000}, None),
         (OLD, Prompt(ASKED, reasoning_effort="none"), {"type": "disabled"}, None),
@@ -600,6 +601,7 @@ SIGNED = (
         ),
         (NEW, Prompt(LOOP, reasoning_effort="high"), None, "high"),
         (NEW, Prompt(LOOP, reasoning_effort="xhigh"), None, "xhigh"),
+        (NEW, Prompt(LOOP, reasoning_effort="max"), None, "max"),
         (BOTH, Prompt(LOOP, reasoning_effort="xhigh"), None, "max"),
         (NEW, Prompt(ASKED, reasoning_tokens=5000), {"type": "adaptive", "display": "summarized"}, None),
         (

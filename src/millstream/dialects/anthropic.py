@@ -568,4 +568,4 @@ def _output(fields: Fields) -> tuple[str | None, OutputFormat | None]:
     if given is not None and given.one_of("type", "json_schema") is None:
         raise given.fault("type", "is missing")
     output = None if given is None else OutputFormat(given.needed_mapping("schema"))
-    return "xhigh" if effort == "max" else effort, output
+    return effort, output

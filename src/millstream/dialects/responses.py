@@ -148,9 +148,7 @@ class ResponsesDialect:
             fields.number("temperature", 0, 2),
             fields.number("top_p", 0, 1),
             output=_output(text),
-            reasoning_effort=reasoning.one_of(  # type: ignore[arg-type]
-                "effort", "none", "minimal", "low", "medium", "high", "xhigh"
-            ),
+            reasoning_effort=reasoning.one_of("effort", *asked.EFFORTS),  # type: ignore[arg-type]
             user=read.user(fields, "safety_identifier") or read.user(fields),
             metadata=read.metadata(fields),
             extra=_extra(fields, reasoning, text),

@@ -28,6 +28,7 @@ BUDGETS: dict[Effort, int] = {
     "medium": 8192,
     "high": 16_384,
     "xhigh": 32_768,
+    "max": 65_536,
 }
 # And for those that take an effort: the names that they have.
 _EFFORTS = {"minimal": "low"}
