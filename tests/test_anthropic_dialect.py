@@ -131,7 +131,7 @@ def test_every_knob_has_its_place() -> None:
         Tool("look", None, {"type": "object"}, True, {"anthropic": {"defer_loading": True}}),
     )
     assert (prompt.tool_choice, prompt.parallel_tool_calls) == (NamedTool("look"), False)
-    assert (prompt.reasoning_tokens, prompt.reasoning_effort, prompt.user) == (2000, "xhigh", "u")
+    assert (prompt.reasoning_tokens, prompt.reasoning_effort, prompt.user) == (2000, "max", "u")
     assert prompt.output == OutputFormat({"a": 1})
     assert set(prompt.extra_of("anthropic")) == {"thinking", "output_config", "speed"}
     assert parsed(tool_choice={"type": "any"}).tool_choice == "required"

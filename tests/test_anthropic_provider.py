@@ -1,6 +1,7 @@
 """The provider for Anthropic's Messages, against a server that does what each test says."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from millstream.prompt import (
     ToolResult,
 )
 from millstream.prompt import Reasoning as Thought
+from millstream.prompt import Refusal as Refused
 from millstream.prompt import Text as Words
 from millstream.providers import Finish, PartBreak, PartOpen, Produced, ToolCallPiece, UsageReport
 from millstream.providers.anthropic import AnthropicProvider, Reading, models
@@ -557,7 +559,6 @@ def test_a_conversation_as_it_wants_it() -> None:
         "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
         "stop_sequences": ["END"],
         "temperature": 1,
-        "top_p": 0.5,
         "top_k": 3,
         "metadata": {"user_id": "u"},
         "max_tokens": 5,
@@ -583,6 +584,7 @@ SIGNED = (
         (OLD, Prompt(ASKED), None, None),
         (OLD, Prompt(ASKED, reasoning_effort="low"), {"type": "enabled", "budget_tokens": 2048}, None),
         (OLD, Prompt(ASKED, reasoning_effort="xhigh"), {"type": "enabled", "budget_tokens": 16_000}, None),
+        (OLD, Prompt(ASKED, reasoning_effort="max"), {"type": "enabled", "budget_tokens": 16_000}, None),
         (OLD, Prompt(ASKED, reasoning_effort="high", max_tokens=1500), None, None),
         (OLD, Prompt(ASKED, reasoning_tokens=5000), {"type": "enabled", "budget_tokens": 5000}, None),
         (OLD, Prompt(ASKED, reasoning_effort="none"), {"type": "disabled"}, None),
@@ -598,6 +600,9 @@ SIGNED = (
             "low",
         ),
         (NEW, Prompt(LOOP, reasoning_effort="high"), None, "high"),
+        (NEW, Prompt(LOOP, reasoning_effort="xhigh"), None, "xhigh"),
+        (NEW, Prompt(LOOP, reasoning_effort="max"), None, "max"),
+        (BOTH, Prompt(LOOP, reasoning_effort="xhigh"), None, "max"),
         (NEW, Prompt(ASKED, reasoning_tokens=5000), {"type": "adaptive", "display": "summarized"}, None),
         (
             NEW,
@@ -620,6 +625,61 @@ def test_models_that_refuse_sampling_are_not_sent_it(traits: models.Traits, kept
     assert ("temperature" in body("p", Prompt(ASKED, temperature=0.5), traits)) is kept
     # Nor is any of them while it thinks.
     assert "temperature" not in body("p", Prompt(ASKED, temperature=0.5, reasoning_effort="low"), traits)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "sent"),
+    [
+        ("claude-opus-4-20250514", {"temperature": 0.7, "top_p": 0.9}, {"temperature": 0.7, "top_p": 0.9}),
+        ("claude-opus-4-1", {"temperature": 0.7, "top_p": 0.9, "top_k": 3}, {"temperature": 0.7, "top_k": 3}),
+        ("claude-opus-4-1", {"top_p": 0.9}, {"top_p": 0.9}),
+    ],
+)
+def test_later_models_take_one_of_temperature_and_top_p(model: str, given: Any, sent: Any) -> None:
+    asked = body("p", Prompt(ASKED, **given), models.of_name(model))
+    assert {name: asked[name] for name in ("temperature", "top_p", "top_k") if name in asked} == sent
+
+
+def test_texts_without_a_word_are_left_out() -> None:
+    found = {"type": "search_result", "source": "s", "title": "t", "content": []}
+    blank = Words("\n\n", {API: {"cache_control": {"type": "ephemeral"}}})
+    history = (
+        Message("system", (Words(" "),)),
+        Message("user", (Words("\t"), Words("Look"), Words("", {API: found}))),
+        Message("assistant", (blank, Refused(" "), ToolCall("c", "look", "{}"))),
+        Message("tool", (ToolResult("c", (Words(" \n"),)),)),
+    )
+    assert body("p", Prompt(history, max_tokens=5), OLD) == {
+        "max_tokens": 5,
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Look"}, found]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "look", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c"}]},
+        ],
+    }
+
+
+def test_ids_of_calls_that_would_be_refused_are_others_that_differ() -> None:
+    given = ("functions.get:0", "functions_get_0", "functions.get.0", "näme", "")
+    history = (
+        *ASKED,
+        Message("assistant", tuple(ToolCall(name, "get", "{}") for name in given)),
+        Message("tool", tuple(ToolResult(name, ()) for name in given)),
+    )
+    called, answered = (one["content"] for one in body("p", Prompt(history), OLD)["messages"][1:])
+    ids = [call["id"] for call in called]
+    assert ids == [result["tool_use_id"] for result in answered]
+    assert all(re.fullmatch("[a-zA-Z0-9_-]+", name) for name in ids)
+    assert len({*ids}) == len(given)
+    assert ids[1] == given[1]
+    # A call has its id in a shorter conversation as well, or a cache of the prompt would miss.
+    alone = Prompt((*ASKED, Message("assistant", (ToolCall(given[0], "get", "{}"),))))
+    assert body("p", alone, OLD)["messages"][1]["content"][0]["id"] == ids[0]
+
+
+def test_a_picture_has_the_type_that_the_api_knows() -> None:
+    sent = body("p", Prompt((Message("user", (Image("data:image/jpg;base64,AA=="),)),)), OLD)
+    assert sent["messages"][0]["content"][0]["source"]["media_type"] == "image/jpeg"
 
 
 def test_an_answer_to_a_schema() -> None:
@@ -650,17 +710,20 @@ async def test_what_it_cannot_be_asked_is_refused_with_words(prompt: Prompt) -> 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("claude-3-5-haiku-20241022", (8192, False, False, True)),
-        ("claude-3-7-sonnet-20250219", (8192, False, True, True)),
-        ("claude-opus-4-20250514", (32_000, False, True, True)),
-        ("claude-haiku-4-5-20251001", (32_000, False, True, True)),
-        ("anthropic.claude-opus-4-6-v1", (32_000, True, True, True)),
-        ("claude-opus-4.7", (32_000, True, False, False)),
-        ("claude-sonnet-5-5", (32_000, True, False, False)),
-        ("qwen3-30b", (8192, False, False, True)),
+        ("claude-3-5-haiku-20241022", (8192, False, False, True, True, False)),
+        ("claude-3-7-sonnet-20250219", (8192, False, True, True, True, False)),
+        ("claude-opus-4-20250514", (32_000, False, True, True, True, False)),
+        ("claude-opus-4-1-20250805", (32_000, False, True, True, False, False)),
+        ("claude-haiku-4-5-20251001", (32_000, False, True, True, False, False)),
+        ("anthropic.claude-opus-4-6-v1", (32_000, True, True, True, False, False)),
+        ("claude-opus-4.7", (32_000, True, False, False, False, True)),
+        ("claude-sonnet-5-5", (32_000, True, False, False, False, True)),
+        ("qwen3-30b", (8192, False, False, True, True, False)),
     ],
 )
-def test_what_a_model_takes_its_name_says(name: str, expected: tuple[int, bool, bool, bool]) -> None:
+def test_what_a_model_takes_its_name_says(
+    name: str, expected: tuple[int, bool, bool, bool, bool, bool]
+) -> None:
     assert models.of_name(name) == models.Traits(*expected)
 
 
@@ -669,9 +732,12 @@ def test_what_a_model_takes_the_list_says_better() -> None:
     listed = {
         "id": "claude-x",
         "max_tokens": 64_000,
-        "capabilities": {"thinking": {"supported": True, "types": types}},
+        "capabilities": {
+            "thinking": {"supported": True, "types": types},
+            "effort": {"supported": True, "xhigh": {"supported": True}},
+        },
     }
-    assert models.of_listing(listed) == models.Traits(64_000, True, False, True)
+    assert models.of_listing(listed) == models.Traits(64_000, True, False, True, True, True)
     assert models.of_listing({"id": "claude-sonnet-5", "max_tokens": None}) == NEW
 
 
@@ -680,6 +746,8 @@ def test_what_a_model_takes_the_list_says_better() -> None:
     [
         Thought("hm", "gemini:c2lnbmVk"),
         Thought("hm", "c2VhbGVk", extra={"responses": {"id": "rs_1"}}),
+        Thought("hm", "responses:c2VhbGVk", extra={API: {"id": "rs_1"}}),
+        Thought(redacted="responses:c2VhbGVk"),
         Thought("hm"),
     ],
 )

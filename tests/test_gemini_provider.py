@@ -522,6 +522,9 @@ def calling(extra_content: dict[str, Any] | None = None, arguments: str = "{}") 
     ("model", "given", "expected"),
     [
         ("gemini-3-pro", {"reasoning_effort": "high"}, {"includeThoughts": True, "thinkingLevel": "HIGH"}),
+        ("gemini-3-pro", {"reasoning_effort": "xhigh"}, {"includeThoughts": True, "thinkingLevel": "HIGH"}),
+        ("gemini-3-pro", {"reasoning_effort": "max"}, {"includeThoughts": True, "thinkingLevel": "HIGH"}),
+        ("gemini-2.5-pro", {"reasoning_effort": "max"}, {"includeThoughts": True, "thinkingBudget": 24_576}),
         (
             "gemini-3-pro",
             {"reasoning_effort": "none"},

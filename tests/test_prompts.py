@@ -1,6 +1,7 @@
 """A body of ours -> a prompt -> what a server of OpenAI's Chat Completions is sent."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from millstream.bodies import validate
 from millstream.dialects import Ask
 from millstream.dialects.native import ask_of
+from millstream.dialects.table import DIALECTS, DialectName
 from millstream.messages import ChatMessage, ChatRequest
 from millstream.prompt import (
+    EFFORTS,
     File,
     Image,
     Message,
@@ -343,3 +346,30 @@ def test_a_prompt_is_the_same_however_little_of_it_is_said() -> None:
         messages=[{"role": "user", "content": [{"type": "text", "text": "Hello", "annotations": []}]}],
     )
     assert full == asked()
+
+
+UI_QUESTION = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}
+
+# Where a dialect has how hard to think.
+EFFORT: dict[DialectName, Callable[[str], dict[str, Any]]] = {
+    "millstream": lambda effort: {"messages": [QUESTION], "reasoning_effort": effort},
+    "openai": lambda effort: {"messages": [QUESTION], "reasoning_effort": effort},
+    "responses": lambda effort: {"input": "Hello", "reasoning": {"effort": effort}},
+    "ai-sdk": lambda effort: {"id": "c", "messages": [UI_QUESTION], "reasoningEffort": effort},
+    "ag-ui": lambda effort: {
+        "threadId": "t",
+        "runId": "r",
+        "messages": [{"id": "1", **QUESTION}],
+        "forwardedProps": {"reasoning_effort": effort},
+    },
+}
+
+
+@pytest.mark.parametrize("dialect", EFFORT)
+def test_every_dialect_takes_every_effort(dialect: DialectName) -> None:
+    bodies = [json.dumps(EFFORT[dialect](effort)).encode() for effort in EFFORTS]
+    assert tuple(DIALECTS[dialect].parse(body).prompt.reasoning_effort for body in bodies) == EFFORTS
+
+
+def test_an_effort_goes_to_a_server_of_chat_completions_as_it_is() -> None:
+    assert sent(asked(reasoning_effort="max")) == {"reasoning_effort": "max"}

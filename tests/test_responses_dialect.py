@@ -18,7 +18,18 @@ from millstream.answer import Answer, Fold
 from millstream.dialects import Ask
 from millstream.dialects.responses import RESPONSES, ResponsesDialect, response_id, stream_id
 from millstream.errors import InvalidRequest
-from millstream.events import Batch, Event, Position, StreamInfo
+from millstream.events import (
+    AnswerStart,
+    Batch,
+    Event,
+    PartEnd,
+    PartStart,
+    Position,
+    Reasoning,
+    ReasoningDelta,
+    StreamInfo,
+    WholePart,
+)
 
 CASES = json.loads((Path(__file__).parent.parent / "spec" / "fixtures" / "responses.json").read_text("utf-8"))
 
@@ -191,7 +202,7 @@ def test_output_is_taken_back_as_the_sdk_dumps_it(mode: Any) -> None:
     assert ask.ignored == ()
     assert ask.prompt.messages[1].parts == (
         asked.Reasoning(
-            redacted="sealed",
+            redacted="responses:sealed",
             extra={
                 "responses": {
                     "type": "reasoning",
@@ -204,6 +215,29 @@ def test_output_is_taken_back_as_the_sdk_dumps_it(mode: Any) -> None:
         asked.Text("Hm.", {"responses": {"phase": "commentary"}}),
         asked.ToolCall("c1", "look", "{}"),
     )
+
+
+@pytest.mark.parametrize(
+    ("api", "signature", "shown"),
+    [
+        ("responses", "responses:sealed", "sealed"),
+        ("responses", "responses:gemini:c2ln", "responses:gemini:c2ln"),  # of a server that passes it on
+        ("anthropic", "EqQB", "anthropic:EqQB"),
+        ("gemini", "gemini:c2ln", "gemini:c2ln"),
+    ],
+)
+def test_a_signature_comes_back_as_its_providers(api: str, signature: str, shown: str) -> None:
+    answer = Answer()
+    answer.add([AnswerStart(api), PartStart(0, Reasoning()), ReasoningDelta("Hm.", 0)])
+    answer.add([PartEnd(0, Reasoning(signature)), WholePart(1, Reasoning(redacted=signature))])
+    output = json.loads(RESPONSES.answer(StreamInfo("str_1", "key_1", "m", 5.0), answer))["output"]
+    assert [item["encrypted_content"] for item in output] == [shown, shown]
+    (message,) = parsed(input=output).prompt.messages
+    signed, redacted = message.parts
+    assert isinstance(signed, asked.Reasoning)
+    assert isinstance(redacted, asked.Reasoning)
+    assert (signed.text, signed.signature, redacted.redacted) == ("Hm.", signature, signature)
+    assert ("responses" in signed.extra) is (api == "responses")
 
 
 def test_a_response_in_the_background_goes_on_without_a_reader_unless_its_body_says_otherwise() -> None:

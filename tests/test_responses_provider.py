@@ -123,8 +123,8 @@ def test_a_thought_is_signed_with_what_only_its_provider_can_read() -> None:
         ReasoningDelta("One"),
         PartOpen(Reasoning(extra={"id": "rs_1"})),
         ReasoningDelta("two"),
-        PartBreak(Reasoning("sealed")),
-        Reasoning(redacted="opaque", extra={"id": "rs_2"}),
+        PartBreak(Reasoning("responses:sealed")),
+        Reasoning(redacted="responses:opaque", extra={"id": "rs_2"}),
     ]
 
 
@@ -487,6 +487,42 @@ def test_a_prompt_of_another_api_is_put_into_this_ones_words() -> None:
         "metadata": {"a": "b"},
         "store": False,
     }
+
+
+@pytest.mark.parametrize(("asked_for", "sent"), [(5, 16), (16, 16), (17, 17)])
+def test_a_limit_is_not_under_what_the_api_takes(asked_for: int, sent: int) -> None:
+    assert body(msgspec.structs.replace(HELLO, max_tokens=asked_for))["max_output_tokens"] == sent
+
+
+SUMMARY = [{"type": "summary_text", "text": "Hm."}]
+
+
+@pytest.mark.parametrize(
+    ("thought", "sent"),
+    [
+        (
+            asked.Reasoning("Hm.", "responses:sealed", extra={"responses": {"id": "rs_1"}}),
+            {"type": "reasoning", "id": "rs_1", "summary": SUMMARY, "encrypted_content": "sealed"},
+        ),
+        (
+            asked.Reasoning(redacted="responses:sealed"),
+            {"type": "reasoning", "summary": [], "encrypted_content": "sealed"},
+        ),
+        (
+            asked.Reasoning("Hm.", extra={"responses": {"content": [{"text": "Hm."}]}}),
+            {"type": "reasoning", "content": [{"text": "Hm."}]},
+        ),
+        (asked.Reasoning("Hm.", "EqQB", extra={"responses": {"encrypted_content": "EqQB"}}), None),
+        (asked.Reasoning("Hm.", "gemini:c2ln", extra={"responses": {"content": [{"text": "Hm."}]}}), None),
+        (asked.Reasoning(redacted="EmwK"), None),
+        (asked.Reasoning("Hm."), None),
+    ],
+)
+def test_a_thought_goes_back_to_the_api_that_has_signed_it(
+    thought: asked.Reasoning, sent: dict[str, Any] | None
+) -> None:
+    items = body(Prompt((Message("assistant", (thought, asked.Text("So."))),)))["input"]
+    assert items[:-1] == ([] if sent is None else [sent])
 
 
 @pytest.mark.parametrize(

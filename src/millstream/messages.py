@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from millstream import prompt
-from millstream.prompt import Prompt
+from millstream.prompt import Effort, Prompt
 
 _MAX_METADATA = 16
 MAX_GRACE_SECONDS = 600
@@ -210,7 +210,7 @@ class ChatRequest(_Strict):
     tools: Annotated[list[Tool], Field(max_length=512, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     user: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,256}$")] | None = None
     metadata: (
         Annotated[

@@ -7,16 +7,18 @@ and a provider that speak the same.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from msgspec import Struct
 
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
-Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Extra: TypeAlias = Mapping[str, Mapping[str, Any]]
 
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
 NO_EXTRA: Extra = {}
 BETAS = "betas"  # in ``extra`` of a prompt: what its client wants to try, as that API names it
+RESPONSES_SEAL = "responses:"  # before a signature of that API, because any other would refuse it
 
 
 class Text(Struct, frozen=True, tag="text", omit_defaults=True):

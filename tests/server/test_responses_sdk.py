@@ -160,7 +160,7 @@ async def test_a_tool_is_called_and_its_result_goes_back(run: Run) -> None:
     _, assistant, answered = prompts[1].messages
     thought, made = assistant.parts
     assert isinstance(thought, asked.Reasoning)
-    assert (thought.text, thought.signature) == ("Hm.", "signed")
+    assert (thought.text, thought.signature) == ("Hm.", "responses:signed")
     assert made == asked.ToolCall("call_1", "look", '{"a":1}')
     assert answered.parts == (asked.ToolResult("call_1", (asked.Text("1"),)),)
 

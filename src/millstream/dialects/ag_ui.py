@@ -103,9 +103,7 @@ class AGUIDialect:
             temperature=knobs.number("temperature", 0, 2),
             top_p=_either(knobs.number("top_p", 0, 1), knobs.number("topP", 0, 1)),
             seed=knobs.count("seed", -(2**63), 2**63 - 1),
-            reasoning_effort=knobs.one_of(  # type: ignore[arg-type]
-                "reasoning_effort", "none", "minimal", "low", "medium", "high", "xhigh"
-            ),
+            reasoning_effort=knobs.one_of("reasoning_effort", *asked.EFFORTS),  # type: ignore[arg-type]
             user=read.user(knobs),
             metadata=read.metadata(knobs),
         )

@@ -91,9 +91,7 @@ class AISDKDialect:
             temperature=fields.number("temperature", 0, 2),
             top_p=fields.number("topP", 0, 1),
             seed=fields.count("seed", -(2**63), 2**63 - 1),
-            reasoning_effort=fields.one_of(  # type: ignore[arg-type]
-                "reasoningEffort", "none", "minimal", "low", "medium", "high", "xhigh"
-            ),
+            reasoning_effort=fields.one_of("reasoningEffort", *asked.EFFORTS),  # type: ignore[arg-type]
             user=read.user(fields),
             metadata=read.metadata(fields),
         )

@@ -71,6 +71,7 @@ _TYPES = {
     504: "timeout_error",
 }
 _NO_BLOCK = (File, Source)
+_BESIDE_END = ("context_management",)  # of an answer as a whole; where that is streamed, not of its end
 
 # What is passed on as it is to providers of this API. Nothing in it runs anything or sends data elsewhere.
 _PASSED_ON = (
@@ -298,7 +299,8 @@ def _end(start: AnswerStart | None, end: StreamEnd, *, refused: bool) -> Iterato
     said, usage = _of_end(start, end, refused=refused), _usage(end.bill.usage)
     if _is_theirs(start, end) and end.extra is not None:
         usage = end.extra.get("usage", usage)
-    yield _frame("message_delta", delta=said, usage=usage)
+    beside = {name: said.pop(name) for name in _BESIDE_END if name in said}
+    yield _frame("message_delta", delta=said, usage=usage, **beside)
     yield _frame("message_stop")
 
 
@@ -568,4 +570,4 @@ def _output(fields: Fields) -> tuple[str | None, OutputFormat | None]:
     if given is not None and given.one_of("type", "json_schema") is None:
         raise given.fault("type", "is missing")
     output = None if given is None else OutputFormat(given.needed_mapping("schema"))
-    return "xhigh" if effort == "max" else effort, output
+    return effort, output

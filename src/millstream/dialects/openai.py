@@ -108,7 +108,7 @@ class OpenAIDialect:
             fields.texts("stop", 16),
             fields.count("seed", -(2**63), 2**63 - 1),
             _output(fields),
-            fields.one_of("reasoning_effort", "none", "minimal", "low", "medium", "high", "xhigh"),  # type: ignore[arg-type]
+            fields.one_of("reasoning_effort", *asked.EFFORTS),  # type: ignore[arg-type]
             choices=fields.count("n", 1, _MAX_CHOICES) or 1,
             user=read.user(fields),
             metadata=read.metadata(fields),

@@ -48,7 +48,7 @@ from millstream.events import (
     ToolCallDelta,
     WholePart,
 )
-from millstream.prompt import Message, NamedTool, OutputFormat, Prompt
+from millstream.prompt import RESPONSES_SEAL, Message, NamedTool, OutputFormat, Prompt
 from millstream.usage import Usage
 
 _API = "responses"
@@ -100,6 +100,12 @@ _PREFIXES: Mapping[_Kind, str] = {
     "function_call": "fc",
     "image_generation_call": "ig",
 }
+
+# A thought's signature is shown with the name of its API in front, but for those of this one. A prompt has no
+# name before Anthropic's.
+_ANTHROPIC_SEAL = "anthropic:"
+_NAMED = (_ANTHROPIC_SEAL, "gemini:", RESPONSES_SEAL)
+
 _LIMITS = {"length": "max_output_tokens", "budget_exceeded": "max_output_tokens"}
 
 
@@ -142,9 +148,7 @@ class ResponsesDialect:
             fields.number("temperature", 0, 2),
             fields.number("top_p", 0, 1),
             output=_output(text),
-            reasoning_effort=reasoning.one_of(  # type: ignore[arg-type]
-                "effort", "none", "minimal", "low", "medium", "high", "xhigh"
-            ),
+            reasoning_effort=reasoning.one_of("effort", *asked.EFFORTS),  # type: ignore[arg-type]
             user=read.user(fields, "safety_identifier") or read.user(fields),
             metadata=read.metadata(fields),
             extra=_extra(fields, reasoning, text),
@@ -245,13 +249,14 @@ class _Piece:
 class _Item:
     """An item of the output. ``cut`` is whether the end of the answer came before its own."""
 
-    __slots__ = ("cut", "ended", "id", "index", "kind", "more", "pieces")
+    __slots__ = ("api", "cut", "ended", "id", "index", "kind", "more", "pieces")
 
-    def __init__(self, index: int, kind: _Kind, identity: str, more: Mapping[str, Any]) -> None:
+    def __init__(self, index: int, kind: _Kind, identity: str, more: Mapping[str, Any], api: str) -> None:
         self.index = index
         self.kind = kind
         self.id = identity
         self.more = more  # what its provider says of it
+        self.api = api  # of its provider
         self.pieces: list[_Piece] = []
         self.ended = self.cut = False
 
@@ -292,7 +297,7 @@ class _Item:
         shown = self.begun()
         if self.kind == "reasoning":
             shown["summary"] = [piece.shown() for piece in self.pieces if not _is_opaque(piece.content)]
-            if sealed := _sealed(self.pieces):
+            if sealed := _sealed(self.pieces, self.api):
                 shown["encrypted_content"] = sealed
             return shown
         shown["status"] = self.status
@@ -498,7 +503,8 @@ class _Encoder:
 
     def _open(self, kind: _Kind, identity: str, more: Mapping[str, Any]) -> _Item:
         self._end_run()
-        item = _Item(len(self._items), kind, identity, more)
+        api = self._start.api if self._start is not None else ""
+        item = _Item(len(self._items), kind, identity, more, api)
         self._items.append(item)
         return item
 
@@ -600,10 +606,14 @@ def _is_opaque(content: Content) -> bool:
     return isinstance(content, Reasoning) and bool(content.redacted)
 
 
-def _sealed(pieces: list[_Piece]) -> str:
+def _sealed(pieces: list[_Piece], api: str) -> str:
     """What the provider of a thought wants back with it."""
     contents = [piece.content for piece in pieces if isinstance(piece.content, Reasoning)]
-    return next((seal for content in contents[::-1] if (seal := content.signature or content.redacted)), "")
+    seal = next((seal for content in contents[::-1] if (seal := content.signature or content.redacted)), "")
+    if seal and api == "anthropic":
+        return f"{_ANTHROPIC_SEAL}{seal}"
+    bare = seal.removeprefix(RESPONSES_SEAL)
+    return seal if bare.startswith(_NAMED) else bare
 
 
 def _citation(url: str, title: str) -> dict[str, Any]:
@@ -737,15 +747,20 @@ def _message(fields: Fields) -> Message:
 
 
 def _reasoning(fields: Fields) -> asked.Reasoning:
-    """A thought, which a provider of this API gets back as it is."""
+    """A thought, which a provider of its API gets back as it is, and no other. A signature without a name in
+    front is of this API.
+    """
     texts = [part.needed("text") for part in fields.objects("summary", read.MAX_PARTS)]
     if not texts:
         texts = [part.needed("text") for part in fields.objects("content", read.MAX_PARTS)]
     sealed, text = fields.text("encrypted_content") or "", "\n\n".join(texts)
     kept = {"summary": [], **fields.these("id", "summary", "content", "encrypted_content")}
-    return asked.Reasoning(
-        text, sealed if text else "", "" if text else sealed, {_API: {"type": "reasoning", **kept}}
-    )
+    if sealed and not sealed.startswith(_NAMED):
+        sealed = f"{RESPONSES_SEAL}{sealed}"
+    is_ours = not sealed or sealed.startswith(RESPONSES_SEAL)
+    sealed = sealed.removeprefix(_ANTHROPIC_SEAL)
+    extra = {_API: {"type": "reasoning", **kept}} if is_ours else {}
+    return asked.Reasoning(text, sealed if text else "", "" if text else sealed, extra)
 
 
 _InputPart: TypeAlias = asked.Text | asked.Image | asked.File | asked.Refusal

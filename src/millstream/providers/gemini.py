@@ -37,7 +37,7 @@ from millstream.events import (
     Text,
     TextDelta,
 )
-from millstream.prompt import Message, Prompt
+from millstream.prompt import Effort, Message, Prompt
 from millstream.providers import (
     MAX_CHOICES,
     MAX_TOOL_CALLS,
@@ -331,8 +331,17 @@ _MODES = {"none": "NONE", "auto": "AUTO", "required": "ANY"}
 
 # How much the models before Gemini 3 think, in tokens, as Gemini's OpenAI-compatible endpoint has it. Later
 # ones have levels, of which the least is not none.
-_BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24_576, "xhigh": 24_576}
-_LEAST = {"none": "MINIMAL"}  # every other level has our word for it
+_BUDGETS: dict[Effort, int] = {
+    "none": 0,
+    "minimal": 1024,
+    "low": 1024,
+    "medium": 8192,
+    "high": 24_576,
+    "xhigh": 24_576,
+    "max": 24_576,
+}
+# Every other level has our word for it.
+_LEVELS: dict[Effort, str] = {"none": "MINIMAL", "xhigh": "HIGH", "max": "HIGH"}
 _BEFORE_GEMINI_3 = ("gemini-1", "gemini-2")
 
 # From Gemini 3 on the first call of an answer needs a signature. This one says that another model made it.
@@ -378,7 +387,7 @@ def _generation(prompt: Prompt, model: str) -> dict[str, Any]:
     elif effort is not None:
         config["thinkingConfig"] = {
             "includeThoughts": effort != "none",
-            "thinkingLevel": _LEAST.get(effort, effort.upper()),
+            "thinkingLevel": _LEVELS.get(effort, effort.upper()),
         }
     return config
 

@@ -7,7 +7,8 @@ names another one.
 1. The end is ``response.completed`` or ``response.incomplete``, nothing else.
 2. A text, a thought or a call that comes whole with the end of its item counts like one that came in pieces.
 3. A thought goes out with its item's id, and with what only its provider can read as its signature: both are
-   wanted back with the history, and together.
+   wanted back with the history, and together. The signature says whose it is, because another vendor's is
+   refused.
 4. Nothing is kept at the provider (``store`` is false).
 """
 
@@ -30,7 +31,7 @@ from millstream.events import (
     Text,
     TextDelta,
 )
-from millstream.prompt import Message, Prompt
+from millstream.prompt import RESPONSES_SEAL, Message, Prompt
 from millstream.providers import Finish, PartBreak, PartOpen, Produced, ToolCallPiece, UsageReport, reading
 from millstream.providers.endings import failure, finish_reason, reported_error
 from millstream.providers.extra import merged
@@ -81,12 +82,12 @@ class ResponsesProvider:
 
 # Fields of a prompt that have the same meaning here -> their names.
 _SAME = {
-    "max_tokens": "max_output_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
     "parallel_tool_calls": "parallel_tool_calls",
     "metadata": "metadata",
 }
+_LEAST_TOKENS = 16  # a limit below is refused
 
 
 def body(prompt: Prompt) -> dict[str, Any]:
@@ -99,6 +100,8 @@ def body(prompt: Prompt) -> dict[str, Any]:
         **extra,
         "store": False,
     }
+    if prompt.max_tokens is not None:
+        sent["max_output_tokens"] = max(prompt.max_tokens, _LEAST_TOKENS)
     messages = prompt.messages
     if messages and messages[0].role == "system" and _is_text(messages[0]):
         sent["instructions"] = messages[0].text
@@ -164,10 +167,12 @@ def _items(message: Message) -> Iterator[dict[str, Any]]:
 
 def _reasoning(thought: asked.Reasoning) -> dict[str, Any] | None:
     """A thought as its item came; None for one of another API, or without what the provider needs of it."""
-    item = thought.extra.get(_API)
-    if item is None or not (item.get("encrypted_content") or item.get("content")):
-        return None
-    return dict(item)
+    item = {"type": "reasoning", **thought.extra.get(_API, {})}
+    seal = thought.signature or thought.redacted
+    if seal.startswith(RESPONSES_SEAL):
+        summary = [{"type": "summary_text", "text": thought.text}] if thought.text else []
+        return {"summary": summary, **item, "encrypted_content": seal.removeprefix(RESPONSES_SEAL)}
+    return item if item.get("content") and not seal else None
 
 
 def _part(part: asked.Part, role: str) -> dict[str, Any]:
@@ -416,6 +421,7 @@ class Reading(reading.Reading):
                 self._open("response.reasoning_summary_text.delta", whole, place, produced)
                 self._say(ReasoningDelta(_text(part, "text")), produced)
         sealed, identity = _text(item, "encrypted_content"), _text(item, "id")
+        sealed = f"{RESPONSES_SEAL}{sealed}" if sealed else ""
         if self.contents > self._before_item:
             produced.append(PartBreak(Reasoning(sealed)))
         elif sealed:

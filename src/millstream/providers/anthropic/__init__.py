@@ -50,6 +50,7 @@ _ENDS = {"pause_turn": "end_turn"}
 # Of the message that an answer begins with: what is said elsewhere, or is the same in all.
 _KNOWN_OF_ANSWER = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence")
 _KNOWN_OF_CALL = ("type", "id", "name", "input")
+_BESIDE_END = ("context_management",)  # what is said with the end, and not of it
 
 
 class AnthropicProvider:
@@ -161,7 +162,7 @@ class Reading(reading.Reading):
             case "message_start":
                 self._begin(_object(said, "message"), produced)
             case "message_delta":
-                self._end(_object(said, "delta"), said.get("usage"), produced)
+                self._end(_object(said, "delta"), said, produced)
             case "message_stop":
                 self._finish(produced)
             case "error":
@@ -276,12 +277,15 @@ class Reading(reading.Reading):
             produced.append(PartBreak(Reasoning(block.signature) if block.kind == "thinking" else None))
             produced += block.sources.values()
 
-    def _end(self, delta: dict[str, Any], usage: object, produced: list[Produced]) -> None:
+    def _end(self, delta: dict[str, Any], said: dict[str, Any], produced: list[Produced]) -> None:
+        """The answer is over, for what ``delta`` tells. What it has used is beside that, in ``said``."""
+        usage = said.get("usage")
         if (report := self._count(usage)) is not None:
             self._last_usage = usage if isinstance(usage, dict) else None
             produced.append(report)
         known = ("stop_reason", "stop_sequence")
         self._extra |= {name: value for name, value in delta.items() if name not in known}
+        self._extra |= {name: said[name] for name in _BESIDE_END if name in said}
         if isinstance(sequence := delta.get("stop_sequence"), str):
             self._stop_sequence = sequence
         if word := _text(delta, "stop_reason"):
@@ -322,7 +326,7 @@ class Reading(reading.Reading):
 
     def _whole(self, message: dict[str, Any], produced: list[Produced]) -> None:
         """An answer in one object, as what it would be in events."""
-        usage, blocks = message.get("usage"), message.get("content")
+        blocks = message.get("content")
         self._begin(message, produced)
         for index, block in enumerate(blocks if isinstance(blocks, list) else ()):
             if isinstance(block, dict):
@@ -333,7 +337,7 @@ class Reading(reading.Reading):
                     self._delta(index, {"type": "citations_delta", "citation": citation}, produced)
                 self._stop(index, produced)
         ends = ("stop_reason", "stop_sequence", "stop_details")
-        self._end({name: message[name] for name in ends if name in message}, usage, produced)
+        self._end({name: message[name] for name in ends if name in message}, message, produced)
         self._finish(produced)
 
 

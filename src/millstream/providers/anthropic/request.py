@@ -6,6 +6,8 @@ the answer: ``seed``, penalties, a temperature over 1.
 
 import base64
 import binascii
+import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,9 +28,14 @@ BUDGETS: dict[Effort, int] = {
     "medium": 8192,
     "high": 16_384,
     "xhigh": 32_768,
+    "max": 65_536,
 }
 # And for those that take an effort: the names that they have.
 _EFFORTS = {"minimal": "low"}
+_EFFORTS_WITHOUT_XHIGH = {**_EFFORTS, "xhigh": "max"}
+
+_MEDIA_TYPES = {"image/jpg": "image/jpeg"}  # those that clients write -> those that the API takes
+_CALL_ID = re.compile(r"[a-zA-Z0-9_-]+")
 
 
 def body(name: str, prompt: Prompt, traits: Traits) -> dict[str, Any]:
@@ -60,7 +67,7 @@ def body(name: str, prompt: Prompt, traits: Traits) -> dict[str, Any]:
     if config:
         sent["output_config"] = config
     if traits.samples and (thinking is None or thinking.get("type") == "disabled"):
-        sent |= _sampling(prompt)
+        sent |= _sampling(prompt, traits)
     own = {field: value for field, value in prompt.extra_of(API).items() if field != BETAS}
     if isinstance(given := own.get("output_config"), dict):
         own["output_config"] = {**config, **given}
@@ -101,12 +108,12 @@ def _merged(name: str, messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _says_something(part: asked.Part) -> bool:
-    """Empty texts are refused there, and so are thoughts that nobody has signed."""
+    """Texts without a word are refused there, and so are thoughts that nobody has signed."""
     if isinstance(part, asked.Text):
-        return bool(part.text or part.extra.get(API))
+        return bool(part.text.strip()) or "type" in part.extra.get(API, {})
     if isinstance(part, asked.Reasoning):
         return _is_theirs(part)
-    return not isinstance(part, asked.Refusal) or bool(part.text)
+    return not isinstance(part, asked.Refusal) or bool(part.text.strip())
 
 
 def _as_text(content: list[dict[str, Any]]) -> Any:
@@ -133,16 +140,25 @@ def _part(name: str, part: asked.Part) -> dict[str, Any]:
             return {"type": "thinking", "thinking": part.text, "signature": part.signature, **extra}
         case asked.ToolCall():
             kept = (part.extra_content or {}).get(API, {})
-            called = {"id": part.call_id, "name": part.name, "input": _input(name, part)}
+            called = {"id": _call_id(part.call_id), "name": part.name, "input": _input(name, part)}
             return {"type": "tool_use", **called, **(kept if isinstance(kept, dict) else {}), **extra}
         case asked.ToolResult():
             content = [_part(name, inner) for inner in part.parts if _says_something(inner)]
-            result: dict[str, Any] = {"type": "tool_result", "tool_use_id": part.call_id}
+            result: dict[str, Any] = {"type": "tool_result", "tool_use_id": _call_id(part.call_id)}
             if content:
                 result["content"] = _as_text(content)
             if part.is_error:
                 result["is_error"] = True
             return {**result, **extra}
+
+
+def _call_id(given: str) -> str:
+    """The id of a call, or another where the API would refuse it: the same one for the call and its result,
+    and in every request.
+    """
+    if _CALL_ID.fullmatch(given):
+        return given
+    return f"toolu_{hashlib.sha256(given.encode()).hexdigest()[:32]}"
 
 
 def _source(name: str, url: str, what: str) -> dict[str, Any]:
@@ -152,7 +168,7 @@ def _source(name: str, url: str, what: str) -> dict[str, Any]:
     media_type, _, encoding = head.removeprefix("data:").partition(";")
     if not (head.startswith("data:") and comma and media_type and encoding == "base64"):
         raise RequestRefused(f"provider '{name}' takes {what} as data:<type>;base64,… or https://…")
-    return {"type": "base64", "media_type": media_type, "data": data}
+    return {"type": "base64", "media_type": _MEDIA_TYPES.get(media_type, media_type), "data": data}
 
 
 def _document(name: str, file: asked.File) -> dict[str, Any]:
@@ -199,10 +215,10 @@ def _tool_choice(prompt: Prompt) -> dict[str, Any] | None:
     return choice
 
 
-def _sampling(prompt: Prompt) -> dict[str, Any]:
+def _sampling(prompt: Prompt, traits: Traits) -> dict[str, Any]:
     given = {
         "temperature": None if prompt.temperature is None else min(prompt.temperature, 1),
-        "top_p": prompt.top_p,
+        "top_p": prompt.top_p if traits.mixes or prompt.temperature is None else None,
         "top_k": prompt.top_k,
     }
     return {name: value for name, value in given.items() if value is not None}
@@ -218,7 +234,8 @@ def _thinking(prompt: Prompt, traits: Traits, max_tokens: int) -> tuple[dict[str
         return None, None
     if effort == "none":  # some models cannot be told not to think; with those, the least
         return (None, "low") if traits.adapts and not traits.budgets else ({"type": "disabled"}, None)
-    name = None if effort is None or not traits.adapts else _EFFORTS.get(effort, effort)
+    names = _EFFORTS if traits.has_xhigh else _EFFORTS_WITHOUT_XHIGH
+    name = None if effort is None or not traits.adapts else names.get(effort, effort)
     if _cannot_think(prompt):
         return None, name
     if traits.adapts:
@@ -249,8 +266,9 @@ def _is_theirs(thought: asked.Reasoning) -> bool:
     """Whether Anthropic can have signed it. A conversation may have had a model of another provider before,
     whose thoughts have a signature with a name in front (``gemini:…``), or what only another API knows.
     """
-    foreign = ":" in thought.signature or (bool(thought.extra) and API not in thought.extra)
-    return not foreign and bool(thought.signature or thought.redacted)
+    seal = thought.signature or thought.redacted
+    foreign = ":" in seal or (bool(thought.extra) and API not in thought.extra)
+    return not foreign and bool(seal)
 
 
 def _format(name: str, output: asked.OutputFormat) -> dict[str, Any]:
