@@ -61,7 +61,11 @@ MESSAGES: dict[str, tuple[dict[str, Any], Message, dict[str, Any] | None]] = {
         Message("system", (Text("Be brief."),)),
         None,
     ),
-    "a developer's": ({"role": "developer", "content": "Be."}, Message("developer", (Text("Be."),)), None),
+    "a developer's": (
+        {"role": "developer", "content": "Be."},
+        Message("developer", (Text("Be."),)),
+        {"role": "system", "content": "Be."},
+    ),
     "a name": ({**QUESTION, "name": "ann"}, Message("user", (Text("Hello"),), "ann"), None),
     "one part of text, which is a string": (
         {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
@@ -148,6 +152,37 @@ def test_a_message_becomes_one_of_a_prompt_and_a_providers(case: str) -> None:
     given, expected, there = MESSAGES[case]
     assert message(**given) == expected
     assert request.body(Prompt((expected,)), Quirks())["messages"] == [there or given]
+
+
+def test_only_who_knows_developers_is_told_of_them() -> None:
+    given = Prompt((Message("developer", (Text("Be."),)), Message("system", (Text("Be brief."),)), ASKED))
+    assert request.body(given, Quirks(developer_role=True))["messages"] == [
+        {"role": "developer", "content": "Be."},
+        {"role": "system", "content": "Be brief."},
+        QUESTION,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("second", "content"),
+    [
+        (Message("developer", (Text("Be brief."),)), "Be.\n\nBe brief."),
+        (Message("system", ()), "Be."),
+        (
+            Message("system", (Text("Be brief.", {"openai": {"cache_control": {}}}),)),
+            [{"type": "text", "text": "Be."}, {"type": "text", "text": "Be brief.", "cache_control": {}}],
+        ),
+    ],
+)
+def test_the_first_system_messages_are_one(second: Message, content: object) -> None:
+    """Templates of models take one only."""
+    first = Message("system", (Text("Be."),))
+    messages = request.body(Prompt((first, second, ASKED, first)), Quirks())["messages"]
+    assert messages == [
+        {"role": "system", "content": content},
+        QUESTION,
+        {"role": "system", "content": "Be."},
+    ]
 
 
 def test_the_words_of_a_message_are_all_it_says() -> None:

@@ -166,6 +166,8 @@ def _quirks(quirks: "Quirks") -> str:
     said += [f"calls `{field}` `{theirs}`" for field, theirs in quirks.renamed.items()]
     if quirks.refused:
         said.append("refuses " + ", ".join(f"`{field}`" for field in quirks.refused))
+    if quirks.developer_role:
+        said.append("knows the role `developer`")
     if quirks.reasoning_field is None:
         said.append("refuses the reasoning of earlier answers")
     elif quirks.reasoning_field != Quirks().reasoning_field:

@@ -15,6 +15,8 @@ class Quirks(Struct, frozen=True):
 
     ``stream_options`` whether it takes that field, by which usage is asked for; ``renamed`` fields of a
     request that have another name there; ``refused`` fields that it refuses, which are left out;
+    ``developer_role`` whether it knows messages of that role, which are ``system`` elsewhere, and several at
+    the beginning one;
     ``reasoning_field`` its name for the reasoning of earlier answers, None where it refuses that;
     ``extra_content`` whether it takes back what it has sent in that field; ``ends`` finish reasons in words
     of its own -> ours, or ``failed``; ``cached_at`` where in its usage object the cached tokens are
@@ -26,6 +28,7 @@ class Quirks(Struct, frozen=True):
     stream_options: bool = True
     renamed: Mapping[str, str] = {}
     refused: tuple[str, ...] = ()
+    developer_role: bool = False
     reasoning_field: str | None = "reasoning_content"
     extra_content: bool = True
     ends: Mapping[str, str] = {}
@@ -56,7 +59,12 @@ class KnownProvider(Struct, frozen=True):
 
 
 # OpenAI has renamed the field; Azure follows it.
-OPENAI = Quirks(renamed={"max_tokens": "max_completion_tokens"}, reasoning_field=None, extra_content=False)
+OPENAI = Quirks(
+    renamed={"max_tokens": "max_completion_tokens"},
+    developer_role=True,
+    reasoning_field=None,
+    extra_content=False,
+)
 
 # Parts of names of models that answer no chat, whoever serves them: such a model is never the default.
 NOT_CHAT = (

@@ -1,6 +1,7 @@
 """Requests: a prompt -> the body that a server of OpenAI's Chat Completions is sent."""
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 from millstream import prompt as asked
@@ -24,8 +25,9 @@ _SAME = (
 
 def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     """Without the model, and without what says that a stream is wanted."""
+    messages = [one for message in prompt.messages for one in _messages(message, quirks)]
     sent: dict[str, Any] = {
-        "messages": [one for message in prompt.messages for one in _messages(message, quirks)],
+        "messages": messages if quirks.developer_role else _one_system(messages),
         **{name: value for name in _SAME if (value := getattr(prompt, name)) is not None},
         **prompt.extra_of(API),
     }
@@ -49,6 +51,23 @@ def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     return sent
 
 
+def _one_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With one system message in place of those at the beginning: templates of models take one only."""
+    leading = list(takewhile(lambda message: message["role"] == "system", messages))
+    if len(leading) < 2:
+        return messages
+    contents = [message["content"] for message in leading if message["content"]]
+    if all(isinstance(content, str) for content in contents):
+        content: Any = "\n\n".join(contents)
+    else:
+        content = [part for content in contents for part in _parts(content)]
+    return [{**leading[0], "content": content}, *messages[len(leading) :]]
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 def _messages(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
     """A message as it is sent; one of tool results is one for each of them."""
     if message.role == "tool":
@@ -58,7 +77,8 @@ def _messages(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
         return
     content = [_part(part) for part in message.parts if isinstance(part, _CONTENT)]
     texts = [part["text"] for part in content if part.keys() == {"type", "text"}]
-    sent: dict[str, Any] = {"role": message.role, "content": content or None}
+    role = "system" if message.role == "developer" and not quirks.developer_role else message.role
+    sent: dict[str, Any] = {"role": role, "content": content or None}
     if len(content) == len(texts) == 1:
         sent["content"] = texts[0]
     if message.name is not None:
