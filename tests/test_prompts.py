@@ -103,10 +103,14 @@ MESSAGES: dict[str, tuple[dict[str, Any], Message, dict[str, Any] | None]] = {
         None,
     ),
     "a result in parts": (
-        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "Seen:"}, PICTURE]},
+        {
+            "role": "tool",
+            "tool_call_id": "call_1",
+            "content": [{"type": "text", "text": "Seen:"}, {"type": "text", "text": "a"}],
+        },
         Message(
             "tool",
-            (ToolResult("call_1", (Text("Seen:"), Image("data:image/png;base64,AA==", "low"))),),
+            (ToolResult("call_1", (Text("Seen:"), Text("a"))),),
         ),
         None,
     ),
@@ -189,7 +193,7 @@ def test_the_words_of_a_message_are_all_it_says() -> None:
     texts = {case: expected.text for case, (_, expected, _) in MESSAGES.items()}
     assert texts["several parts of text"] == "ab"
     assert texts["an image"] == "Look:"
-    assert texts["a result in parts"] == "Seen:"
+    assert texts["a result in parts"] == "Seen:a"
     assert texts["a refusal"] == "No."
     assert texts["a call"] == ""
     assert texts["what a model thought, before what it said"] == "Hm."
@@ -213,6 +217,36 @@ def test_a_message_of_several_results_is_a_message_for_each() -> None:
         QUESTION,
         {"role": "tool", "tool_call_id": "a", "content": "1"},
         {"role": "tool", "tool_call_id": "b", "content": "2", "name": "hear"},
+    ]
+
+
+def test_files_of_tools_and_answers_are_shown_by_a_user_behind_all_results() -> None:
+    """Other roles may have none."""
+    picture, shown = (
+        Image(PICTURE["image_url"]["url"], "low"),
+        {"type": "text", "text": "Files of what is above:"},
+    )
+    call = ToolCall("a", "look", "{}")
+    history = (
+        Message("assistant", (picture, call, ToolCall("b", "look", "{}"))),
+        Message("tool", (ToolResult("a", (Text("Seen:"), picture)), ToolResult("b", (picture,)))),
+        Message("tool", (ToolResult("c", (Text("1"),)),)),
+        Message("assistant", (picture,)),
+        ASKED,
+        Message("assistant", (Text("Look:"), picture)),
+    )
+    first, a, b, c, behind, *more = request.body(Prompt(history), Quirks())["messages"]
+    assert (first["content"], [call["id"] for call in first["tool_calls"]]) == (None, ["a", "b"])
+    assert a == {"role": "tool", "tool_call_id": "a", "content": "Seen:"}
+    assert b == {"role": "tool", "tool_call_id": "b", "content": "See the next message."}
+    assert c == {"role": "tool", "tool_call_id": "c", "content": "1"}
+    assert behind == {"role": "user", "content": [shown, PICTURE, PICTURE, PICTURE]}
+    assert more == [
+        {"role": "assistant", "content": "See the next message."},
+        {"role": "user", "content": [shown, PICTURE]},
+        QUESTION,
+        {"role": "assistant", "content": "Look:"},
+        {"role": "user", "content": [shown, PICTURE]},
     ]
 
 

@@ -1,6 +1,6 @@
 """Requests: a prompt -> the body that a server of OpenAI's Chat Completions is sent."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -25,7 +25,7 @@ _SAME = (
 
 def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     """Without the model, and without what says that a stream is wanted."""
-    messages = [one for message in prompt.messages for one in _messages(message, quirks)]
+    messages = list(_messages(prompt.messages, quirks))
     sent: dict[str, Any] = {
         "messages": messages if quirks.developer_role else _one_system(messages),
         **{name: value for name in _SAME if (value := getattr(prompt, name)) is not None},
@@ -68,19 +68,44 @@ def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _messages(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
-    """A message as it is sent; one of tool results is one for each of them."""
+def _messages(messages: Sequence[Message], quirks: Quirks) -> Iterator[dict[str, Any]]:
+    """As they are sent. Files are taken of users only: those of an assistant and of tools follow in a message
+    of a user, behind all results of the assistant's calls.
+    """
+    files: list[dict[str, Any]] = []
+    for message in messages:
+        if files and message.role != "tool":
+            yield _of_files(files)
+            files = []
+        for one in _as_sent(message, quirks):
+            content = one["content"]
+            if one["role"] in ("assistant", "tool") and isinstance(content, list):
+                files += [part for part in content if part["type"] != "text"]
+                texts = [part for part in content if part["type"] == "text"]
+                one["content"] = _content(texts) or (None if "tool_calls" in one else _BELOW)
+            yield one
+    if files:
+        yield _of_files(files)
+
+
+_BELOW = "See the next message."
+_ABOVE = {"type": "text", "text": "Files of what is above:"}
+
+
+def _of_files(files: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"role": "user", "content": [_ABOVE, *files]}
+
+
+def _as_sent(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
+    """A message of tool results is one for each of them."""
     if message.role == "tool":
         for part in message.parts:
             if isinstance(part, asked.ToolResult):
                 yield _result(part)
         return
     content = [_part(part) for part in message.parts if isinstance(part, _CONTENT)]
-    texts = [part["text"] for part in content if part.keys() == {"type", "text"}]
     role = "system" if message.role == "developer" and not quirks.developer_role else message.role
-    sent: dict[str, Any] = {"role": role, "content": content or None}
-    if len(content) == len(texts) == 1:
-        sent["content"] = texts[0]
+    sent: dict[str, Any] = {"role": role, "content": _content(content)}
     if message.name is not None:
         sent["name"] = message.name
     if message.role == "assistant":
@@ -100,6 +125,14 @@ def _messages(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
                 sent[quirks.reasoning_field] = "".join(thought)
         sent |= extra
     yield sent
+
+
+def _content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]] | None:
+    """Parts as a message has them: a string where that is all there is to say."""
+    if len(parts) == 1 and parts[0].keys() == {"type", "text"}:
+        text: str = parts[0]["text"]
+        return text
+    return parts or None
 
 
 _CONTENT = (asked.Text, asked.Image, asked.File, asked.Refusal)
@@ -125,9 +158,7 @@ def _part(part: object) -> dict[str, Any]:
 
 
 def _result(result: asked.ToolResult) -> dict[str, Any]:
-    content: Any = [_part(part) for part in result.parts]
-    if len(content) == 1 and content[0].keys() == {"type", "text"}:
-        content = content[0]["text"]
+    content = _content([_part(part) for part in result.parts])
     name = {} if result.name is None else {"name": result.name}
     return {"role": "tool", "content": content or "", "tool_call_id": result.call_id, **name}
 
