@@ -23,7 +23,7 @@ from millstream.prompt import (
     ToolCall,
     ToolResult,
 )
-from millstream.providers.known import Quirks
+from millstream.providers.known import OPENAI, Quirks
 from millstream.providers.openai import request
 
 QUESTION = {"role": "user", "content": "Hello"}
@@ -31,7 +31,11 @@ ASKED = Message("user", (Text("Hello"),))
 SCHEMA = {"type": "object", "properties": {"a": {"type": ["string", "null"]}}}
 SIGNED = {"google": {"thought_signature": "c2ln"}}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"q":1}'}}
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}}
+LOOK = {"type": "function", "function": {"name": "look"}}
+PICTURE: dict[str, Any] = {
+    "type": "image_url",
+    "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"},
+}
 
 
 def asked(**fields: Any) -> Prompt:
@@ -314,7 +318,7 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] 
     "words to stop at": ({"stop": ["a", "b"]}, {"stop": ("a", "b")}, None),
     "no words to stop at": ({"stop": []}, {}, {}),
     "a tool of a name": (
-        {"tools": [{"type": "function", "function": {"name": "look"}}]},
+        {"tools": [LOOK]},
         {"tools": (Tool("look"),)},
         None,
     ),
@@ -337,13 +341,22 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] 
     ),
     "no tools": ({"tools": []}, {}, {}),
     **{
-        f"tools are chosen: {choice}": ({"tool_choice": choice}, {"tool_choice": choice}, None)
+        f"tools are chosen: {choice}": (
+            {"tools": [LOOK], "tool_choice": choice},
+            {"tools": (Tool("look"),), "tool_choice": choice},
+            None,
+        )
         for choice in ("none", "auto", "required")
     },
     "one tool is chosen": (
-        {"tool_choice": {"type": "function", "function": {"name": "look"}}},
-        {"tool_choice": NamedTool("look")},
+        {"tools": [LOOK], "tool_choice": LOOK},
+        {"tools": (Tool("look"),), "tool_choice": NamedTool("look")},
         None,
+    ),
+    "a choice of no tools": (
+        {"tool_choice": "none"},
+        {"tool_choice": "none"},
+        {},
     ),
     "text": ({"response_format": {"type": "text"}}, {}, {}),
     "any JSON": ({"response_format": {"type": "json_object"}}, {"output": OutputFormat()}, None),
@@ -381,8 +394,12 @@ def test_the_name_of_the_model_is_kept_for_whoever_looks_it_up() -> None:
 
 
 def test_what_other_formats_ask_for_is_sent_where_openai_knows_it() -> None:
-    given = Prompt((ASKED,), top_k=4, reasoning_tokens=100, choices=3, parallel_tool_calls=False)
-    assert sent(given) == {"n": 3, "parallel_tool_calls": False}
+    given = Prompt((ASKED,), top_k=4, reasoning_tokens=100, choices=3)
+    assert sent(given) == {"n": 3, "top_k": 4}
+    given = Prompt((ASKED,), parallel_tool_calls=False)
+    assert sent(given) == {}  # refused without tools
+    given = Prompt((ASKED,), tools=(Tool("look"),), parallel_tool_calls=False)
+    assert sent(given) == {"tools": [LOOK], "parallel_tool_calls": False}
     given = Prompt((ASKED,), extra={"openai": {"logprobs": True}, "anthropic": {"service_tier": "auto"}})
     assert sent(given) == {"logprobs": True}
 
@@ -391,6 +408,10 @@ def test_what_a_provider_does_differently_holds_for_every_field() -> None:
     given = asked(max_tokens=5, stop="x", user="ann", reasoning_effort="low")
     quirks = Quirks(renamed={"max_tokens": "most"}, refused=("user", "stop"))
     assert sent(given, quirks) == {"most": 5, "reasoning_effort": "low"}
+
+
+def test_what_openai_refuses_unless_it_stores_the_answer_is_not_sent() -> None:
+    assert sent(Prompt((ASKED,), top_k=4, metadata={"a": "b"}), OPENAI) == {}
 
 
 def test_the_policy_is_asked_of_us_and_is_in_no_prompt() -> None:

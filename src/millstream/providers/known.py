@@ -58,9 +58,10 @@ class KnownProvider(Struct, frozen=True):
     openai_url: str | None = None
 
 
-# OpenAI has renamed the field; Azure follows it.
+# OpenAI has renamed the field, and takes metadata of what it stores only; Azure follows it.
 OPENAI = Quirks(
     renamed={"max_tokens": "max_completion_tokens"},
+    refused=("metadata", "top_k"),
     developer_role=True,
     reasoning_field=None,
     extra_content=False,
@@ -107,7 +108,7 @@ KNOWN = (
         url_variable="GEMINI_BASE_URL",
         preferred=("gemini-2.5-flash", "gemini-2.0-flash"),
         hidden=("embedding", "imagen", "veo", "tts", "image", "live", "aqa", "audio"),
-        quirks=Quirks(refused=("seed", "metadata", "user"), reasoning_field=None),
+        quirks=Quirks(refused=("seed", "metadata", "user", "top_k"), reasoning_field=None),
         type="gemini",
         openai_url="https://generativelanguage.googleapis.com/v1beta/openai",
     ),
@@ -117,7 +118,7 @@ KNOWN = (
         "https://api.groq.com/openai/v1",
         "groq",
         hidden=("whisper", "tts", "guard", "orpheus"),
-        quirks=Quirks(refused=("metadata",), reasoning_field=None, extra_content=False),
+        quirks=Quirks(refused=("metadata", "top_k"), reasoning_field=None, extra_content=False),
     ),
     KnownProvider(
         "openrouter",
@@ -138,7 +139,7 @@ KNOWN = (
         quirks=Quirks(
             stream_options=False,
             renamed={"seed": "random_seed"},
-            refused=("user", "reasoning_effort", "metadata"),
+            refused=("user", "reasoning_effort", "metadata", "top_k"),
             reasoning_field=None,
             extra_content=False,
         ),
@@ -150,7 +151,7 @@ KNOWN = (
         "deepseek",
         # https://api-docs.deepseek.com/quick_start/rate_limit: comments while a request waits;
         # https://api-docs.deepseek.com/guides/thinking_mode: reasoning is wanted back in tool loops
-        quirks=Quirks(refused=("metadata", "user", "seed"), extra_content=False, pings=True),
+        quirks=Quirks(refused=("metadata", "user", "seed", "top_k"), extra_content=False, pings=True),
     ),
     KnownProvider(
         "together",
@@ -167,7 +168,7 @@ KNOWN = (
         hidden=("image", "imagine", "video"),
         # https://docs.x.ai/docs/guides/reasoning: counted apart from the completion
         quirks=Quirks(
-            refused=("metadata",), reasoning_field=None, extra_content=False, reasoning_beside=True
+            refused=("metadata", "top_k"), reasoning_field=None, extra_content=False, reasoning_beside=True
         ),
     ),
     KnownProvider(
@@ -176,6 +177,6 @@ KNOWN = (
         "https://api.moonshot.ai/v1",
         "moonshotai",
         # https://platform.moonshot.ai/docs: a thinking model wants its reasoning back in tool loops
-        quirks=Quirks(refused=("metadata", "seed"), extra_content=False),
+        quirks=Quirks(refused=("metadata", "seed", "top_k"), extra_content=False),
     ),
 )

@@ -15,9 +15,9 @@ _SAME = (
     "max_tokens",
     "temperature",
     "top_p",
+    "top_k",
     "seed",
     "reasoning_effort",
-    "parallel_tool_calls",
     "user",
     "metadata",
 )
@@ -34,11 +34,7 @@ def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     if prompt.stop:
         sent["stop"] = list(prompt.stop)
     if prompt.tools:
-        sent["tools"] = list(map(_tool, prompt.tools))
-    if isinstance(prompt.tool_choice, asked.NamedTool):
-        sent["tool_choice"] = {"type": "function", "function": {"name": prompt.tool_choice.name}}
-    elif prompt.tool_choice is not None:
-        sent["tool_choice"] = prompt.tool_choice
+        sent |= _tools(prompt)
     if prompt.output is not None:
         sent["response_format"] = _output(prompt.output)
     if prompt.choices > 1:
@@ -168,6 +164,18 @@ def _call(call: asked.ToolCall, extra_content: bool) -> dict[str, Any]:
     sent: dict[str, Any] = {"id": call.call_id, "type": "function", "function": function}
     if extra_content and call.extra_content is not None:
         sent["extra_content"] = call.extra_content
+    return sent
+
+
+def _tools(prompt: Prompt) -> dict[str, Any]:
+    """The tools, and how they are to be used, which is refused without any."""
+    sent: dict[str, Any] = {"tools": list(map(_tool, prompt.tools))}
+    if isinstance(prompt.tool_choice, asked.NamedTool):
+        sent["tool_choice"] = {"type": "function", "function": {"name": prompt.tool_choice.name}}
+    elif prompt.tool_choice is not None:
+        sent["tool_choice"] = prompt.tool_choice
+    if prompt.parallel_tool_calls is not None:
+        sent["parallel_tool_calls"] = prompt.parallel_tool_calls
     return sent
 
 
