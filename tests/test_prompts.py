@@ -116,7 +116,12 @@ MESSAGES: dict[str, tuple[dict[str, Any], Message, dict[str, Any] | None]] = {
             "tool",
             (ToolResult("call_1", (Text("Seen:"), Text("a"))),),
         ),
-        None,
+        {"role": "tool", "tool_call_id": "call_1", "content": "Seen:\n\na"},
+    ),
+    "a system prompt in parts": (
+        {"role": "system", "content": [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief."}]},
+        Message("system", (Text("Be"), Text("brief."))),
+        {"role": "system", "content": "Be\n\nbrief."},
     ),
     "a result in no parts": (
         {"role": "tool", "tool_call_id": "call_1", "content": []},
@@ -290,6 +295,17 @@ def test_what_only_one_api_knows_of_a_part_goes_to_that_api() -> None:
         "messages"
     ]
     assert found["content"] == [{"type": "text", "text": "a", **cached}]
+
+
+def test_texts_are_one_for_who_takes_no_parts() -> None:
+    whole = Quirks(text_parts=False)
+    cached = Text("b", {"openai": {"cache_control": {"type": "ephemeral"}}})
+    for role in ("user", "assistant", "system"):
+        (found,) = request.body(Prompt((Message(role, (Text("a"), cached)),)), whole)["messages"]
+        assert found == {"role": role, "content": "a\n\nb"}
+    given = Message("user", (Text("a"), Image(PICTURE["image_url"]["url"], "low")))
+    (found,) = request.body(Prompt((given,)), whole)["messages"]
+    assert found["content"] == [{"type": "text", "text": "a"}, PICTURE]
 
 
 def test_reasoning_that_only_another_provider_can_read_is_not_sent() -> None:

@@ -168,6 +168,8 @@ def _quirks(quirks: "Quirks") -> str:
         said.append("refuses " + ", ".join(f"`{field}`" for field in quirks.refused))
     if quirks.developer_role:
         said.append("knows the role `developer`")
+    if not quirks.text_parts:
+        said.append("takes a message's text whole, not in parts")
     if quirks.reasoning_field is None:
         said.append("refuses the reasoning of earlier answers")
     elif quirks.reasoning_field != Quirks().reasoning_field:

@@ -74,6 +74,9 @@ class QuirkSettings(_Section):
     developer_role: bool = Field(
         False, description="whether it knows messages of that role; elsewhere they are `system`, and one"
     )
+    text_parts: bool = Field(
+        True, description="whether a message may have its text in several parts; else they are one"
+    )
     reasoning_field: str = Field(
         "reasoning_content",
         description="its name for the reasoning of earlier answers; empty where it refuses that",

@@ -16,7 +16,7 @@ class Quirks(Struct, frozen=True):
     ``stream_options`` whether it takes that field, by which usage is asked for; ``renamed`` fields of a
     request that have another name there; ``refused`` fields that it refuses, which are left out;
     ``developer_role`` whether it knows messages of that role, which are ``system`` elsewhere, and several at
-    the beginning one;
+    the beginning one; ``text_parts`` whether a message may have its text in parts, which are one elsewhere;
     ``reasoning_field`` its name for the reasoning of earlier answers, None where it refuses that;
     ``extra_content`` whether it takes back what it has sent in that field; ``ends`` finish reasons in words
     of its own -> ours, or ``failed``; ``cached_at`` where in its usage object the cached tokens are
@@ -29,6 +29,7 @@ class Quirks(Struct, frozen=True):
     renamed: Mapping[str, str] = {}
     refused: tuple[str, ...] = ()
     developer_role: bool = False
+    text_parts: bool = True
     reasoning_field: str | None = "reasoning_content"
     extra_content: bool = True
     ends: Mapping[str, str] = {}
@@ -151,7 +152,9 @@ KNOWN = (
         "deepseek",
         # https://api-docs.deepseek.com/quick_start/rate_limit: comments while a request waits;
         # https://api-docs.deepseek.com/guides/thinking_mode: reasoning is wanted back in tool loops
-        quirks=Quirks(refused=("metadata", "user", "seed", "top_k"), extra_content=False, pings=True),
+        quirks=Quirks(
+            refused=("metadata", "user", "seed", "top_k"), text_parts=False, extra_content=False, pings=True
+        ),
     ),
     KnownProvider(
         "together",

@@ -10,6 +10,8 @@ from millstream.providers.known import Quirks
 
 API = "openai"
 
+_BLANK_LINE = "\n\n"
+
 # Fields of a prompt that have the same name and meaning here.
 _SAME = (
     "max_tokens",
@@ -54,7 +56,7 @@ def _one_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return messages
     contents = [message["content"] for message in leading if message["content"]]
     if all(isinstance(content, str) for content in contents):
-        content: Any = "\n\n".join(contents)
+        content: Any = _BLANK_LINE.join(contents)
     else:
         content = [part for content in contents for part in _parts(content)]
     return [{**leading[0], "content": content}, *messages[len(leading) :]]
@@ -78,7 +80,9 @@ def _messages(messages: Sequence[Message], quirks: Quirks) -> Iterator[dict[str,
             if one["role"] in ("assistant", "tool") and isinstance(content, list):
                 files += [part for part in content if part["type"] != "text"]
                 texts = [part for part in content if part["type"] == "text"]
-                one["content"] = _content(texts) or (None if "tool_calls" in one else _BELOW)
+                one["content"] = _content(texts, one["role"], quirks) or (
+                    None if "tool_calls" in one else _BELOW
+                )
             yield one
     if files:
         yield _of_files(files)
@@ -97,11 +101,11 @@ def _as_sent(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
     if message.role == "tool":
         for part in message.parts:
             if isinstance(part, asked.ToolResult):
-                yield _result(part)
+                yield _result(part, quirks)
         return
     content = [_part(part) for part in message.parts if isinstance(part, _CONTENT)]
     role = "system" if message.role == "developer" and not quirks.developer_role else message.role
-    sent: dict[str, Any] = {"role": role, "content": _content(content)}
+    sent: dict[str, Any] = {"role": role, "content": _content(content, role, quirks)}
     if message.name is not None:
         sent["name"] = message.name
     if message.role == "assistant":
@@ -123,11 +127,17 @@ def _as_sent(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
     yield sent
 
 
-def _content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]] | None:
-    """Parts as a message has them: a string where that is all there is to say."""
-    if len(parts) == 1 and parts[0].keys() == {"type", "text"}:
-        text: str = parts[0]["text"]
-        return text
+def _content(parts: list[dict[str, Any]], role: str, quirks: Quirks) -> Any:
+    """Parts as a message has them: a string where that is all there is to say, None where there is nothing.
+    Several texts are one where many servers take no list.
+    """
+    if not quirks.text_parts:  # nor what is said of a text
+        plain = all(part["type"] == "text" for part in parts)
+    else:
+        plain = all(part.keys() == {"type", "text"} for part in parts)
+        plain = plain and (len(parts) == 1 or role in ("system", "tool"))
+    if plain and parts:
+        return _BLANK_LINE.join(part["text"] for part in parts)
     return parts or None
 
 
@@ -153,8 +163,8 @@ def _part(part: object) -> dict[str, Any]:
             raise TypeError(part)
 
 
-def _result(result: asked.ToolResult) -> dict[str, Any]:
-    content = _content([_part(part) for part in result.parts])
+def _result(result: asked.ToolResult, quirks: Quirks) -> dict[str, Any]:
+    content = _content([_part(part) for part in result.parts], "tool", quirks)
     name = {} if result.name is None else {"name": result.name}
     return {"role": "tool", "content": content or "", "tool_call_id": result.call_id, **name}
 
