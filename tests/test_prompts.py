@@ -8,6 +8,7 @@ import pytest
 from millstream.bodies import validate
 from millstream.dialects import Ask
 from millstream.dialects.native import ask_of
+from millstream.errors import RequestRefused
 from millstream.messages import ChatMessage, ChatRequest
 from millstream.prompt import (
     File,
@@ -275,13 +276,40 @@ def test_files_of_tools_and_answers_are_shown_by_a_user_behind_all_results() -> 
         ),
         (
             File("application/pdf", "data:application/pdf;base64,AA=="),
-            {"type": "file", "file": {"file_data": "data:application/pdf;base64,AA=="}},
+            {
+                "type": "file",
+                "file": {"file_data": "data:application/pdf;base64,AA==", "filename": "file"},
+            },
+        ),
+        (
+            File("text/csv", "data:text/csv;charset=utf-8,a%C3%A9", "a.csv"),
+            {"type": "text", "text": "aé"},
+        ),
+        (File("text/plain", "data:text/plain;base64,YcOp"), {"type": "text", "text": "aé"}),
+        (
+            File("text/plain", "data:text/plain;base64,/w=="),
+            {"type": "file", "file": {"file_data": "data:text/plain;base64,/w==", "filename": "file"}},
         ),
     ],
 )
 def test_a_file_is_what_openai_calls_it(part: File, expected: dict[str, Any]) -> None:
     (found,) = request.body(Prompt((Message("user", (part,)),)), Quirks())["messages"]
-    assert found == {"role": "user", "content": [expected]}
+    content = expected["text"] if expected["type"] == "text" else [expected]
+    assert found == {"role": "user", "content": content}
+
+
+@pytest.mark.parametrize("media_type", ["application/pdf", "audio/wav", "text/plain"])
+def test_a_file_that_would_have_to_be_fetched_is_refused_with_words(media_type: str) -> None:
+    given = Prompt((Message("user", (File(media_type, "https://example.org/a"),)),))
+    with pytest.raises(RequestRefused, match="not by a URL"):
+        request.body(given, Quirks())
+
+
+def test_a_document_that_a_tool_has_read_stays_with_its_result() -> None:
+    document = File("text/plain", "data:text/plain;base64,YQ==")
+    given = Prompt((Message("tool", (ToolResult("a", (Text("Read:"), document)),)),))
+    (found,) = request.body(given, Quirks())["messages"]
+    assert found == {"role": "tool", "tool_call_id": "a", "content": "Read:\n\na"}
 
 
 def test_what_only_one_api_knows_of_a_part_goes_to_that_api() -> None:

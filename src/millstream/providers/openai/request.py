@@ -1,10 +1,13 @@
 """Requests: a prompt -> the body that a server of OpenAI's Chat Completions is sent."""
 
+import base64
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
+from urllib.parse import unquote
 
 from millstream import prompt as asked
+from millstream.errors import RequestRefused
 from millstream.prompt import Message, Prompt
 from millstream.providers.known import Quirks
 
@@ -153,14 +156,31 @@ def _part(part: object) -> dict[str, Any]:
         case asked.Image():
             detail = {} if part.detail is None else {"detail": part.detail}
             return {"type": "image_url", "image_url": {"url": part.url, **detail}}
+        case asked.File() if not part.url.startswith("data:"):
+            raise RequestRefused("this model's provider takes documents and sound as data, not by a URL")
         case asked.File() if part.media_type.startswith("audio/"):
             data = {"data": part.url.partition(",")[2], "format": part.media_type.partition("/")[2]}
             return {"type": "input_audio", "input_audio": data}
+        case asked.File() if (text := _text_of(part)) is not None:
+            return {"type": "text", "text": text}
         case asked.File():
-            name = {} if part.name is None else {"filename": part.name}
-            return {"type": "file", "file": {"file_data": part.url, **name, **part.extra.get(API, {})}}
+            file = {"file_data": part.url, "filename": part.name or "file", **part.extra.get(API, {})}
+            return {"type": "file", "file": file}
         case _:
             raise TypeError(part)
+
+
+def _text_of(file: asked.File) -> str | None:
+    """What a document of text says; None where it is another one, or cannot be read."""
+    if not file.media_type.startswith("text/"):
+        return None
+    head, _, data = file.url.partition(",")
+    try:
+        if head.endswith(";base64"):
+            return base64.b64decode(data, validate=True).decode()
+        return unquote(data, errors="strict")
+    except ValueError:
+        return None
 
 
 def _result(result: asked.ToolResult, quirks: Quirks) -> dict[str, Any]:
