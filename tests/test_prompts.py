@@ -336,6 +336,22 @@ def test_texts_are_one_for_who_takes_no_parts() -> None:
     assert found["content"] == [{"type": "text", "text": "a"}, PICTURE]
 
 
+def test_ids_of_calls_are_short_for_who_takes_no_others() -> None:
+    def ids(*given: str) -> list[str]:
+        calls = Message("assistant", tuple(ToolCall(call_id, "look", "{}") for call_id in given))
+        results = Message("tool", tuple(ToolResult(call_id, ()) for call_id in given))
+        first, *rest = request.body(Prompt((calls, results)), Quirks(short_call_ids=True))["messages"]
+        called = [call["id"] for call in first["tool_calls"]]
+        assert called == [message["tool_call_id"] for message in rest]
+        return called
+
+    theirs, ours, other = ids("D681PevKs", "call_1", "call_2")
+    assert theirs == "D681PevKs"
+    assert [ours, other] == ids("call_1", "call_2")
+    assert ours != other
+    assert all(len(one) == 9 and one.isascii() and one.isalnum() for one in (ours, other))
+
+
 def test_reasoning_that_only_another_provider_can_read_is_not_sent() -> None:
     said = Message("assistant", (Reasoning(redacted="c2VjcmV0"), Reasoning("hm", "c2ln"), Text("x")))
     (found,) = request.body(Prompt((said,)), Quirks())["messages"]

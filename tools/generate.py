@@ -170,6 +170,8 @@ def _quirks(quirks: "Quirks") -> str:
         said.append("knows the role `developer`")
     if not quirks.text_parts:
         said.append("takes a message's text whole, not in parts")
+    if quirks.short_call_ids:
+        said.append("takes ids of tool calls of nine letters and digits only")
     if quirks.reasoning_field is None:
         said.append("refuses the reasoning of earlier answers")
     elif quirks.reasoning_field != Quirks().reasoning_field:

@@ -77,6 +77,9 @@ class QuirkSettings(_Section):
     text_parts: bool = Field(
         True, description="whether a message may have its text in several parts; else they are one"
     )
+    short_call_ids: bool = Field(
+        False, description="it takes ids of tool calls of nine letters and digits only"
+    )
     reasoning_field: str = Field(
         "reasoning_content",
         description="its name for the reasoning of earlier answers; empty where it refuses that",

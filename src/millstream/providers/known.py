@@ -17,6 +17,7 @@ class Quirks(Struct, frozen=True):
     request that have another name there; ``refused`` fields that it refuses, which are left out;
     ``developer_role`` whether it knows messages of that role, which are ``system`` elsewhere, and several at
     the beginning one; ``text_parts`` whether a message may have its text in parts, which are one elsewhere;
+    ``short_call_ids`` whether it takes ids of tool calls of nine letters and digits only;
     ``reasoning_field`` its name for the reasoning of earlier answers, None where it refuses that;
     ``extra_content`` whether it takes back what it has sent in that field; ``ends`` finish reasons in words
     of its own -> ours, or ``failed``; ``cached_at`` where in its usage object the cached tokens are
@@ -30,6 +31,7 @@ class Quirks(Struct, frozen=True):
     refused: tuple[str, ...] = ()
     developer_role: bool = False
     text_parts: bool = True
+    short_call_ids: bool = False
     reasoning_field: str | None = "reasoning_content"
     extra_content: bool = True
     ends: Mapping[str, str] = {}
@@ -136,11 +138,13 @@ KNOWN = (
         "mistral",
         preferred=("mistral-small-latest", "mistral-medium-latest"),
         hidden=("embed", "moderation", "ocr", "transcribe", "voxtral-mini-tts"),
-        # https://docs.mistral.ai/api: fields that it does not know are refused; usage comes unasked
+        # https://docs.mistral.ai/api: fields that it does not know are refused, as are ids of tool calls that
+        # are not like its own; usage comes unasked
         quirks=Quirks(
             stream_options=False,
             renamed={"seed": "random_seed"},
             refused=("user", "reasoning_effort", "metadata", "top_k"),
+            short_call_ids=True,
             reasoning_field=None,
             extra_content=False,
         ),

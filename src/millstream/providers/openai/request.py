@@ -1,6 +1,9 @@
 """Requests: a prompt -> the body that a server of OpenAI's Chat Completions is sent."""
 
 import base64
+import hashlib
+import re
+import string
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
@@ -14,6 +17,7 @@ from millstream.providers.known import Quirks
 API = "openai"
 
 _BLANK_LINE = "\n\n"
+_DIGITS = string.digits + string.ascii_letters
 
 # Fields of a prompt that have the same name and meaning here.
 _SAME = (
@@ -114,7 +118,7 @@ def _as_sent(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
     if message.role == "assistant":
         calls = message.tool_calls
         if calls:  # some refuse an empty list
-            sent["tool_calls"] = [_call(call, quirks.extra_content) for call in calls]
+            sent["tool_calls"] = [_call(call, quirks) for call in calls]
         elif not content:
             sent["content"] = ""
         extra = dict(message.extra.get(API, {}))
@@ -186,13 +190,30 @@ def _text_of(file: asked.File) -> str | None:
 def _result(result: asked.ToolResult, quirks: Quirks) -> dict[str, Any]:
     content = _content([_part(part) for part in result.parts], "tool", quirks)
     name = {} if result.name is None else {"name": result.name}
-    return {"role": "tool", "content": content or "", "tool_call_id": result.call_id, **name}
+    return {
+        "role": "tool",
+        "content": content or "",
+        "tool_call_id": _call_id(result.call_id, quirks),
+        **name,
+    }
 
 
-def _call(call: asked.ToolCall, extra_content: bool) -> dict[str, Any]:
+def _call_id(call_id: str, quirks: Quirks) -> str:
+    """The id of a call; where only those of nine letters and digits are taken, always the same of them."""
+    if not quirks.short_call_ids or re.fullmatch(r"[0-9A-Za-z]{9}", call_id):
+        return call_id
+    number = int.from_bytes(hashlib.sha256(call_id.encode(errors="replace")).digest())
+    return "".join(_DIGITS[number // 62**place % 62] for place in range(9))
+
+
+def _call(call: asked.ToolCall, quirks: Quirks) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
-    sent: dict[str, Any] = {"id": call.call_id, "type": "function", "function": function}
-    if extra_content and call.extra_content is not None:
+    sent: dict[str, Any] = {
+        "id": _call_id(call.call_id, quirks),
+        "type": "function",
+        "function": function,
+    }
+    if quirks.extra_content and call.extra_content is not None:
         sent["extra_content"] = call.extra_content
     return sent
 
