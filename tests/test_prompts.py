@@ -248,11 +248,11 @@ def test_files_of_tools_and_answers_are_shown_by_a_user_behind_all_results() -> 
     first, a, b, c, behind, *more = request.body(Prompt(history), Quirks())["messages"]
     assert (first["content"], [call["id"] for call in first["tool_calls"]]) == (None, ["a", "b"])
     assert a == {"role": "tool", "tool_call_id": "a", "content": "Seen:"}
-    assert b == {"role": "tool", "tool_call_id": "b", "content": "See the next message."}
+    assert b == {"role": "tool", "tool_call_id": "b", "content": "See the files below."}
     assert c == {"role": "tool", "tool_call_id": "c", "content": "1"}
     assert behind == {"role": "user", "content": [shown, PICTURE, PICTURE, PICTURE]}
     assert more == [
-        {"role": "assistant", "content": "See the next message."},
+        {"role": "assistant", "content": "See the files below."},
         {"role": "user", "content": [shown, PICTURE]},
         QUESTION,
         {"role": "assistant", "content": "Look:"},
@@ -334,6 +334,13 @@ def test_texts_are_one_for_who_takes_no_parts() -> None:
     given = Message("user", (Text("a"), Image(PICTURE["image_url"]["url"], "low")))
     (found,) = request.body(Prompt((given,)), whole)["messages"]
     assert found["content"] == [{"type": "text", "text": "a"}, PICTURE]
+
+
+def test_the_assistant_says_a_word_where_no_user_may_follow_a_tool() -> None:
+    result = Message("tool", (ToolResult("a", (Image("data:image/png;base64,AA=="),)),))
+    messages = request.body(Prompt((result, ASKED)), Quirks(user_after_tool=False))["messages"]
+    assert [message["role"] for message in messages] == ["tool", "assistant", "user", "user"]
+    assert messages[1] == {"role": "assistant", "content": "OK."}
 
 
 def test_ids_of_calls_are_short_for_who_takes_no_others() -> None:

@@ -170,6 +170,8 @@ def _quirks(quirks: "Quirks") -> str:
         said.append("knows the role `developer`")
     if not quirks.text_parts:
         said.append("takes a message's text whole, not in parts")
+    if not quirks.user_after_tool:
+        said.append("takes no user behind results of tools")
     if quirks.short_call_ids:
         said.append("takes ids of tool calls of nine letters and digits only")
     if quirks.reasoning_field is None:

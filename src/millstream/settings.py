@@ -77,6 +77,9 @@ class QuirkSettings(_Section):
     text_parts: bool = Field(
         True, description="whether a message may have its text in several parts; else they are one"
     )
+    user_after_tool: bool = Field(
+        True, description="whether a user may speak behind results of tools; else the assistant says a word"
+    )
     short_call_ids: bool = Field(
         False, description="it takes ids of tool calls of nine letters and digits only"
     )

@@ -17,6 +17,7 @@ class Quirks(Struct, frozen=True):
     request that have another name there; ``refused`` fields that it refuses, which are left out;
     ``developer_role`` whether it knows messages of that role, which are ``system`` elsewhere, and several at
     the beginning one; ``text_parts`` whether a message may have its text in parts, which are one elsewhere;
+    ``user_after_tool`` whether a user may speak behind results of tools, else the assistant does between;
     ``short_call_ids`` whether it takes ids of tool calls of nine letters and digits only;
     ``reasoning_field`` its name for the reasoning of earlier answers, None where it refuses that;
     ``extra_content`` whether it takes back what it has sent in that field; ``ends`` finish reasons in words
@@ -31,6 +32,7 @@ class Quirks(Struct, frozen=True):
     refused: tuple[str, ...] = ()
     developer_role: bool = False
     text_parts: bool = True
+    user_after_tool: bool = True
     short_call_ids: bool = False
     reasoning_field: str | None = "reasoning_content"
     extra_content: bool = True
@@ -144,6 +146,7 @@ KNOWN = (
             stream_options=False,
             renamed={"seed": "random_seed"},
             refused=("user", "reasoning_effort", "metadata", "top_k"),
+            user_after_tool=False,
             short_call_ids=True,
             reasoning_field=None,
             extra_content=False,

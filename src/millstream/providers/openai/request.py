@@ -35,6 +35,8 @@ _SAME = (
 def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     """Without the model, and without what says that a stream is wanted."""
     messages = list(_messages(prompt.messages, quirks))
+    if not quirks.user_after_tool:
+        messages = list(_answered(messages))
     sent: dict[str, Any] = {
         "messages": messages if quirks.developer_role else _one_system(messages),
         **{name: value for name in _SAME if (value := getattr(prompt, name)) is not None},
@@ -54,6 +56,16 @@ def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     for field in quirks.refused:
         sent.pop(field, None)
     return sent
+
+
+def _answered(messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """With a word of the assistant between a tool's and the user's."""
+    before = ""
+    for message in messages:
+        if (before, message["role"]) == ("tool", "user"):
+            yield {"role": "assistant", "content": "OK."}
+        before = message["role"]
+        yield message
 
 
 def _one_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -95,7 +107,7 @@ def _messages(messages: Sequence[Message], quirks: Quirks) -> Iterator[dict[str,
         yield _of_files(files)
 
 
-_BELOW = "See the next message."
+_BELOW = "See the files below."
 _ABOVE = {"type": "text", "text": "Files of what is above:"}
 
 
