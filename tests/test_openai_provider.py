@@ -19,7 +19,9 @@ from millstream.dialects.openai import OPENAI
 from millstream.errors import ProviderError
 from millstream.events import (
     AnswerStart,
+    Batch,
     File,
+    Position,
     ReasoningDelta,
     RefusalDelta,
     Source,
@@ -68,7 +70,7 @@ async def produce(
 
 
 def chunk(
-    delta: dict[str, str] | None = None, finish: str | None = None, **more: object
+    delta: dict[str, Any] | None = None, finish: str | None = None, **more: object
 ) -> dict[str, object]:
     return {"choices": [{"index": 0, "delta": delta or {}, "finish_reason": finish}], **more}
 
@@ -431,6 +433,71 @@ async def test_what_tokens_are_worth_is_kept_wherever_they_are() -> None:
     shown = json.loads(OPENAI.answer(StreamInfo("str_1", "k", "m", 5.0), answer))
     worth = [token for said in (thought, name, arguments, half) for token in said["content"] or ()]
     assert shown["choices"][0]["logprobs"] == {"content": worth, "refusal": no["refusal"]}
+
+
+def details(kind: str, **said: object) -> dict[str, Any]:
+    return {"reasoning_details": [{"type": f"reasoning.{kind}", "index": 0, **said}]}
+
+
+async def test_details_of_reasoning_go_back_to_the_client_whole() -> None:
+    """OpenRouter wants them back in a tool loop, unchanged: https://openrouter.ai/docs/use-cases/reasoning-tokens"""
+    so, on = details("text", text="So", signature=None), details("text", text=" on")
+    signed, secret = details("text", signature="c2ln"), details("encrypted", data="x", id="call_1")
+    both = {"reasoning_details": signed["reasoning_details"] + secret["reasoning_details"]}
+    call = {"index": 0, "id": "call_1", "function": {"name": "look", "arguments": "{}"}}
+
+    async def handler(request: Request) -> None:
+        await request.head()
+        await request.event(chunk({"reasoning": "So", **so}))
+        await request.event(chunk({"content": "", **on}))
+        await request.event(chunk({"content": "", **signed}))
+        await request.event(chunk({"content": "", "reasoning": None, **secret}))
+        await request.event(chunk({"tool_calls": [call]}))
+        await request.event(chunk({"content": "", **secret}, "tool_calls"))
+        await request.finish()
+
+    produced = await produce(handler)
+    assert produced[1:-1] == [
+        ReasoningDelta("So", extra=so),
+        ReasoningDelta(" on", extra=on),
+        ToolCallPiece(0, "{}", "call_1", "look", extra=both),
+        ToolCallPiece(0, "", extra=secret),
+    ]
+    info = StreamInfo("str_1", "k", "m", 5.0)
+    assembler, answer = Assembler(), Answer()
+    events = assembler.feed([item for item in produced if not isinstance(item, ProviderError)])
+    events += [*assembler.close(), StreamEnd("stop", Bill(Usage(1, 1, "counted"), None))]
+    frames = OPENAI.encode(info, Batch(Position(1, 1), events), Answer).split(b"\n\n")
+    chunks = [json.loads(frame[6:]) for frame in frames if frame[6:7] == b"{"]
+    deltas = [choice["delta"] for said in chunks for choice in said["choices"]]
+    told = [delta["reasoning_details"] for delta in deltas if "reasoning_details" in delta]
+    assert told == [said["reasoning_details"] for said in (so, on, both, secret)]
+    answer.add(events)
+    message = json.loads(OPENAI.answer(info, answer))["choices"][0]["message"]
+    whole = details("text", text="So on", signature="c2ln")["reasoning_details"]
+    assert message["reasoning_details"] == whole + secret["reasoning_details"] * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "last"),
+    [
+        ({"content": "a"}, TextDelta("", extra=details("encrypted"))),
+        ({"reasoning": "a"}, ReasoningDelta("", extra=details("encrypted"))),
+        ({"content": ""}, ReasoningDelta("", extra=details("encrypted"))),
+    ],
+)
+async def test_details_that_no_words_follow_come_with_the_end(said: dict[str, str], last: Produced) -> None:
+    async def handler(request: Request) -> None:
+        await request.head()
+        for index in (0, 1):
+            choices = [{"index": index, "delta": delta} for delta in (said, details("encrypted"))]
+            await request.event({"choices": choices})
+        await request.event(chunk(finish="stop"))
+        await request.finish()
+
+    produced = await produce(handler, Prompt(PROMPT.messages, choices=2))
+    assert last in produced
+    assert InChoice(1, last) in produced  # type: ignore[arg-type]
 
 
 async def test_a_finish_reason_and_a_clean_end_are_an_end_without_done() -> None:

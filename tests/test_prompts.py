@@ -10,6 +10,7 @@ from millstream.bodies import validate
 from millstream.dialects import Ask
 from millstream.dialects.native import ask_of
 from millstream.dialects.table import DIALECTS, DialectName
+from millstream.errors import RequestRefused
 from millstream.messages import ChatMessage, ChatRequest
 from millstream.prompt import (
     EFFORTS,
@@ -26,7 +27,7 @@ from millstream.prompt import (
     ToolCall,
     ToolResult,
 )
-from millstream.providers.known import Quirks
+from millstream.providers.known import OPENAI, Quirks
 from millstream.providers.openai import request
 
 QUESTION = {"role": "user", "content": "Hello"}
@@ -34,7 +35,11 @@ ASKED = Message("user", (Text("Hello"),))
 SCHEMA = {"type": "object", "properties": {"a": {"type": ["string", "null"]}}}
 SIGNED = {"google": {"thought_signature": "c2ln"}}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"q":1}'}}
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}}
+LOOK = {"type": "function", "function": {"name": "look"}}
+PICTURE: dict[str, Any] = {
+    "type": "image_url",
+    "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"},
+}
 
 
 def asked(**fields: Any) -> Prompt:
@@ -64,7 +69,11 @@ MESSAGES: dict[str, tuple[dict[str, Any], Message, dict[str, Any] | None]] = {
         Message("system", (Text("Be brief."),)),
         None,
     ),
-    "a developer's": ({"role": "developer", "content": "Be."}, Message("developer", (Text("Be."),)), None),
+    "a developer's": (
+        {"role": "developer", "content": "Be."},
+        Message("developer", (Text("Be."),)),
+        {"role": "system", "content": "Be."},
+    ),
     "a name": ({**QUESTION, "name": "ann"}, Message("user", (Text("Hello"),), "ann"), None),
     "one part of text, which is a string": (
         {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
@@ -102,12 +111,21 @@ MESSAGES: dict[str, tuple[dict[str, Any], Message, dict[str, Any] | None]] = {
         None,
     ),
     "a result in parts": (
-        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "Seen:"}, PICTURE]},
+        {
+            "role": "tool",
+            "tool_call_id": "call_1",
+            "content": [{"type": "text", "text": "Seen:"}, {"type": "text", "text": "a"}],
+        },
         Message(
             "tool",
-            (ToolResult("call_1", (Text("Seen:"), Image("data:image/png;base64,AA==", "low"))),),
+            (ToolResult("call_1", (Text("Seen:"), Text("a"))),),
         ),
-        None,
+        {"role": "tool", "tool_call_id": "call_1", "content": "Seen:\n\na"},
+    ),
+    "a system prompt in parts": (
+        {"role": "system", "content": [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief."}]},
+        Message("system", (Text("Be"), Text("brief."))),
+        {"role": "system", "content": "Be\n\nbrief."},
     ),
     "a result in no parts": (
         {"role": "tool", "tool_call_id": "call_1", "content": []},
@@ -153,11 +171,42 @@ def test_a_message_becomes_one_of_a_prompt_and_a_providers(case: str) -> None:
     assert request.body(Prompt((expected,)), Quirks())["messages"] == [there or given]
 
 
+def test_only_who_knows_developers_is_told_of_them() -> None:
+    given = Prompt((Message("developer", (Text("Be."),)), Message("system", (Text("Be brief."),)), ASKED))
+    assert request.body(given, Quirks(developer_role=True))["messages"] == [
+        {"role": "developer", "content": "Be."},
+        {"role": "system", "content": "Be brief."},
+        QUESTION,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("second", "content"),
+    [
+        (Message("developer", (Text("Be brief."),)), "Be.\n\nBe brief."),
+        (Message("system", ()), "Be."),
+        (
+            Message("system", (Text("Be brief.", {"openai": {"cache_control": {}}}),)),
+            [{"type": "text", "text": "Be."}, {"type": "text", "text": "Be brief.", "cache_control": {}}],
+        ),
+    ],
+)
+def test_the_first_system_messages_are_one(second: Message, content: object) -> None:
+    """Templates of models take one only."""
+    first = Message("system", (Text("Be."),))
+    messages = request.body(Prompt((first, second, ASKED, first)), Quirks())["messages"]
+    assert messages == [
+        {"role": "system", "content": content},
+        QUESTION,
+        {"role": "system", "content": "Be."},
+    ]
+
+
 def test_the_words_of_a_message_are_all_it_says() -> None:
     texts = {case: expected.text for case, (_, expected, _) in MESSAGES.items()}
     assert texts["several parts of text"] == "ab"
     assert texts["an image"] == "Look:"
-    assert texts["a result in parts"] == "Seen:"
+    assert texts["a result in parts"] == "Seen:a"
     assert texts["a refusal"] == "No."
     assert texts["a call"] == ""
     assert texts["what a model thought, before what it said"] == "Hm."
@@ -184,6 +233,36 @@ def test_a_message_of_several_results_is_a_message_for_each() -> None:
     ]
 
 
+def test_files_of_tools_and_answers_are_shown_by_a_user_behind_all_results() -> None:
+    """Other roles may have none."""
+    picture, shown = (
+        Image(PICTURE["image_url"]["url"], "low"),
+        {"type": "text", "text": "Files of what is above:"},
+    )
+    call = ToolCall("a", "look", "{}")
+    history = (
+        Message("assistant", (picture, call, ToolCall("b", "look", "{}"))),
+        Message("tool", (ToolResult("a", (Text("Seen:"), picture)), ToolResult("b", (picture,)))),
+        Message("tool", (ToolResult("c", (Text("1"),)),)),
+        Message("assistant", (picture,)),
+        ASKED,
+        Message("assistant", (Text("Look:"), picture)),
+    )
+    first, a, b, c, behind, *more = request.body(Prompt(history), Quirks())["messages"]
+    assert (first["content"], [call["id"] for call in first["tool_calls"]]) == (None, ["a", "b"])
+    assert a == {"role": "tool", "tool_call_id": "a", "content": "Seen:"}
+    assert b == {"role": "tool", "tool_call_id": "b", "content": "See the files below."}
+    assert c == {"role": "tool", "tool_call_id": "c", "content": "1"}
+    assert behind == {"role": "user", "content": [shown, PICTURE, PICTURE, PICTURE]}
+    assert more == [
+        {"role": "assistant", "content": "See the files below."},
+        {"role": "user", "content": [shown, PICTURE]},
+        QUESTION,
+        {"role": "assistant", "content": "Look:"},
+        {"role": "user", "content": [shown, PICTURE]},
+    ]
+
+
 @pytest.mark.parametrize(
     ("part", "expected"),
     [
@@ -200,13 +279,40 @@ def test_a_message_of_several_results_is_a_message_for_each() -> None:
         ),
         (
             File("application/pdf", "data:application/pdf;base64,AA=="),
-            {"type": "file", "file": {"file_data": "data:application/pdf;base64,AA=="}},
+            {
+                "type": "file",
+                "file": {"file_data": "data:application/pdf;base64,AA==", "filename": "file"},
+            },
+        ),
+        (
+            File("text/csv", "data:text/csv;charset=utf-8,a%C3%A9", "a.csv"),
+            {"type": "text", "text": "aé"},
+        ),
+        (File("text/plain", "data:text/plain;base64,YcOp"), {"type": "text", "text": "aé"}),
+        (
+            File("text/plain", "data:text/plain;base64,/w=="),
+            {"type": "file", "file": {"file_data": "data:text/plain;base64,/w==", "filename": "file"}},
         ),
     ],
 )
 def test_a_file_is_what_openai_calls_it(part: File, expected: dict[str, Any]) -> None:
     (found,) = request.body(Prompt((Message("user", (part,)),)), Quirks())["messages"]
-    assert found == {"role": "user", "content": [expected]}
+    content = expected["text"] if expected["type"] == "text" else [expected]
+    assert found == {"role": "user", "content": content}
+
+
+@pytest.mark.parametrize("media_type", ["application/pdf", "audio/wav", "text/plain"])
+def test_a_file_that_would_have_to_be_fetched_is_refused_with_words(media_type: str) -> None:
+    given = Prompt((Message("user", (File(media_type, "https://example.org/a"),)),))
+    with pytest.raises(RequestRefused, match="not by a URL"):
+        request.body(given, Quirks())
+
+
+def test_a_document_that_a_tool_has_read_stays_with_its_result() -> None:
+    document = File("text/plain", "data:text/plain;base64,YQ==")
+    given = Prompt((Message("tool", (ToolResult("a", (Text("Read:"), document)),)),))
+    (found,) = request.body(given, Quirks())["messages"]
+    assert found == {"role": "tool", "tool_call_id": "a", "content": "Read:\n\na"}
 
 
 def test_what_only_one_api_knows_of_a_part_goes_to_that_api() -> None:
@@ -220,6 +326,40 @@ def test_what_only_one_api_knows_of_a_part_goes_to_that_api() -> None:
         "messages"
     ]
     assert found["content"] == [{"type": "text", "text": "a", **cached}]
+
+
+def test_texts_are_one_for_who_takes_no_parts() -> None:
+    whole = Quirks(text_parts=False)
+    cached = Text("b", {"openai": {"cache_control": {"type": "ephemeral"}}})
+    for role in ("user", "assistant", "system"):
+        (found,) = request.body(Prompt((Message(role, (Text("a"), cached)),)), whole)["messages"]
+        assert found == {"role": role, "content": "a\n\nb"}
+    given = Message("user", (Text("a"), Image(PICTURE["image_url"]["url"], "low")))
+    (found,) = request.body(Prompt((given,)), whole)["messages"]
+    assert found["content"] == [{"type": "text", "text": "a"}, PICTURE]
+
+
+def test_the_assistant_says_a_word_where_no_user_may_follow_a_tool() -> None:
+    result = Message("tool", (ToolResult("a", (Image("data:image/png;base64,AA=="),)),))
+    messages = request.body(Prompt((result, ASKED)), Quirks(user_after_tool=False))["messages"]
+    assert [message["role"] for message in messages] == ["tool", "assistant", "user", "user"]
+    assert messages[1] == {"role": "assistant", "content": "OK."}
+
+
+def test_ids_of_calls_are_short_for_who_takes_no_others() -> None:
+    def ids(*given: str) -> list[str]:
+        calls = Message("assistant", tuple(ToolCall(call_id, "look", "{}") for call_id in given))
+        results = Message("tool", tuple(ToolResult(call_id, ()) for call_id in given))
+        first, *rest = request.body(Prompt((calls, results)), Quirks(short_call_ids=True))["messages"]
+        called = [call["id"] for call in first["tool_calls"]]
+        assert called == [message["tool_call_id"] for message in rest]
+        return called
+
+    theirs, ours, other = ids("D681PevKs", "call_1", "call_2")
+    assert theirs == "D681PevKs"
+    assert [ours, other] == ids("call_1", "call_2")
+    assert ours != other
+    assert all(len(one) == 9 and one.isascii() and one.isalnum() for one in (ours, other))
 
 
 def test_reasoning_that_only_another_provider_can_read_is_not_sent() -> None:
@@ -248,7 +388,7 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] 
     "words to stop at": ({"stop": ["a", "b"]}, {"stop": ("a", "b")}, None),
     "no words to stop at": ({"stop": []}, {}, {}),
     "a tool of a name": (
-        {"tools": [{"type": "function", "function": {"name": "look"}}]},
+        {"tools": [LOOK]},
         {"tools": (Tool("look"),)},
         None,
     ),
@@ -271,13 +411,22 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] 
     ),
     "no tools": ({"tools": []}, {}, {}),
     **{
-        f"tools are chosen: {choice}": ({"tool_choice": choice}, {"tool_choice": choice}, None)
+        f"tools are chosen: {choice}": (
+            {"tools": [LOOK], "tool_choice": choice},
+            {"tools": (Tool("look"),), "tool_choice": choice},
+            None,
+        )
         for choice in ("none", "auto", "required")
     },
     "one tool is chosen": (
-        {"tool_choice": {"type": "function", "function": {"name": "look"}}},
-        {"tool_choice": NamedTool("look")},
+        {"tools": [LOOK], "tool_choice": LOOK},
+        {"tools": (Tool("look"),), "tool_choice": NamedTool("look")},
         None,
+    ),
+    "a choice of no tools": (
+        {"tool_choice": "none"},
+        {"tool_choice": "none"},
+        {},
     ),
     "text": ({"response_format": {"type": "text"}}, {}, {}),
     "any JSON": ({"response_format": {"type": "json_object"}}, {"output": OutputFormat()}, None),
@@ -315,8 +464,12 @@ def test_the_name_of_the_model_is_kept_for_whoever_looks_it_up() -> None:
 
 
 def test_what_other_formats_ask_for_is_sent_where_openai_knows_it() -> None:
-    given = Prompt((ASKED,), top_k=4, reasoning_tokens=100, choices=3, parallel_tool_calls=False)
-    assert sent(given) == {"n": 3, "parallel_tool_calls": False}
+    given = Prompt((ASKED,), top_k=4, reasoning_tokens=100, choices=3)
+    assert sent(given) == {"n": 3, "top_k": 4}
+    given = Prompt((ASKED,), parallel_tool_calls=False)
+    assert sent(given) == {}  # refused without tools
+    given = Prompt((ASKED,), tools=(Tool("look"),), parallel_tool_calls=False)
+    assert sent(given) == {"tools": [LOOK], "parallel_tool_calls": False}
     given = Prompt((ASKED,), extra={"openai": {"logprobs": True}, "anthropic": {"service_tier": "auto"}})
     assert sent(given) == {"logprobs": True}
 
@@ -325,6 +478,10 @@ def test_what_a_provider_does_differently_holds_for_every_field() -> None:
     given = asked(max_tokens=5, stop="x", user="ann", reasoning_effort="low")
     quirks = Quirks(renamed={"max_tokens": "most"}, refused=("user", "stop"))
     assert sent(given, quirks) == {"most": 5, "reasoning_effort": "low"}
+
+
+def test_what_openai_refuses_unless_it_stores_the_answer_is_not_sent() -> None:
+    assert sent(Prompt((ASKED,), top_k=4, metadata={"a": "b"}), OPENAI) == {}
 
 
 def test_the_policy_is_asked_of_us_and_is_in_no_prompt() -> None:

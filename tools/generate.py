@@ -166,6 +166,14 @@ def _quirks(quirks: "Quirks") -> str:
     said += [f"calls `{field}` `{theirs}`" for field, theirs in quirks.renamed.items()]
     if quirks.refused:
         said.append("refuses " + ", ".join(f"`{field}`" for field in quirks.refused))
+    if quirks.developer_role:
+        said.append("knows the role `developer`")
+    if not quirks.text_parts:
+        said.append("takes a message's text whole, not in parts")
+    if not quirks.user_after_tool:
+        said.append("takes no user behind results of tools")
+    if quirks.short_call_ids:
+        said.append("takes ids of tool calls of nine letters and digits only")
     if quirks.reasoning_field is None:
         said.append("refuses the reasoning of earlier answers")
     elif quirks.reasoning_field != Quirks().reasoning_field:

@@ -71,6 +71,18 @@ class QuirkSettings(_Section):
     stream_options: bool = Field(True, description="whether it takes that field, by which usage is asked for")
     renamed: dict[str, str] = Field({}, description="fields of a request that have another name there")
     refused: tuple[str, ...] = Field((), description="fields of a request that it refuses: they are left out")
+    developer_role: bool = Field(
+        False, description="whether it knows messages of that role; elsewhere they are `system`, and one"
+    )
+    text_parts: bool = Field(
+        True, description="whether a message may have its text in several parts; else they are one"
+    )
+    user_after_tool: bool = Field(
+        True, description="whether a user may speak behind results of tools; else the assistant says a word"
+    )
+    short_call_ids: bool = Field(
+        False, description="it takes ids of tool calls of nine letters and digits only"
+    )
     reasoning_field: str = Field(
         "reasoning_content",
         description="its name for the reasoning of earlier answers; empty where it refuses that",

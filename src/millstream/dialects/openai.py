@@ -66,6 +66,10 @@ _PASSED_ON = (
     "verbosity",
 )
 
+# Parts of reasoning, an extension of OpenRouter and others; where those that come in pieces have their text.
+_DETAILS = "reasoning_details"
+_DETAILS_TEXT = {"reasoning.text": "text", "reasoning.summary": "summary"}
+
 # Of ours that these clients do not know -> theirs.
 _REASONS = {"cancelled": "stop", "budget_exceeded": "length"}
 
@@ -160,6 +164,7 @@ class OpenAIDialect:
                 case _:
                     shown = _delta(event)
                     if shown is not None:
+                        shown |= _details_of(event)
                         choice = choices.get(getattr(event, "part", 0), 0)
                         frames.append(_chunk(head, choice, _json(shown), foot, getattr(event, "extra", None)))
         answer.keep(_API, (start, head, foot, begun), len(batch.events))
@@ -264,6 +269,12 @@ def _delta(event: Event) -> dict[str, Any] | None:
             return None
 
 
+def _details_of(event: Event) -> dict[str, Any]:
+    """Parts of reasoning in their provider's words, which it wants back with the history."""
+    extra = getattr(event, "extra", None) or {}
+    return {_DETAILS: extra[_DETAILS]} if _DETAILS in extra else {}
+
+
 def _call(call: ToolCall) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
     return {"id": call.call_id, "type": "function", "function": function, **_extra_content(call)}
@@ -294,11 +305,30 @@ def _whole_message(answer: Answer, choice: int) -> dict[str, Any]:
     }
     if reasoning := answer.text_of(Reasoning, choice):
         shown["reasoning_content"] = reasoning
+    if details := _joined_details(answer.of(choice)):
+        shown[_DETAILS] = details
     if calls:
         shown["tool_calls"] = [_call(call) for call in calls]
     if images := [_image(content) for content in contents if isinstance(content, File)]:
         shown["images"] = images
     return shown
+
+
+def _joined_details(parts: list[Part]) -> list[Any]:
+    """Those of all pieces; the pieces of one text are one."""
+    joined: list[Any] = []
+    for detail in (one for part in parts for extra in part.extras for one in extra.get(_DETAILS, ())):
+        match joined[-1:], detail:
+            case [{"type": str(before), **first}], {"type": str(kind), **more} if (
+                kind == before and first.get("index") == more.get("index") and kind in _DETAILS_TEXT
+            ):
+                name = _DETAILS_TEXT[kind]
+                text = f"{first.get(name) or ''}{more.get(name) or ''}"
+                said = {field: value for field, value in more.items() if value is not None}
+                joined[-1] = {"type": kind, **first, **said, name: text}
+            case _:
+                joined.append(detail)
+    return joined
 
 
 def _logprobs(parts: list[Part]) -> dict[str, Any] | None:
@@ -374,7 +404,7 @@ def _message(fields: Fields) -> Message:
     if old is not None:
         called = old.needed("name", most=128)
         parts.append(asked.ToolCall(f"call_{called}", called, old.text("arguments") or ""))
-    extra = fields.these("reasoning_details", "extra_content")
+    extra = fields.these(_DETAILS, "extra_content")
     return Message("assistant", tuple(parts), name, {_API: extra} if extra else {})
 
 

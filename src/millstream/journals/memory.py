@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -279,15 +280,16 @@ class MemoryJournal:
 
 def _size(event: Event) -> int:
     if isinstance(event, (TextDelta, ReasoningDelta, RefusalDelta)):
-        extra = event.extra
-        return _EVENT_BYTES + _text_bytes(event.text) + (0 if extra is None else _encoded_bytes(extra))
+        return _EVENT_BYTES + _text_bytes(event.text) + _extra_bytes(event.extra)
     if isinstance(event, ToolCallDelta):
-        extra = event.extra
-        more = 0 if extra is None else _encoded_bytes(extra)
-        return 3 * _EVENT_BYTES + _text_bytes(event.arguments) + more
+        return 3 * _EVENT_BYTES + _text_bytes(event.arguments) + _extra_bytes(event.extra)
     if isinstance(event, WholePart) and isinstance(event.content, File):
         return 3 * _EVENT_BYTES + _text_bytes(event.content.url)
     return 3 * _EVENT_BYTES + _encoded_bytes(event)
+
+
+def _extra_bytes(extra: dict[str, Any] | None) -> int:
+    return 0 if extra is None else _encoded_bytes(extra)
 
 
 def _encoded_bytes(value: object) -> int:

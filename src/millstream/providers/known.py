@@ -15,6 +15,10 @@ class Quirks(Struct, frozen=True):
 
     ``stream_options`` whether it takes that field, by which usage is asked for; ``renamed`` fields of a
     request that have another name there; ``refused`` fields that it refuses, which are left out;
+    ``developer_role`` whether it knows messages of that role, which are ``system`` elsewhere, and several at
+    the beginning one; ``text_parts`` whether a message may have its text in parts, which are one elsewhere;
+    ``user_after_tool`` whether a user may speak behind results of tools, else the assistant does between;
+    ``short_call_ids`` whether it takes ids of tool calls of nine letters and digits only;
     ``reasoning_field`` its name for the reasoning of earlier answers, None where it refuses that;
     ``extra_content`` whether it takes back what it has sent in that field; ``ends`` finish reasons in words
     of its own -> ours, or ``failed``; ``cached_at`` where in its usage object the cached tokens are
@@ -26,6 +30,10 @@ class Quirks(Struct, frozen=True):
     stream_options: bool = True
     renamed: Mapping[str, str] = {}
     refused: tuple[str, ...] = ()
+    developer_role: bool = False
+    text_parts: bool = True
+    user_after_tool: bool = True
+    short_call_ids: bool = False
     reasoning_field: str | None = "reasoning_content"
     extra_content: bool = True
     ends: Mapping[str, str] = {}
@@ -55,8 +63,14 @@ class KnownProvider(Struct, frozen=True):
     openai_url: str | None = None
 
 
-# OpenAI has renamed the field; Azure follows it.
-OPENAI = Quirks(renamed={"max_tokens": "max_completion_tokens"}, reasoning_field=None, extra_content=False)
+# OpenAI has renamed the field, and takes metadata of what it stores only; Azure follows it.
+OPENAI = Quirks(
+    renamed={"max_tokens": "max_completion_tokens"},
+    refused=("metadata", "top_k"),
+    developer_role=True,
+    reasoning_field=None,
+    extra_content=False,
+)
 
 # Parts of names of models that answer no chat, whoever serves them: such a model is never the default.
 NOT_CHAT = (
@@ -99,7 +113,7 @@ KNOWN = (
         url_variable="GEMINI_BASE_URL",
         preferred=("gemini-2.5-flash", "gemini-2.0-flash"),
         hidden=("embedding", "imagen", "veo", "tts", "image", "live", "aqa", "audio"),
-        quirks=Quirks(refused=("seed", "metadata", "user"), reasoning_field=None),
+        quirks=Quirks(refused=("seed", "metadata", "user", "top_k"), reasoning_field=None),
         type="gemini",
         openai_url="https://generativelanguage.googleapis.com/v1beta/openai",
     ),
@@ -109,7 +123,7 @@ KNOWN = (
         "https://api.groq.com/openai/v1",
         "groq",
         hidden=("whisper", "tts", "guard", "orpheus"),
-        quirks=Quirks(refused=("metadata",), reasoning_field=None, extra_content=False),
+        quirks=Quirks(refused=("metadata", "top_k"), reasoning_field=None, extra_content=False),
     ),
     KnownProvider(
         "openrouter",
@@ -126,11 +140,14 @@ KNOWN = (
         "mistral",
         preferred=("mistral-small-latest", "mistral-medium-latest"),
         hidden=("embed", "moderation", "ocr", "transcribe", "voxtral-mini-tts"),
-        # https://docs.mistral.ai/api: fields that it does not know are refused; usage comes unasked
+        # https://docs.mistral.ai/api: fields that it does not know are refused, as are ids of tool calls that
+        # are not like its own; usage comes unasked
         quirks=Quirks(
             stream_options=False,
             renamed={"seed": "random_seed"},
-            refused=("user", "reasoning_effort", "metadata"),
+            refused=("user", "reasoning_effort", "metadata", "top_k"),
+            user_after_tool=False,
+            short_call_ids=True,
             reasoning_field=None,
             extra_content=False,
         ),
@@ -142,7 +159,9 @@ KNOWN = (
         "deepseek",
         # https://api-docs.deepseek.com/quick_start/rate_limit: comments while a request waits;
         # https://api-docs.deepseek.com/guides/thinking_mode: reasoning is wanted back in tool loops
-        quirks=Quirks(refused=("metadata", "user", "seed"), extra_content=False, pings=True),
+        quirks=Quirks(
+            refused=("metadata", "user", "seed", "top_k"), text_parts=False, extra_content=False, pings=True
+        ),
     ),
     KnownProvider(
         "together",
@@ -159,7 +178,7 @@ KNOWN = (
         hidden=("image", "imagine", "video"),
         # https://docs.x.ai/docs/guides/reasoning: counted apart from the completion
         quirks=Quirks(
-            refused=("metadata",), reasoning_field=None, extra_content=False, reasoning_beside=True
+            refused=("metadata", "top_k"), reasoning_field=None, extra_content=False, reasoning_beside=True
         ),
     ),
     KnownProvider(
@@ -168,6 +187,6 @@ KNOWN = (
         "https://api.moonshot.ai/v1",
         "moonshotai",
         # https://platform.moonshot.ai/docs: a thinking model wants its reasoning back in tool loops
-        quirks=Quirks(refused=("metadata", "seed"), extra_content=False),
+        quirks=Quirks(refused=("metadata", "seed", "top_k"), extra_content=False),
     ),
 )

@@ -12,6 +12,8 @@ data (``known.Quirks``). What holds for all of them:
 4. What was understood before a fault, in the same read or the same event, is yielded before the fault is
    raised.
 5. An answer that is whole JSON, though a stream was asked for, is an answer.
+6. ``reasoning_details`` are ``extra`` of words: of those that come with them, else of those that come next,
+   at the end of an empty piece of what was said last. So other formats need not show that they are there.
 """
 
 import re
@@ -53,6 +55,7 @@ _OF_ANSWER = (
 # As OpenAI has it, and as what rewrites streams makes of it.
 _DONE = re.compile(rb'\s*"?\[DONE\]"?\s*', re.IGNORECASE)
 _PING_EVENTS = frozenset(("ping", "heartbeat", "keepalive", "keep-alive"))
+_WORDS = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallPiece)
 _PINGS = frozenset((b"", b"ping", b"heartbeat", b"keepalive", b"keep-alive", b"null"))
 
 
@@ -106,13 +109,14 @@ class Reading(reading.Reading):
         self._choices = choices
         self._reason: FinishReason | None = None
         self._word = ""
+        self._details: dict[int, list[Any]] = {}  # of a choice's reasoning, that wait for words to go with
         self._report: UsageReport | None = None
         self._report_is_stale = False  # something came after it
         self._is_whole = False  # the answer came as one JSON object
         self._known_calls: ToolCalls | None = None  # from the first on
         self._others: dict[int, _Other] = {}  # the answers behind the first one
         self._has_begun = False
-        self._begun: set[int] = set()  # the answers of which there is something
+        self._begun: dict[int, Produced] = {}  # the answers of which there is something, and the last of that
 
     @property
     def _calls(self) -> ToolCalls:
@@ -142,9 +146,12 @@ class Reading(reading.Reading):
         if self._reason is None and not self.contents and self._report is None:
             raise UpstreamError(f"provider '{self._name}' ended its answer without a word")
         for index, other in self._others.items():
-            produced += [InChoice(index, piece) for piece in other.calls.end()]
+            rest: list[Produced] = [*other.calls.end()]
+            self._tell_rest(index, rest)
+            produced += [InChoice(index, item) for item in rest if isinstance(item, SAID)]
             produced.append(InChoice(index, Finish(_with_calls(other.reason, other.calls), None)))
         produced += self._calls.end()
+        self._tell_rest(0, produced)
         reason = _with_calls(self._reason, self._calls)
         usage = None if self._report_is_stale or self._report is None else self._report.usage
         if usage is not None:
@@ -220,7 +227,7 @@ class Reading(reading.Reading):
             delta = choice.message
             self._is_whole = True
         before = len(produced)
-        if reasoning := delta.reasoning_content or delta.reasoning or chunks.details_of(delta):
+        if reasoning := delta.reasoning_content or delta.reasoning or chunks.words_of_details(delta):
             produced.append(ReasoningDelta(reasoning))
         if content := delta.content:
             if isinstance(content, str):
@@ -238,12 +245,40 @@ class Reading(reading.Reading):
             produced += calls.add([chunks.CallPiece(0, function=delta.function_call)])
         if delta.annotations:
             produced += chunks.sources(delta.annotations)
+        if delta.reasoning_details or self._details:
+            self._tell_details(choice.index, chunks.details_of(delta), produced, before)
         if choice.logprobs is not None:
             _attach(choice.logprobs, produced, before)
         if said := len(produced) - before:
             self.contents += said
-            self._begun.add(choice.index)
+            self._begun[choice.index] = produced[-1]
             self._report_is_stale = True
+
+    def _tell_details(self, index: int, details: list[Any], produced: list[Produced], before: int) -> None:
+        """Has the first words from ``before`` on tell them, and what waits."""
+        details = [*self._details.pop(index, ()), *details]
+        if not details:
+            return
+        for at in range(before, len(produced)):
+            item = produced[at]
+            if isinstance(item, _WORDS) and (
+                item.arguments if isinstance(item, ToolCallPiece) else item.text
+            ):
+                produced[at] = msgspec.structs.replace(item, extra={"reasoning_details": details})
+                return
+        self._details[index] = details
+
+    def _tell_rest(self, index: int, produced: list[Produced]) -> None:
+        details = self._details.pop(index, None)
+        if details is None:
+            return
+        last = produced[-1] if produced and isinstance(produced[-1], _WORDS) else self._begun.get(index)
+        extra = {"reasoning_details": details}
+        if isinstance(last, ToolCallPiece):
+            produced.append(ToolCallPiece(last.index, "", extra=extra))
+        else:
+            kind = type(last) if isinstance(last, (TextDelta, RefusalDelta)) else ReasoningDelta
+            produced.append(kind("", extra=extra))
 
     def _count(self, raw: object, produced: list[Produced]) -> None:
         """Takes the usage object ``raw``, unless it counts nothing after something was counted."""
@@ -262,8 +297,8 @@ def _attach(logprobs: Any, produced: list[Produced], before: int) -> None:
     extra = {"logprobs": logprobs}
     for at in reversed(range(before, len(produced))):
         item = produced[at]
-        if isinstance(item, (TextDelta, ReasoningDelta, RefusalDelta, ToolCallPiece)):
-            produced[at] = msgspec.structs.replace(item, extra=extra)
+        if isinstance(item, _WORDS):
+            produced[at] = msgspec.structs.replace(item, extra={**(item.extra or {}), **extra})
             return
     if len(produced) == before and isinstance(logprobs, dict) and any(logprobs.values()):
         produced.append(TextDelta("", extra=extra))

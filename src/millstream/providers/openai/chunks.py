@@ -34,7 +34,7 @@ class Delta(Struct, gc=False):
     content: str | list[Any] | None = None
     reasoning_content: str | None = None  # DeepSeek, llama.cpp, older vLLM
     reasoning: str | None = None  # OpenRouter, Ollama, newer vLLM
-    reasoning_details: Any = None  # MiniMax
+    reasoning_details: Any = None  # MiniMax, OpenRouter
     refusal: str | None = None
     tool_calls: list[CallPiece] | None = None
     function_call: Function | None = None  # OpenAI before tools
@@ -177,11 +177,14 @@ def _number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def details_of(delta: Delta) -> str | None:
-    """Its reasoning in parts, for a server that says it nowhere else."""
-    if not isinstance(delta.reasoning_details, list):
-        return None
-    return "".join(text for detail in delta.reasoning_details if (text := _words(detail)))
+def details_of(delta: Delta) -> list[Any]:
+    """Its reasoning in parts, which some servers want back with the history."""
+    return delta.reasoning_details if isinstance(delta.reasoning_details, list) else []
+
+
+def words_of_details(delta: Delta) -> str:
+    """Of a server that says its reasoning nowhere else."""
+    return "".join(text for detail in details_of(delta) if (text := _words(detail)))
 
 
 def prose(content: list[Any]) -> Iterator[TextDelta | ReasoningDelta | RefusalDelta | File]:

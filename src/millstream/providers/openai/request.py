@@ -1,22 +1,32 @@
 """Requests: a prompt -> the body that a server of OpenAI's Chat Completions is sent."""
 
-from collections.abc import Iterator
+import base64
+import hashlib
+import re
+import string
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any
+from urllib.parse import unquote
 
 from millstream import prompt as asked
+from millstream.errors import RequestRefused
 from millstream.prompt import Message, Prompt
 from millstream.providers.known import Quirks
 
 API = "openai"
+
+_BLANK_LINE = "\n\n"
+_DIGITS = string.digits + string.ascii_letters
 
 # Fields of a prompt that have the same name and meaning here.
 _SAME = (
     "max_tokens",
     "temperature",
     "top_p",
+    "top_k",
     "seed",
     "reasoning_effort",
-    "parallel_tool_calls",
     "user",
     "metadata",
 )
@@ -24,19 +34,18 @@ _SAME = (
 
 def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     """Without the model, and without what says that a stream is wanted."""
+    messages = list(_messages(prompt.messages, quirks))
+    if not quirks.user_after_tool:
+        messages = list(_answered(messages))
     sent: dict[str, Any] = {
-        "messages": [one for message in prompt.messages for one in _messages(message, quirks)],
+        "messages": messages if quirks.developer_role else _one_system(messages),
         **{name: value for name in _SAME if (value := getattr(prompt, name)) is not None},
         **prompt.extra_of(API),
     }
     if prompt.stop:
         sent["stop"] = list(prompt.stop)
     if prompt.tools:
-        sent["tools"] = list(map(_tool, prompt.tools))
-    if isinstance(prompt.tool_choice, asked.NamedTool):
-        sent["tool_choice"] = {"type": "function", "function": {"name": prompt.tool_choice.name}}
-    elif prompt.tool_choice is not None:
-        sent["tool_choice"] = prompt.tool_choice
+        sent |= _tools(prompt)
     if prompt.output is not None:
         sent["response_format"] = _output(prompt.output)
     if prompt.choices > 1:
@@ -49,24 +58,79 @@ def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     return sent
 
 
-def _messages(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
-    """A message as it is sent; one of tool results is one for each of them."""
+def _answered(messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """With a word of the assistant between a tool's and the user's."""
+    before = ""
+    for message in messages:
+        if (before, message["role"]) == ("tool", "user"):
+            yield {"role": "assistant", "content": "OK."}
+        before = message["role"]
+        yield message
+
+
+def _one_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With one system message in place of those at the beginning: templates of models take one only."""
+    leading = list(takewhile(lambda message: message["role"] == "system", messages))
+    if len(leading) < 2:
+        return messages
+    contents = [message["content"] for message in leading if message["content"]]
+    if all(isinstance(content, str) for content in contents):
+        content: Any = _BLANK_LINE.join(contents)
+    else:
+        content = [part for content in contents for part in _parts(content)]
+    return [{**leading[0], "content": content}, *messages[len(leading) :]]
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _messages(messages: Sequence[Message], quirks: Quirks) -> Iterator[dict[str, Any]]:
+    """As they are sent. Files are taken of users only: those of an assistant and of tools follow in a message
+    of a user, behind all results of the assistant's calls.
+    """
+    files: list[dict[str, Any]] = []
+    for message in messages:
+        if files and message.role != "tool":
+            yield _of_files(files)
+            files = []
+        for one in _as_sent(message, quirks):
+            content = one["content"]
+            if one["role"] in ("assistant", "tool") and isinstance(content, list):
+                files += [part for part in content if part["type"] != "text"]
+                texts = [part for part in content if part["type"] == "text"]
+                one["content"] = _content(texts, one["role"], quirks) or (
+                    None if "tool_calls" in one else _BELOW
+                )
+            yield one
+    if files:
+        yield _of_files(files)
+
+
+_BELOW = "See the files below."
+_ABOVE = {"type": "text", "text": "Files of what is above:"}
+
+
+def _of_files(files: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"role": "user", "content": [_ABOVE, *files]}
+
+
+def _as_sent(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
+    """A message of tool results is one for each of them."""
     if message.role == "tool":
         for part in message.parts:
             if isinstance(part, asked.ToolResult):
-                yield _result(part)
+                yield _result(part, quirks)
         return
     content = [_part(part) for part in message.parts if isinstance(part, _CONTENT)]
-    texts = [part["text"] for part in content if part.keys() == {"type", "text"}]
-    sent: dict[str, Any] = {"role": message.role, "content": content or None}
-    if len(content) == len(texts) == 1:
-        sent["content"] = texts[0]
+    role = "system" if message.role == "developer" and not quirks.developer_role else message.role
+    sent: dict[str, Any] = {"role": role, "content": _content(content, role, quirks)}
     if message.name is not None:
         sent["name"] = message.name
     if message.role == "assistant":
         calls = message.tool_calls
         if calls:  # some refuse an empty list
-            sent["tool_calls"] = [_call(call, quirks.extra_content) for call in calls]
+            sent["tool_calls"] = [_call(call, quirks) for call in calls]
         elif not content:
             sent["content"] = ""
         extra = dict(message.extra.get(API, {}))
@@ -82,6 +146,20 @@ def _messages(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
     yield sent
 
 
+def _content(parts: list[dict[str, Any]], role: str, quirks: Quirks) -> Any:
+    """Parts as a message has them: a string where that is all there is to say, None where there is nothing.
+    Several texts are one where many servers take no list.
+    """
+    if not quirks.text_parts:  # nor what is said of a text
+        plain = all(part["type"] == "text" for part in parts)
+    else:
+        plain = all(part.keys() == {"type", "text"} for part in parts)
+        plain = plain and (len(parts) == 1 or role in ("system", "tool"))
+    if plain and parts:
+        return _BLANK_LINE.join(part["text"] for part in parts)
+    return parts or None
+
+
 _CONTENT = (asked.Text, asked.Image, asked.File, asked.Refusal)
 
 
@@ -94,29 +172,73 @@ def _part(part: object) -> dict[str, Any]:
         case asked.Image():
             detail = {} if part.detail is None else {"detail": part.detail}
             return {"type": "image_url", "image_url": {"url": part.url, **detail}}
+        case asked.File() if not part.url.startswith("data:"):
+            raise RequestRefused("this model's provider takes documents and sound as data, not by a URL")
         case asked.File() if part.media_type.startswith("audio/"):
             data = {"data": part.url.partition(",")[2], "format": part.media_type.partition("/")[2]}
             return {"type": "input_audio", "input_audio": data}
+        case asked.File() if (text := _text_of(part)) is not None:
+            return {"type": "text", "text": text}
         case asked.File():
-            name = {} if part.name is None else {"filename": part.name}
-            return {"type": "file", "file": {"file_data": part.url, **name, **part.extra.get(API, {})}}
+            file = {"file_data": part.url, "filename": part.name or "file", **part.extra.get(API, {})}
+            return {"type": "file", "file": file}
         case _:
             raise TypeError(part)
 
 
-def _result(result: asked.ToolResult) -> dict[str, Any]:
-    content: Any = [_part(part) for part in result.parts]
-    if len(content) == 1 and content[0].keys() == {"type", "text"}:
-        content = content[0]["text"]
+def _text_of(file: asked.File) -> str | None:
+    """What a document of text says; None where it is another one, or cannot be read."""
+    if not file.media_type.startswith("text/"):
+        return None
+    head, _, data = file.url.partition(",")
+    try:
+        if head.endswith(";base64"):
+            return base64.b64decode(data, validate=True).decode()
+        return unquote(data, errors="strict")
+    except ValueError:
+        return None
+
+
+def _result(result: asked.ToolResult, quirks: Quirks) -> dict[str, Any]:
+    content = _content([_part(part) for part in result.parts], "tool", quirks)
     name = {} if result.name is None else {"name": result.name}
-    return {"role": "tool", "content": content or "", "tool_call_id": result.call_id, **name}
+    return {
+        "role": "tool",
+        "content": content or "",
+        "tool_call_id": _call_id(result.call_id, quirks),
+        **name,
+    }
 
 
-def _call(call: asked.ToolCall, extra_content: bool) -> dict[str, Any]:
+def _call_id(call_id: str, quirks: Quirks) -> str:
+    """The id of a call; where only those of nine letters and digits are taken, always the same of them."""
+    if not quirks.short_call_ids or re.fullmatch(r"[0-9A-Za-z]{9}", call_id):
+        return call_id
+    number = int.from_bytes(hashlib.sha256(call_id.encode(errors="replace")).digest())
+    return "".join(_DIGITS[number // 62**place % 62] for place in range(9))
+
+
+def _call(call: asked.ToolCall, quirks: Quirks) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
-    sent: dict[str, Any] = {"id": call.call_id, "type": "function", "function": function}
-    if extra_content and call.extra_content is not None:
+    sent: dict[str, Any] = {
+        "id": _call_id(call.call_id, quirks),
+        "type": "function",
+        "function": function,
+    }
+    if quirks.extra_content and call.extra_content is not None:
         sent["extra_content"] = call.extra_content
+    return sent
+
+
+def _tools(prompt: Prompt) -> dict[str, Any]:
+    """The tools, and how they are to be used, which is refused without any."""
+    sent: dict[str, Any] = {"tools": list(map(_tool, prompt.tools))}
+    if isinstance(prompt.tool_choice, asked.NamedTool):
+        sent["tool_choice"] = {"type": "function", "function": {"name": prompt.tool_choice.name}}
+    elif prompt.tool_choice is not None:
+        sent["tool_choice"] = prompt.tool_choice
+    if prompt.parallel_tool_calls is not None:
+        sent["parallel_tool_calls"] = prompt.parallel_tool_calls
     return sent
 
 
