@@ -123,7 +123,7 @@ class AnthropicDialect:
         answer = before()
         others = choice_of_parts(info, batch, before)
         start = answer.start
-        begun, blocks, refused = answer.kept(_API) or _so_far(answer)
+        begun, blocks, refused, cut = answer.kept(_API) or _so_far(answer)
         frames: list[bytes] = []
         for event in batch.events:
             # Nearly every event is a piece of text; its frame is put together by hand.
@@ -144,13 +144,16 @@ class AnthropicDialect:
             if isinstance(event, (PartStart, WholePart)) and not isinstance(event.content, _NO_BLOCK):
                 blocks[event.part] = len(blocks)
                 refused = refused or isinstance(event.content, Refusal)
-            if isinstance(event, StreamEnd):
+            if isinstance(event, PartEnd) and event.cut:
+                cut[event.part] = event  # which is told, or not, with the end of the answer
+            elif isinstance(event, StreamEnd):
+                frames += _ends_of_cut(cut, blocks)
                 frames += _end(start, event, refused=refused)
             elif isinstance(event, StreamFailed):
                 frames.append(_failure(event.error))
             else:
                 frames += _of_block(event, blocks)
-        answer.keep(_API, (begun, blocks, refused), len(batch.events))
+        answer.keep(_API, (begun, blocks, refused, cut), len(batch.events))
         return sse.one_line(b"".join(frames))
 
     def answer(self, info: StreamInfo, answer: Answer) -> bytes:
@@ -160,7 +163,9 @@ class AnthropicDialect:
         shown = {
             **_message_start(info, start),
             "content": [
-                _whole_block(part) for part in answer.of(0) if not isinstance(part.content, _NO_BLOCK)
+                _whole_block(part)
+                for part in answer.of(0)
+                if not isinstance(part.content, _NO_BLOCK) and not _is_torn(part.content, part.cut)
             ],
             **said,
             "usage": _whole_usage(start, end),
@@ -192,12 +197,15 @@ def _frame(kind: str, **fields: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), _json({"type": kind, **fields}))
 
 
-def _so_far(answer: Answer) -> tuple[bool, dict[int, int], bool]:
-    """Whether it has begun, the index of its block for every part that has one, and whether it is refused."""
+def _so_far(answer: Answer) -> tuple[bool, dict[int, int], bool, dict[int, PartEnd]]:
+    """Whether it has begun, the index of its block for every part that has one, whether it is refused, and
+    the ends of the parts that were cut.
+    """
     parts = answer.of(0)
     shown = (part for part in parts if not isinstance(part.content, _NO_BLOCK))
     blocks = {part.number: index for index, part in enumerate(shown)}
-    return answer.start is not None or bool(parts), blocks, _is_refused(parts)
+    cut = {part.number: PartEnd(part.number, part.content, cut=True) for part in parts if part.cut}
+    return answer.start is not None or bool(parts), blocks, _is_refused(parts), cut
 
 
 def _is_refused(parts: list[Part]) -> bool:
@@ -249,6 +257,26 @@ def _of_block(event: Event, blocks: Mapping[int, int]) -> Iterator[bytes]:
             yield _frame("content_block_stop", index=index)
         case _:
             pass
+
+
+def _ends_of_cut(cut: Mapping[int, PartEnd], blocks: Mapping[int, int]) -> Iterator[bytes]:
+    """The ends of the blocks that a limit or the reader has cut. A failure leaves them open."""
+    for _, end in sorted(cut.items()):
+        if not _is_torn(end.content, end.cut):
+            yield from _of_block(end, blocks)
+
+
+def _is_torn(content: Content, cut: bool) -> bool:
+    """Whether it is a call that was cut in its arguments. Clients run a call at the end of its block, and one
+    without any input with none.
+    """
+    if not cut or not isinstance(content, ToolCall):
+        return False
+    try:
+        arguments_of(content.arguments, cut=True)
+    except ValueError:
+        return True
+    return False
 
 
 def _delta(index: int, kind: str, **fields: Any) -> bytes:

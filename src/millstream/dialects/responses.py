@@ -9,7 +9,6 @@ An answer is a list of items there. Texts, refusals and sources that follow each
 message. It ends with what follows it, because a source may come after the text that rests on it.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +16,7 @@ import msgspec
 
 from millstream import prompt as asked
 from millstream import sse
-from millstream.answer import Answer, Part
+from millstream.answer import Answer, Part, arguments_of
 from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts, openai_errors
 from millstream.dialects import fields as read
@@ -209,12 +208,13 @@ def stream_id(response_id: str) -> str | None:
 class _Piece:
     """A part of ours in its item: what it is, and what came of it before this batch and in it."""
 
-    __slots__ = ("annotations", "content", "earlier", "extras", "item", "later", "place")
+    __slots__ = ("annotations", "content", "cut", "earlier", "extras", "item", "later", "place")
 
     def __init__(self, item: "_Item", place: int, content: Content, earlier: Part | None) -> None:
         self.item = item
         self.place = place  # among the pieces of its item
         self.content = content
+        self.cut = False  # the answer broke off in it
         self.annotations: list[dict[str, Any]] = []
         self.earlier = earlier
         self.later: list[str] = []
@@ -259,16 +259,16 @@ class _Item:
     def status(self) -> str:
         if not self.ended:
             return "in_progress"
-        return "incomplete" if self.cut or not self._is_whole else "completed"
+        return "incomplete" if self.cut or not self.can_be_read else "completed"
 
     @property
-    def _is_whole(self) -> bool:
+    def can_be_read(self) -> bool:
         """Whether a call that has ended has arguments that can be read."""
-        if self.kind != "function_call" or not (arguments := self.pieces[0].text.strip()):
+        if self.kind != "function_call":
             return True
         try:
-            json.loads(arguments)
-        except (ValueError, RecursionError):
+            arguments_of(self.pieces[0].text, cut=self.pieces[0].cut)
+        except ValueError:
             return False
         return True
 
@@ -327,7 +327,7 @@ class _Encoder:
         for part in answer.of(0):
             self._replay(part)
         if answer.terminal is not None:
-            self._end_run(cut=_is_cut(answer.terminal))
+            self._close(answer.terminal)
         self._counts_only = False
 
     def go_on(self, answer: Answer) -> None:
@@ -390,10 +390,9 @@ class _Encoder:
             case PartEnd():
                 piece = self._pieces[event.part]
                 piece.content = event.content
-                if isinstance(event.content, ToolCall):
-                    self._end_call(piece, event.cut)
+                self._end_part(piece, event.cut)
             case StreamEnd() | StreamFailed():
-                self._end_run(cut=_is_cut(event))
+                self._close(event)
                 status = _status(event)
                 # Of a response that was cancelled no event of theirs tells.
                 kind = "incomplete" if status == "cancelled" else status
@@ -443,8 +442,8 @@ class _Encoder:
             return
         piece = self._place(part.number, part.content, part)
         self.number += len(part.pieces)
-        if part.ended and isinstance(part.content, ToolCall):
-            self._end_call(piece, part.cut)
+        if part.ended:
+            self._end_part(piece, part.cut)
 
     def _whole(self, number: int, content: Content, earlier: Part | None) -> None:
         if isinstance(content, Source):
@@ -502,17 +501,41 @@ class _Encoder:
         self._items.append(item)
         return item
 
-    def _end_run(self, *, cut: bool = False) -> None:
+    def _end_run(self) -> None:
         """Ends the item that goes on until something else comes."""
         item = self._items[-1] if self._items else None
         if item is None or item.ended or item.kind == "function_call":
             return
-        item.cut = cut
         self._end_piece(item.pieces[-1])
         self._end(item)
 
+    def _end_part(self, piece: _Piece, cut: bool) -> None:
+        """A part of ours has ended: its item, if it is a call, unless the answer broke off in it."""
+        piece.cut = cut
+        if isinstance(piece.content, ToolCall) and not cut:
+            self._end_piece(piece)
+            self._end(piece.item)
+
+    def _close(self, terminal: Terminal) -> None:
+        """Ends what is open at the end of the answer. What a failure has cut has no frames of an end, nor has
+        a call that was cut in its arguments: clients run a call at those, one without arguments with none.
+        """
+        for item in self._items:
+            if item.ended:
+                continue
+            item.cut = _is_cut(terminal)
+            piece = item.pieces[-1]
+            if piece.cut and (isinstance(terminal, StreamFailed) or not item.can_be_read):
+                item.ended = True
+            else:
+                self._end_piece(piece)
+                self._end(item)
+
     def _end_piece(self, piece: _Piece) -> None:
         item = piece.item
+        if item.kind == "function_call":
+            self._of(item, "response.function_call_arguments.done", lambda: {"arguments": piece.text})
+            return
         if item.kind == "reasoning":
             at = {"summary_index": piece.place}
             self._of(item, "response.reasoning_summary_text.done", lambda: at | {"text": piece.text})
@@ -528,12 +551,6 @@ class _Encoder:
                 lambda: at | {"text": piece.text, "logprobs": piece.logprobs},
             )
         self._of(item, "response.content_part.done", lambda: self._part(piece, piece.shown()))
-
-    def _end_call(self, piece: _Piece, cut: bool) -> None:
-        piece.item.cut = cut
-        arguments = lambda: {"arguments": piece.text}  # noqa: E731
-        self._of(piece.item, "response.function_call_arguments.done", arguments)
-        self._end(piece.item)
 
     def _end(self, item: _Item) -> None:
         item.ended = True
