@@ -147,12 +147,12 @@ class AnthropicDialect:
             if isinstance(event, PartEnd) and event.cut:
                 cut[event.part] = event  # which is told, or not, with the end of the answer
             elif isinstance(event, StreamEnd):
-                frames += _ends_of_cut(cut, blocks)
+                frames += _ends_of_cut(cut, blocks, start)
                 frames += _end(start, event, refused=refused)
             elif isinstance(event, StreamFailed):
                 frames.append(_failure(event.error))
             else:
-                frames += _of_block(event, blocks)
+                frames += _of_block(event, blocks, start)
         answer.keep(_API, (begun, blocks, refused, cut), len(batch.events))
         return sse.one_line(b"".join(frames))
 
@@ -163,7 +163,7 @@ class AnthropicDialect:
         shown = {
             **_message_start(info, start),
             "content": [
-                _whole_block(part)
+                _whole_block(part, start)
                 for part in answer.of(0)
                 if not isinstance(part.content, _NO_BLOCK) and not _is_torn(part.content, part.cut)
             ],
@@ -212,12 +212,16 @@ def _is_refused(parts: list[Part]) -> bool:
     return any(isinstance(part.content, Refusal) for part in parts)
 
 
+def _own(start: AnswerStart | None) -> AnswerStart | None:
+    """The start of an answer that came in this format; None for others, whose extras say nothing here."""
+    return start if start is not None and start.api == _API else None
+
+
 def _message_start(info: StreamInfo, start: AnswerStart | None) -> dict[str, Any]:
     """What is said of the answer first: as its provider says it, where that speaks this format."""
-    theirs = start is not None and start.api == _API
-    extra = dict(start.extra or {}) if start is not None and theirs else {}
+    own = _own(start)
     return {
-        "id": (theirs and start and start.response_id) or f"msg_{info.stream_id.removeprefix('str_')}",
+        "id": (own and own.response_id) or f"msg_{info.stream_id.removeprefix('str_')}",
         "type": "message",
         "role": "assistant",
         "model": (start and start.model) or info.model,
@@ -225,25 +229,26 @@ def _message_start(info: StreamInfo, start: AnswerStart | None) -> dict[str, Any
         "stop_reason": None,
         "stop_sequence": None,
         "usage": _usage(start.usage if start is not None else None),
-        **extra,
+        **((own and own.extra) or {}),
     }
 
 
-def _of_block(event: Event, blocks: Mapping[int, int]) -> Iterator[bytes]:
+def _of_block(event: Event, blocks: Mapping[int, int], start: AnswerStart | None) -> Iterator[bytes]:
     """The frames of an event of a part. Deltas that add nothing have none."""
     index = blocks.get(getattr(event, "part", -1))
     if index is None:
         return
     match event:
         case PartStart():
-            yield _frame("content_block_start", index=index, content_block=_begun(event.content))
+            yield _frame("content_block_start", index=index, content_block=_begun(event.content, start))
         case WholePart():
-            yield _frame("content_block_start", index=index, content_block=_begun(event.content))
+            yield _frame("content_block_start", index=index, content_block=_begun(event.content, start))
             yield _frame("content_block_stop", index=index)
         case TextDelta() | RefusalDelta():
             if event.text:
                 yield _TEXT % (index, _json(event.text))
-            if isinstance(event, TextDelta) and (cited := (event.extra or {}).get("citation")):
+            extra = (_own(start) and event.extra) or {}
+            if isinstance(event, TextDelta) and (cited := extra.get("citation")):
                 yield _delta(index, "citations_delta", citation=cited)
         case ReasoningDelta():
             if event.text:
@@ -259,11 +264,13 @@ def _of_block(event: Event, blocks: Mapping[int, int]) -> Iterator[bytes]:
             pass
 
 
-def _ends_of_cut(cut: Mapping[int, PartEnd], blocks: Mapping[int, int]) -> Iterator[bytes]:
+def _ends_of_cut(
+    cut: Mapping[int, PartEnd], blocks: Mapping[int, int], start: AnswerStart | None
+) -> Iterator[bytes]:
     """The ends of the blocks that a limit or the reader has cut. A failure leaves them open."""
     for _, end in sorted(cut.items()):
         if not _is_torn(end.content, end.cut):
-            yield from _of_block(end, blocks)
+            yield from _of_block(end, blocks, start)
 
 
 def _is_torn(content: Content, cut: bool) -> bool:
@@ -283,24 +290,25 @@ def _delta(index: int, kind: str, **fields: Any) -> bytes:
     return _frame("content_block_delta", index=index, delta={"type": kind, **fields})
 
 
-def _begun(content: Content) -> dict[str, Any]:
+def _begun(content: Content, start: AnswerStart | None) -> dict[str, Any]:
     """A block at its start."""
+    given = (_own(start) and getattr(content, "extra", None)) or {}
     match content:
         case Reasoning() if content.redacted:
             return {"type": "redacted_thinking", "data": content.redacted}
         case Reasoning():
-            return {"type": "thinking", "thinking": "", "signature": "", **(content.extra or {})}
+            return {"type": "thinking", "thinking": "", "signature": "", **given}
         case ToolCall():
             extra = (content.extra_content or {}).get(_API, {})
             return {"type": "tool_use", "id": content.call_id, "name": content.name, "input": {}, **extra}
         case Text():
-            return {"type": "text", "text": "", **(content.extra or {})}
+            return {"type": "text", "text": "", **given}
         case _:
             return {"type": "text", "text": ""}
 
 
-def _whole_block(part: Part) -> dict[str, Any]:
-    block = _begun(part.content)
+def _whole_block(part: Part, start: AnswerStart | None) -> dict[str, Any]:
+    block = _begun(part.content, start)
     match part.content:
         case Reasoning() if not part.content.redacted:
             return {**block, "thinking": part.text, "signature": part.content.signature}
@@ -308,7 +316,8 @@ def _whole_block(part: Part) -> dict[str, Any]:
             return {**block, "input": _input(part.text)}
         case Text() | Refusal():
             block["text"] = part.text
-            if cited := [extra["citation"] for extra in part.extras if "citation" in extra]:
+            extras = part.extras if _own(start) else []
+            if cited := [extra["citation"] for extra in extras if "citation" in extra]:
                 block["citations"] = cited
     return block
 
@@ -332,7 +341,7 @@ def _end(start: AnswerStart | None, end: StreamEnd, *, refused: bool) -> Iterato
 
 def _of_end(start: AnswerStart | None, end: StreamEnd, *, refused: bool) -> dict[str, Any]:
     """Why the answer ended."""
-    if start is not None and start.api == _API and end.word:
+    if _own(start) and end.word:
         more = {name: value for name, value in (end.extra or {}).items() if name != "usage"}
         return {"stop_reason": end.word, "stop_sequence": end.stop_sequence, **more}
     reason = _REASONS[end.finish_reason]
@@ -343,7 +352,7 @@ def _of_end(start: AnswerStart | None, end: StreamEnd, *, refused: bool) -> dict
 
 def _is_theirs(start: AnswerStart | None, end: StreamEnd) -> bool:
     """Whether the usage is the provider's own, in this format."""
-    return start is not None and start.api == _API and end.bill.usage.source == "provider_final"
+    return _own(start) is not None and end.bill.usage.source == "provider_final"
 
 
 def _whole_usage(start: AnswerStart | None, end: StreamEnd) -> dict[str, Any]:
