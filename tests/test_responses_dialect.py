@@ -221,6 +221,33 @@ def test_of_the_allowed_tools_alone_the_model_is_told() -> None:
     assert prompt.tool_choice == "required"
 
 
+WEB = {"type": "web_search", "external_web_access": False}
+
+
+def allowed(*tools: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "allowed_tools", "mode": "auto", "tools": list(tools)}
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "name": "look"}])
+def test_a_tool_that_is_not_run_here_and_only_offered_is_left_out_and_named(choice: Any) -> None:
+    tools = [
+        {"type": "function", "name": "look"},
+        WEB,
+        {"type": "web_search_preview_2025_03_11"},
+        {"type": "custom", "name": "apply_patch", "format": {"type": "text"}},
+        {"type": "custom", "name": "other"},
+        {"type": "namespace", "name": "mcp__a", "tools": [{"type": "function", "name": "b"}]},
+    ]
+    ask = parsed(tools=tools, tool_choice=choice)
+    assert [tool.name for tool in ask.prompt.tools] == ["look"]
+    assert ask.ignored == (
+        "tools.web_search",
+        "tools.web_search_preview_2025_03_11",
+        "tools.custom",
+        "tools.namespace",
+    )
+
+
 def test_what_is_long_is_not_said_back_with_every_response() -> None:
     tools = [{"type": "function", "name": "look", "description": "x" * 3000}]
     ask = parsed(tools=tools, instructions="short")
@@ -235,10 +262,17 @@ def test_what_is_long_is_not_said_back_with_every_response() -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id: no history is kept here"),
         ({"conversation": "conv_1"}, "conversation: no history is kept here"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt: prompts are not kept here"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0.type: only functions are passed on"),
         ({"tools": [{"type": "mcp", "server_url": "https://x"}]}, "tools.0.type: only functions"),
-        ({"tools": [{"type": "custom", "name": "c"}]}, "tools.0.type: only functions"),
+        ({"tools": [{"type": "customs"}]}, "tools.0.type: only functions are passed on"),
+        ({"tools": [{"type": "web_search"}, {"type": "shell"}]}, "tools.1.type: only functions"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice: has to be"),
+        ({"tools": [WEB], "tool_choice": {"type": "web_search"}}, "tool_choice: has to be"),
+        ({"tools": [WEB], "tool_choice": "required"}, "tool_choice: asks for a tool"),
+        ({"tools": [WEB], "tool_choice": allowed(WEB)}, "tool_choice.tools.0.type: only functions"),
+        (
+            {"tools": [WEB], "tool_choice": allowed({"type": "custom", "name": "web"})},
+            "tool_choice.tools.0.type: only functions",
+        ),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.type: items are not kept"),
         ({"input": [{"type": "computer_call_output", "call_id": "c"}]}, "input.0.type: is none of"),
         (

@@ -130,7 +130,7 @@ class ResponsesDialect:
         fields.flag("store")  # either way an answer is kept for as long as it can be resumed
         reasoning = fields.inner("reasoning") or Fields({})
         text = fields.inner("text") or Fields({})
-        tools, choice = _tools(fields)
+        tools, choice, left_out = _tools(fields)
         prompt = Prompt(
             tuple(_messages(fields)),
             read.model(fields),
@@ -151,7 +151,7 @@ class ResponsesDialect:
         policy = read.on_disconnect(fields)
         if background and "on_disconnect" not in fields:
             policy = "continue"
-        ignored = fields.left_over()
+        ignored = (*fields.left_over(), *left_out)
         echo = {name: value for name, value in fields.these(*_ECHO).items() if _is_short(value)}
         return Ask(prompt, policy, not stream, ignored, self, background=background, echo=echo)
 
@@ -816,29 +816,47 @@ def _file(fields: Fields) -> asked.File:
 _Choice: TypeAlias = Literal["none", "auto", "required"] | NamedTool | None
 
 
-def _tools(fields: Fields) -> tuple[tuple[asked.Tool, ...], _Choice]:
-    """The functions that may be called, and the choice among them."""
-    tools = tuple(_tool(tool) for tool in fields.objects("tools", read.MAX_TOOLS))
+def _tools(fields: Fields) -> tuple[tuple[asked.Tool, ...], _Choice, tuple[str, ...]]:
+    """The functions that may be called, the choice among them, and what is left out of the body."""
+    offered = list(fields.objects("tools", read.MAX_TOOLS))
+    tools = tuple(_tool(tool) for tool in offered if not _is_only_offered(tool))
+    left_out = tuple(dict.fromkeys(f"tools.{tool.any('type')}" for tool in offered if _is_only_offered(tool)))
     if not isinstance(fields.any("tool_choice"), dict):
-        return tools, fields.one_of("tool_choice", "none", "auto", "required")  # type: ignore[return-value]
+        said: Any = fields.one_of("tool_choice", "none", "auto", "required")
+        if said == "required" and left_out and not tools:
+            raise fields.fault("tool_choice", "asks for a tool, and none of the tools is a function")
+        return tools, said, left_out
     choice = fields.inner("tool_choice") or Fields({})
     match choice.text("type"):
         case "function":
-            return tools, NamedTool(choice.needed("name", most=128))
+            return tools, NamedTool(choice.needed("name", most=128)), left_out
         case "allowed_tools":
-            allowed = {tool.needed("name", most=128) for tool in choice.objects("tools", read.MAX_TOOLS)}
+            allowed = {_allowed(tool) for tool in choice.objects("tools", read.MAX_TOOLS)}
             mode: Any = choice.one_of("mode", "auto", "required")
-            return tuple(tool for tool in tools if tool.name in allowed), mode
+            return tuple(tool for tool in tools if tool.name in allowed), mode, left_out
         case _:
             raise fields.fault("tool_choice", "has to be none, auto, required, a function or allowed_tools")
 
 
+def _is_only_offered(tool: Fields) -> bool:
+    """Whether it is a tool that is not run here, but that clients send by default: without it they go on."""
+    kind = tool.text("type") or ""
+    return kind.startswith("web_search") or kind in ("custom", "namespace")
+
+
+def _allowed(tool: Fields) -> str:
+    """The name of one of the tools that the model is to choose among."""
+    if _is_only_offered(tool):
+        raise tool.fault("type", _FUNCTIONS)
+    return tool.needed("name", most=128)
+
+
+_FUNCTIONS = "only functions are passed on; hosted tools, such as mcp, and custom tools are not"
+
+
 def _tool(fields: Fields) -> asked.Tool:
     if fields.text("type") != "function":
-        raise fields.fault(
-            "type",
-            "only functions are passed on; hosted tools, such as web_search, and custom tools are not",
-        )
+        raise fields.fault("type", _FUNCTIONS)
     return asked.Tool(
         fields.needed("name", most=128),
         fields.text("description"),
