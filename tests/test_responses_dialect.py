@@ -18,7 +18,8 @@ from millstream.answer import Answer, Fold
 from millstream.dialects import Ask
 from millstream.dialects.responses import RESPONSES, ResponsesDialect, response_id, stream_id
 from millstream.errors import InvalidRequest
-from millstream.events import Batch, Event, Position, StreamInfo
+from millstream.events import Batch, Event, File, Position, StreamEnd, StreamInfo, WholePart
+from millstream.usage import Bill, Usage
 
 CASES = json.loads((Path(__file__).parent.parent / "spec" / "fixtures" / "responses.json").read_text("utf-8"))
 
@@ -169,6 +170,34 @@ def test_a_conversation_is_understood_item_by_item() -> None:
     assert second.parts == (asked.ToolResult("c2", (asked.Text("2"), asked.Image("data:,"))),)
 
 
+@pytest.mark.parametrize(
+    ("said", "media_type"),
+    [
+        ({"result": "iVBORw0K"}, "image/png"),
+        ({"result": "/9j/4AAQ"}, "image/jpeg"),
+        ({"result": "UklGRiQA", "output_format": "webp"}, "image/webp"),
+        ({"result": "UklGRiQA"}, "image/webp"),
+        ({"result": "AA==", "output_format": "png"}, "image/png"),
+    ],
+)
+def test_a_picture_that_the_model_made_is_taken_back(said: dict[str, Any], media_type: str) -> None:
+    picture = {"type": "image_generation_call", "id": "ig_1", "status": "completed", **said}
+    history = [{"role": "user", "content": "Draw."}, picture, {"role": "assistant", "content": "There."}]
+    image = asked.Image(f"data:{media_type};base64,{said['result']}")
+    assert parsed(input=history).prompt.messages[1:] == (
+        asked.Message("assistant", (image, asked.Text("There."))),
+    )
+
+
+def test_what_the_model_drew_in_this_format_comes_back_as_it_went() -> None:
+    file = File("image/jpeg", "data:image/jpeg;base64,/9j/4AAQ")
+    answer = Answer()
+    answer.add([WholePart(0, file), StreamEnd("stop", Bill(Usage(1, 1, "counted"), None))])
+    output = json.loads(RESPONSES.answer(StreamInfo("str_1", "key_1", "m", 5.0), answer))["output"]
+    (message,) = parsed(input=output).prompt.messages
+    assert message.parts == (asked.Image(file.url),)
+
+
 @pytest.mark.parametrize("mode", ["json", "python"])
 def test_output_is_taken_back_as_the_sdk_dumps_it(mode: Any) -> None:
     output = [
@@ -274,6 +303,7 @@ def test_what_is_long_is_not_said_back_with_every_response() -> None:
             "tool_choice.tools.0.type: only functions",
         ),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.type: items are not kept"),
+        ({"input": [{"type": "image_generation_call", "result": None}]}, "input.0.result: is missing"),
         ({"input": [{"type": "computer_call_output", "call_id": "c"}]}, "input.0.type: is none of"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},

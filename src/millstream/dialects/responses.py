@@ -730,13 +730,15 @@ def _item(fields: Fields) -> Message:
             parts = [part for part in _content(fields, "output") if not isinstance(part, asked.Refusal)]
             result = asked.ToolResult(fields.needed("call_id", most=512), tuple(parts))
             return Message("tool", (result,))
+        case "image_generation_call":
+            return Message("assistant", (_picture(fields),))
         case "item_reference":
             raise fields.fault("type", "items are not kept here; send the item, as SDKs do with store false")
         case _:
             raise fields.fault(
                 "type",
-                "is none of message, reasoning, function_call and function_call_output; hosted and custom "
-                "tools are not run here",
+                "is none of message, reasoning, function_call, function_call_output and "
+                "image_generation_call; hosted and custom tools are not run here",
             )
 
 
@@ -763,6 +765,18 @@ def _reasoning(fields: Fields) -> asked.Reasoning:
     return asked.Reasoning(
         text, sealed if text else "", "" if text else sealed, {_API: {"type": "reasoning", **kept}}
     )
+
+
+# How pictures of other types than PNG begin, in base64: an item need not say its type.
+_BEGINNINGS = {"/9j/": "jpeg", "UklGR": "webp", "R0lGOD": "gif"}
+
+
+def _picture(fields: Fields) -> asked.Image:
+    """One that the model made."""
+    data = fields.needed("result")
+    seen = (kind for beginning, kind in _BEGINNINGS.items() if data.startswith(beginning))
+    kind = fields.text("output_format", most=32) or next(seen, "png")
+    return asked.Image(f"data:image/{kind};base64,{data}")
 
 
 _InputPart: TypeAlias = asked.Text | asked.Image | asked.File | asked.Refusal
