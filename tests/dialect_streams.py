@@ -23,6 +23,7 @@ from millstream.events import (
     StreamStart,
     Text,
     TextDelta,
+    is_cut,
 )
 from millstream.providers import Finish, InChoice, PartBreak, PartOpen, Produced, ToolCallPiece
 from millstream.streams.parts import Assembler
@@ -83,7 +84,7 @@ def streams(draw: st.DrawFn) -> tuple[StreamInfo, list[Event]]:
         )
         | st.just(FAILED)
     )
-    events = [StreamStart("str_1", "m"), *assembler.feed(said), *assembler.close(), end]
+    events = [StreamStart("str_1", "m"), *assembler.feed(said), *assembler.close(cut=is_cut(end)), end]
     return StreamInfo("str_1", "key_1", "m", 5.0, choices), events
 
 

@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 
+from millstream.answer import Answer
 from millstream.dialects.ai_sdk import AI_SDK
 from millstream.errors import InvalidRequest
+from millstream.events import Batch, PartEnd, PartStart, Position, StreamEnd, StreamInfo
+from millstream.events import ToolCall as ToolCallEvent
 from millstream.prompt import Message, Prompt, Text, ToolCall, ToolResult
+from millstream.usage import Bill, Usage
 
 QUESTION = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}
 
@@ -46,6 +50,39 @@ def test_each_step_is_an_answer_with_the_results_of_its_tools() -> None:
 def test_a_call_that_nobody_has_answered_cannot_go_back() -> None:
     call = {"type": "tool-look", "toolCallId": "c1", "state": "input-available", "input": {}}
     assert len(parsed(answer(call)).messages) == 1
+
+
+SIGNED: dict[str, Any] = {"google": {"thought_signature": "signed"}}
+
+
+def test_what_a_provider_wants_back_with_a_call_goes_to_the_page_and_comes_back() -> None:
+    kept = {**SIGNED, "plain": "which is no object"}  # a page refuses metadata that are none
+    call = ToolCallEvent(0, "c1", "look", "{}", kept)
+    info, part = StreamInfo("str_1", "key_1", "m", 5.0), PartEnd(0, call)
+    frame = AI_SDK.encode(info, Batch(Position(1, 3), [part]), Answer)
+    assert json.loads(frame.removeprefix(b"data: ")) == {
+        "type": "tool-input-available",
+        "toolCallId": "c1",
+        "toolName": "look",
+        "input": {},
+        "providerMetadata": SIGNED,
+    }
+    whole = Answer()
+    bill = Bill(Usage(1, 1, "counted"), None)
+    whole.add([PartStart(0, call), part, StreamEnd("tool_calls", bill)])
+    (shown,) = json.loads(AI_SDK.answer(info, whole))["parts"]
+    assert shown["callProviderMetadata"] == SIGNED
+    done = {**shown, "state": "output-available", "output": 1}
+    said = parsed(answer(done)).messages[1]
+    assert said.parts == (ToolCall("c1", "look", "{}", SIGNED),)
+
+
+def test_metadata_of_a_call_that_are_no_objects_are_left_out_or_refused() -> None:
+    done = {"type": "tool-look", "toolCallId": "c1", "state": "output-available", "output": 1}
+    said = parsed(answer({**done, "callProviderMetadata": {"a": 1}})).messages[1]
+    assert said.parts == (ToolCall("c1", "look", "{}"),)
+    with pytest.raises(InvalidRequest, match=r"callProviderMetadata: has to be an object"):
+        parsed(answer({**done, "callProviderMetadata": 1}))
 
 
 def test_tools_of_the_page_come_by_name() -> None:

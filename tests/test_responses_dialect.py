@@ -22,14 +22,17 @@ from millstream.events import (
     AnswerStart,
     Batch,
     Event,
+    File,
     PartEnd,
     PartStart,
     Position,
     Reasoning,
     ReasoningDelta,
+    StreamEnd,
     StreamInfo,
     WholePart,
 )
+from millstream.usage import Bill, Usage
 
 CASES = json.loads((Path(__file__).parent.parent / "spec" / "fixtures" / "responses.json").read_text("utf-8"))
 
@@ -180,6 +183,34 @@ def test_a_conversation_is_understood_item_by_item() -> None:
     assert second.parts == (asked.ToolResult("c2", (asked.Text("2"), asked.Image("data:,"))),)
 
 
+@pytest.mark.parametrize(
+    ("said", "media_type"),
+    [
+        ({"result": "iVBORw0K"}, "image/png"),
+        ({"result": "/9j/4AAQ"}, "image/jpeg"),
+        ({"result": "UklGRiQA", "output_format": "webp"}, "image/webp"),
+        ({"result": "UklGRiQA"}, "image/webp"),
+        ({"result": "AA==", "output_format": "png"}, "image/png"),
+    ],
+)
+def test_a_picture_that_the_model_made_is_taken_back(said: dict[str, Any], media_type: str) -> None:
+    picture = {"type": "image_generation_call", "id": "ig_1", "status": "completed", **said}
+    history = [{"role": "user", "content": "Draw."}, picture, {"role": "assistant", "content": "There."}]
+    image = asked.Image(f"data:{media_type};base64,{said['result']}")
+    assert parsed(input=history).prompt.messages[1:] == (
+        asked.Message("assistant", (image, asked.Text("There."))),
+    )
+
+
+def test_what_the_model_drew_in_this_format_comes_back_as_it_went() -> None:
+    file = File("image/jpeg", "data:image/jpeg;base64,/9j/4AAQ")
+    answer = Answer()
+    answer.add([WholePart(0, file), StreamEnd("stop", Bill(Usage(1, 1, "counted"), None))])
+    output = json.loads(RESPONSES.answer(StreamInfo("str_1", "key_1", "m", 5.0), answer))["output"]
+    (message,) = parsed(input=output).prompt.messages
+    assert message.parts == (asked.Image(file.url),)
+
+
 @pytest.mark.parametrize("mode", ["json", "python"])
 def test_output_is_taken_back_as_the_sdk_dumps_it(mode: Any) -> None:
     output = [
@@ -255,6 +286,33 @@ def test_of_the_allowed_tools_alone_the_model_is_told() -> None:
     assert prompt.tool_choice == "required"
 
 
+WEB = {"type": "web_search", "external_web_access": False}
+
+
+def allowed(*tools: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "allowed_tools", "mode": "auto", "tools": list(tools)}
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "name": "look"}])
+def test_a_tool_that_is_not_run_here_and_only_offered_is_left_out_and_named(choice: Any) -> None:
+    tools = [
+        {"type": "function", "name": "look"},
+        WEB,
+        {"type": "web_search_preview_2025_03_11"},
+        {"type": "custom", "name": "apply_patch", "format": {"type": "text"}},
+        {"type": "custom", "name": "other"},
+        {"type": "namespace", "name": "mcp__a", "tools": [{"type": "function", "name": "b"}]},
+    ]
+    ask = parsed(tools=tools, tool_choice=choice)
+    assert [tool.name for tool in ask.prompt.tools] == ["look"]
+    assert ask.ignored == (
+        "tools.web_search",
+        "tools.web_search_preview_2025_03_11",
+        "tools.custom",
+        "tools.namespace",
+    )
+
+
 def test_what_is_long_is_not_said_back_with_every_response() -> None:
     tools = [{"type": "function", "name": "look", "description": "x" * 3000}]
     ask = parsed(tools=tools, instructions="short")
@@ -269,11 +327,19 @@ def test_what_is_long_is_not_said_back_with_every_response() -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id: no history is kept here"),
         ({"conversation": "conv_1"}, "conversation: no history is kept here"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt: prompts are not kept here"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0.type: only functions are passed on"),
         ({"tools": [{"type": "mcp", "server_url": "https://x"}]}, "tools.0.type: only functions"),
-        ({"tools": [{"type": "custom", "name": "c"}]}, "tools.0.type: only functions"),
+        ({"tools": [{"type": "customs"}]}, "tools.0.type: only functions are passed on"),
+        ({"tools": [{"type": "web_search"}, {"type": "shell"}]}, "tools.1.type: only functions"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice: has to be"),
+        ({"tools": [WEB], "tool_choice": {"type": "web_search"}}, "tool_choice: has to be"),
+        ({"tools": [WEB], "tool_choice": "required"}, "tool_choice: asks for a tool"),
+        ({"tools": [WEB], "tool_choice": allowed(WEB)}, "tool_choice.tools.0.type: only functions"),
+        (
+            {"tools": [WEB], "tool_choice": allowed({"type": "custom", "name": "web"})},
+            "tool_choice.tools.0.type: only functions",
+        ),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.type: items are not kept"),
+        ({"input": [{"type": "image_generation_call", "result": None}]}, "input.0.result: is missing"),
         ({"input": [{"type": "computer_call_output", "call_id": "c"}]}, "input.0.type: is none of"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},

@@ -24,10 +24,13 @@ from millstream.errors import (
     UpstreamError,
 )
 from millstream.events import (
+    AnswerStart,
     Batch,
     Event,
     PartStart,
     Position,
+    Reasoning,
+    ReasoningDelta,
     Source,
     StreamEnd,
     StreamFailed,
@@ -38,7 +41,7 @@ from millstream.events import (
     WholePart,
     from_json,
 )
-from millstream.providers import Produced, ToolCallPiece
+from millstream.providers import PartBreak, PartOpen, Produced, ToolCallPiece
 from millstream.sse import Decoder
 from millstream.streams.parts import Assembler
 
@@ -177,10 +180,45 @@ def test_a_call_that_was_cut_is_nothing_that_a_page_may_run(
     assert b"tool-input-available" not in frames
     assert b"pendingToolCallIds" not in frames
     assert b'"status":"completed"' not in frames
+    for told in (b"content_block_stop", b"_arguments.done", b"output_item.done"):
+        assert told not in frames
     answer = Answer()
     answer.add(events)
     if isinstance(end, StreamEnd):
-        assert b"input-available" not in dialect.answer(info, answer)
+        whole = dialect.answer(info, answer)
+        assert b"input-available" not in whole
+        assert b"tool_use" not in whole
+    else:
+        assert b"TOOL_CALL_END" not in frames
+
+
+@pytest.mark.parametrize("name", ["anthropic", "openai", "responses"])
+def test_what_one_api_alone_has_is_in_no_answer_of_another(name: Any) -> None:
+    theirs = {"id": "theirs_1", "citations": ["theirs"], "phase": "theirs"}
+    info = StreamInfo("str_1", "key_1", "m", 5.0)
+    for api, is_there in (("gemini", False), (name, name != "openai")):
+        said: list[Produced] = [AnswerStart(api), PartOpen(Reasoning(extra=theirs)), ReasoningDelta("Hm")]
+        said += [PartBreak(), PartOpen(Text(theirs)), TextDelta("Hi", extra={"citation": {"type": "theirs"}})]
+        assembler, answer = Assembler(), Answer()
+        events = [StreamStart("str_1", "m"), *assembler.feed(said), *assembler.close()]
+        events.append(StreamEnd("stop", BILL))
+        answer.add(events)
+        frames = b"".join(encoded(DIALECTS[name], info, events))
+        assert (b"theirs" in frames, b"theirs" in DIALECTS[name].answer(info, answer)) == (is_there, is_there)
+
+
+# What tells the clients of each that a text is whole.
+END_OF_TEXT = {"anthropic": b"content_block_stop", "responses": b"output_text.done"}
+
+
+@pytest.mark.parametrize("name", END_OF_TEXT)
+def test_a_text_that_a_failure_has_cut_has_no_end_and_one_that_a_limit_has_cut_has_one(name: Any) -> None:
+    info = StreamInfo("str_1", "key_1", "m", 5.0)
+    for end in (FAILED, StreamEnd("length", BILL)):
+        assembler = Assembler()
+        said = [*assembler.feed([TextDelta("Hel")]), *assembler.close(cut=True)]
+        frames = b"".join(encoded(DIALECTS[name], info, [StreamStart("str_1", "m"), *said, end]))
+        assert (END_OF_TEXT[name] in frames) is isinstance(end, StreamEnd)
 
 
 @settings(max_examples=100)

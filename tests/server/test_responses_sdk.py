@@ -283,7 +283,7 @@ async def test_in_the_background_an_error_is_a_failed_response(run: Run) -> None
     [
         {"previous_response_id": "resp_1"},
         {"conversation": "conv_1"},
-        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]},
     ],
 )
 async def test_what_is_not_kept_or_run_here_is_refused(run: Run, body: Mapping[str, Any]) -> None:
@@ -293,6 +293,13 @@ async def test_what_is_not_kept_or_run_here_is_refused(run: Run, body: Mapping[s
         assert refused.value.code == "invalid_request"
         assert refused.value.type == "invalid_request_error"
         assert next(iter(body)) in refused.value.message
+
+
+async def test_what_is_only_offered_is_named_in_the_answer(run: Run) -> None:
+    async with scripted(run, SAID) as client:
+        tools: Any = [{"type": "web_search"}, {"type": "custom", "name": "apply_patch"}]
+        raw = await client.responses.with_raw_response.create(model="m", input="Hello", tools=tools)
+        assert raw.headers["millstream-ignored"] == "tools.web_search, tools.custom"
 
 
 async def test_a_response_that_is_not_there_is_not_found(run: Run) -> None:

@@ -205,13 +205,8 @@ class AGUIDialect:
                 if event.arguments:
                     yield {"type": "TOOL_CALL_ARGS", "toolCallId": event.call_id, "delta": event.arguments}
             case PartEnd(content=ToolCall() as call):
-                if call.extra_content:
-                    yield _encrypted("tool-call", call.call_id, call.extra_content)
-                yield {"type": "TOOL_CALL_END", "toolCallId": call.call_id}
-                if self._tanstack and (arguments := _parsed(call.arguments, event.cut)) is not None:
-                    # Without it TanStack AI does not run a tool that the page has.
-                    ready = {"toolCallId": call.call_id, "toolName": call.name, "input": arguments}
-                    yield {"type": "CUSTOM", "name": "tool-input-available", "value": ready}
+                if not event.cut:  # else it ends with the answer, and not at all where that fails
+                    yield from self._call_ends(call)
             case WholePart(content=File() as file):
                 value = {"mediaType": file.media_type, "url": file.url}
                 yield {"type": "CUSTOM", "name": "file", "value": value}
@@ -223,7 +218,12 @@ class AGUIDialect:
                 }
             case StreamEnd():
                 start = before().start or _start(batch)
-                yield self._finished(info, event, start, _pending(batch, before))
+                calls = _calls(batch, before)
+                for call, cut in calls:
+                    if cut:
+                        yield from self._call_ends(call, cut=True)
+                whole = [call.call_id for call, cut in calls if _parsed(call.arguments, cut) is not None]
+                yield self._finished(info, event, start, whole)
             case StreamFailed():
                 yield {
                     "type": "RUN_ERROR",
@@ -234,6 +234,15 @@ class AGUIDialect:
                 }
             case _:
                 pass
+
+    def _call_ends(self, call: ToolCall, *, cut: bool = False) -> Iterator[dict[str, Any]]:
+        if call.extra_content:
+            yield _encrypted("tool-call", call.call_id, call.extra_content)
+        yield {"type": "TOOL_CALL_END", "toolCallId": call.call_id}
+        if self._tanstack and (arguments := _parsed(call.arguments, cut)) is not None:
+            # Without it TanStack AI does not run a tool that the page has.
+            ready = {"toolCallId": call.call_id, "toolName": call.name, "input": arguments}
+            yield {"type": "CUSTOM", "name": "tool-input-available", "value": ready}
 
     def _run(self, info: StreamInfo) -> dict[str, str]:
         return {"threadId": self._thread_id or info.stream_id, "runId": self._run_id or info.stream_id}
@@ -293,19 +302,15 @@ def _start(batch: Batch) -> AnswerStart | None:
     return next((event for event in batch.events if isinstance(event, AnswerStart)), None)
 
 
-def _pending(batch: Batch, before: Before) -> list[str]:
-    """The ids of the calls that the page or its server has to answer, in their order; none that was cut."""
+def _calls(batch: Batch, before: Before) -> list[tuple[ToolCall, bool]]:
+    """The calls that have ended, in their order, and whether the answer broke off in them."""
     calls = {part.number: (part.content, part.cut) for part in before().of(0) if part.ended}
     calls |= {
         end.part: (end.content, end.cut)
         for end in batch.events
         if isinstance(end, PartEnd) and end.choice == 0
     }
-    return [
-        call.call_id
-        for _, (call, cut) in sorted(calls.items())
-        if isinstance(call, ToolCall) and _parsed(call.arguments, cut) is not None
-    ]
+    return [(call, cut) for _, (call, cut) in sorted(calls.items()) if isinstance(call, ToolCall)]
 
 
 def _usage(bill: Bill, model: str) -> dict[str, Any]:

@@ -207,11 +207,19 @@ def _by_provider(said: dict[str, Any], batch: Batch, before: Before) -> dict[str
 def _tool_input(call: ToolCall, cut: bool) -> dict[str, Any]:
     """The call whole; what a cut answer leaves of it is an error there: a page runs whatever is available."""
     shown: dict[str, Any] = {"toolCallId": call.call_id, "toolName": call.name}
+    kept = _objects(call.extra_content)
+    wanted = {"providerMetadata": kept} if kept else {}
     try:
-        return {"type": "tool-input-available", **shown, "input": arguments_of(call.arguments, cut=cut)}
+        ready = {**shown, "input": arguments_of(call.arguments, cut=cut), **wanted}
+        return {"type": "tool-input-available", **ready}
     except ValueError:
         said = "the arguments of the call are not whole"
         return {"type": "tool-input-error", **shown, "input": call.arguments, "errorText": said}
+
+
+def _objects(extra_content: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a provider wants back with a call, as far as it can be metadata there: objects by name."""
+    return {name: kept for name, kept in (extra_content or {}).items() if isinstance(kept, dict)}
 
 
 def _source(number: int, source: Source) -> dict[str, Any]:
@@ -250,7 +258,8 @@ def _whole_part(part: Part) -> dict[str, Any]:
             }
             if "errorText" in said:
                 return {**shown, "state": "output-error", "errorText": said["errorText"]}
-            return {**shown, "input": said["input"]}
+            wanted = {"callProviderMetadata": kept} if (kept := said.get("providerMetadata")) else {}
+            return {**shown, "input": said["input"], **wanted}
         case File():
             return {"type": "file", "mediaType": content.media_type, "url": content.url}
         case Source():
@@ -331,7 +340,8 @@ def _tool_part(fields: Fields, kind: str) -> tuple[asked.ToolCall, asked.ToolRes
     call_id = fields.needed("toolCallId", most=512)
     name = fields.needed("toolName", most=128) if kind == "dynamic-tool" else kind.removeprefix("tool-")[:128]
     state = fields.text("state", most=64)
-    call = asked.ToolCall(call_id, name, _text_of(fields.any("input"), if_none="{}"))
+    kept = _objects(fields.mapping("callProviderMetadata")) or None
+    call = asked.ToolCall(call_id, name, _text_of(fields.any("input"), if_none="{}"), kept)
     if state == "output-available":
         output = (asked.Text(_text_of(fields.any("output"), if_none="null")),)
         return call, asked.ToolResult(call_id, output, name=name)

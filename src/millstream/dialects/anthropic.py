@@ -124,7 +124,7 @@ class AnthropicDialect:
         answer = before()
         others = choice_of_parts(info, batch, before)
         start = answer.start
-        begun, blocks, refused = answer.kept(_API) or _so_far(answer)
+        begun, blocks, refused, cut = answer.kept(_API) or _so_far(answer)
         frames: list[bytes] = []
         for event in batch.events:
             # Nearly every event is a piece of text; its frame is put together by hand.
@@ -145,13 +145,16 @@ class AnthropicDialect:
             if isinstance(event, (PartStart, WholePart)) and not isinstance(event.content, _NO_BLOCK):
                 blocks[event.part] = len(blocks)
                 refused = refused or isinstance(event.content, Refusal)
-            if isinstance(event, StreamEnd):
+            if isinstance(event, PartEnd) and event.cut:
+                cut[event.part] = event  # which is told, or not, with the end of the answer
+            elif isinstance(event, StreamEnd):
+                frames += _ends_of_cut(cut, blocks, start)
                 frames += _end(start, event, refused=refused)
             elif isinstance(event, StreamFailed):
                 frames.append(_failure(event.error))
             else:
-                frames += _of_block(event, blocks)
-        answer.keep(_API, (begun, blocks, refused), len(batch.events))
+                frames += _of_block(event, blocks, start)
+        answer.keep(_API, (begun, blocks, refused, cut), len(batch.events))
         return sse.one_line(b"".join(frames))
 
     def answer(self, info: StreamInfo, answer: Answer) -> bytes:
@@ -161,7 +164,9 @@ class AnthropicDialect:
         shown = {
             **_message_start(info, start),
             "content": [
-                _whole_block(part) for part in answer.of(0) if not isinstance(part.content, _NO_BLOCK)
+                _whole_block(part, start)
+                for part in answer.of(0)
+                if not isinstance(part.content, _NO_BLOCK) and not _is_torn(part.content, part.cut)
             ],
             **said,
             "usage": _whole_usage(start, end),
@@ -193,24 +198,31 @@ def _frame(kind: str, **fields: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), _json({"type": kind, **fields}))
 
 
-def _so_far(answer: Answer) -> tuple[bool, dict[int, int], bool]:
-    """Whether it has begun, the index of its block for every part that has one, and whether it is refused."""
+def _so_far(answer: Answer) -> tuple[bool, dict[int, int], bool, dict[int, PartEnd]]:
+    """Whether it has begun, the index of its block for every part that has one, whether it is refused, and
+    the ends of the parts that were cut.
+    """
     parts = answer.of(0)
     shown = (part for part in parts if not isinstance(part.content, _NO_BLOCK))
     blocks = {part.number: index for index, part in enumerate(shown)}
-    return answer.start is not None or bool(parts), blocks, _is_refused(parts)
+    cut = {part.number: PartEnd(part.number, part.content, cut=True) for part in parts if part.cut}
+    return answer.start is not None or bool(parts), blocks, _is_refused(parts), cut
 
 
 def _is_refused(parts: list[Part]) -> bool:
     return any(isinstance(part.content, Refusal) for part in parts)
 
 
+def _own(start: AnswerStart | None) -> AnswerStart | None:
+    """The start of an answer that came in this format; None for others, whose extras say nothing here."""
+    return start if start is not None and start.api == _API else None
+
+
 def _message_start(info: StreamInfo, start: AnswerStart | None) -> dict[str, Any]:
     """What is said of the answer first: as its provider says it, where that speaks this format."""
-    theirs = start is not None and start.api == _API
-    extra = dict(start.extra or {}) if start is not None and theirs else {}
+    own = _own(start)
     return {
-        "id": (theirs and start and start.response_id) or f"msg_{info.stream_id.removeprefix('str_')}",
+        "id": (own and own.response_id) or f"msg_{info.stream_id.removeprefix('str_')}",
         "type": "message",
         "role": "assistant",
         "model": (start and start.model) or info.model,
@@ -218,25 +230,26 @@ def _message_start(info: StreamInfo, start: AnswerStart | None) -> dict[str, Any
         "stop_reason": None,
         "stop_sequence": None,
         "usage": _usage(start.usage if start is not None else None),
-        **extra,
+        **((own and own.extra) or {}),
     }
 
 
-def _of_block(event: Event, blocks: Mapping[int, int]) -> Iterator[bytes]:
+def _of_block(event: Event, blocks: Mapping[int, int], start: AnswerStart | None) -> Iterator[bytes]:
     """The frames of an event of a part. Deltas that add nothing have none."""
     index = blocks.get(getattr(event, "part", -1))
     if index is None:
         return
     match event:
         case PartStart():
-            yield _frame("content_block_start", index=index, content_block=_begun(event.content))
+            yield _frame("content_block_start", index=index, content_block=_begun(event.content, start))
         case WholePart():
-            yield _frame("content_block_start", index=index, content_block=_begun(event.content))
+            yield _frame("content_block_start", index=index, content_block=_begun(event.content, start))
             yield _frame("content_block_stop", index=index)
         case TextDelta() | RefusalDelta():
             if event.text:
                 yield _TEXT % (index, _json(event.text))
-            if isinstance(event, TextDelta) and (cited := (event.extra or {}).get("citation")):
+            extra = (_own(start) and event.extra) or {}
+            if isinstance(event, TextDelta) and (cited := extra.get("citation")):
                 yield _delta(index, "citations_delta", citation=cited)
         case ReasoningDelta():
             if event.text:
@@ -252,28 +265,51 @@ def _of_block(event: Event, blocks: Mapping[int, int]) -> Iterator[bytes]:
             pass
 
 
+def _ends_of_cut(
+    cut: Mapping[int, PartEnd], blocks: Mapping[int, int], start: AnswerStart | None
+) -> Iterator[bytes]:
+    """The ends of the blocks that a limit or the reader has cut. A failure leaves them open."""
+    for _, end in sorted(cut.items()):
+        if not _is_torn(end.content, end.cut):
+            yield from _of_block(end, blocks, start)
+
+
+def _is_torn(content: Content, cut: bool) -> bool:
+    """Whether it is a call that was cut in its arguments. Clients run a call at the end of its block, and one
+    without any input with none.
+    """
+    if not cut or not isinstance(content, ToolCall):
+        return False
+    try:
+        arguments_of(content.arguments, cut=True)
+    except ValueError:
+        return True
+    return False
+
+
 def _delta(index: int, kind: str, **fields: Any) -> bytes:
     return _frame("content_block_delta", index=index, delta={"type": kind, **fields})
 
 
-def _begun(content: Content) -> dict[str, Any]:
+def _begun(content: Content, start: AnswerStart | None) -> dict[str, Any]:
     """A block at its start."""
+    given = (_own(start) and getattr(content, "extra", None)) or {}
     match content:
         case Reasoning() if content.redacted:
             return {"type": "redacted_thinking", "data": content.redacted}
         case Reasoning():
-            return {"type": "thinking", "thinking": "", "signature": "", **(content.extra or {})}
+            return {"type": "thinking", "thinking": "", "signature": "", **given}
         case ToolCall():
             extra = (content.extra_content or {}).get(_API, {})
             return {"type": "tool_use", "id": content.call_id, "name": content.name, "input": {}, **extra}
         case Text():
-            return {"type": "text", "text": "", **(content.extra or {})}
+            return {"type": "text", "text": "", **given}
         case _:
             return {"type": "text", "text": ""}
 
 
-def _whole_block(part: Part) -> dict[str, Any]:
-    block = _begun(part.content)
+def _whole_block(part: Part, start: AnswerStart | None) -> dict[str, Any]:
+    block = _begun(part.content, start)
     match part.content:
         case Reasoning() if not part.content.redacted:
             return {**block, "thinking": part.text, "signature": part.content.signature}
@@ -281,7 +317,8 @@ def _whole_block(part: Part) -> dict[str, Any]:
             return {**block, "input": _input(part.text)}
         case Text() | Refusal():
             block["text"] = part.text
-            if cited := [extra["citation"] for extra in part.extras if "citation" in extra]:
+            extras = part.extras if _own(start) else []
+            if cited := [extra["citation"] for extra in extras if "citation" in extra]:
                 block["citations"] = cited
     return block
 
@@ -306,7 +343,7 @@ def _end(start: AnswerStart | None, end: StreamEnd, *, refused: bool) -> Iterato
 
 def _of_end(start: AnswerStart | None, end: StreamEnd, *, refused: bool) -> dict[str, Any]:
     """Why the answer ended."""
-    if start is not None and start.api == _API and end.word:
+    if _own(start) and end.word:
         more = {name: value for name, value in (end.extra or {}).items() if name != "usage"}
         return {"stop_reason": end.word, "stop_sequence": end.stop_sequence, **more}
     reason = _REASONS[end.finish_reason]
@@ -317,7 +354,7 @@ def _of_end(start: AnswerStart | None, end: StreamEnd, *, refused: bool) -> dict
 
 def _is_theirs(start: AnswerStart | None, end: StreamEnd) -> bool:
     """Whether the usage is the provider's own, in this format."""
-    return start is not None and start.api == _API and end.bill.usage.source == "provider_final"
+    return _own(start) is not None and end.bill.usage.source == "provider_final"
 
 
 def _whole_usage(start: AnswerStart | None, end: StreamEnd) -> dict[str, Any]:

@@ -9,7 +9,6 @@ An answer is a list of items there. Texts, refusals and sources that follow each
 message. It ends with what follows it, because a source may come after the text that rests on it.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +16,7 @@ import msgspec
 
 from millstream import prompt as asked
 from millstream import sse
-from millstream.answer import Answer, Part
+from millstream.answer import Answer, Part, arguments_of
 from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts, openai_errors
 from millstream.dialects import fields as read
@@ -137,7 +136,7 @@ class ResponsesDialect:
         fields.flag("store")  # either way an answer is kept for as long as it can be resumed
         reasoning = fields.inner("reasoning") or Fields({})
         text = fields.inner("text") or Fields({})
-        tools, choice = _tools(fields)
+        tools, choice, left_out = _tools(fields)
         prompt = Prompt(
             tuple(_messages(fields)),
             read.model(fields),
@@ -156,7 +155,7 @@ class ResponsesDialect:
         policy = read.on_disconnect(fields)
         if background and "on_disconnect" not in fields:
             policy = "continue"
-        ignored = fields.left_over()
+        ignored = (*fields.left_over(), *left_out)
         echo = {name: value for name, value in fields.these(*_ECHO).items() if _is_short(value)}
         return Ask(prompt, policy, not stream, ignored, self, background=background, echo=echo)
 
@@ -213,12 +212,13 @@ def stream_id(response_id: str) -> str | None:
 class _Piece:
     """A part of ours in its item: what it is, and what came of it before this batch and in it."""
 
-    __slots__ = ("annotations", "content", "earlier", "extras", "item", "later", "place")
+    __slots__ = ("annotations", "content", "cut", "earlier", "extras", "item", "later", "place")
 
     def __init__(self, item: "_Item", place: int, content: Content, earlier: Part | None) -> None:
         self.item = item
         self.place = place  # among the pieces of its item
         self.content = content
+        self.cut = False  # the answer broke off in it
         self.annotations: list[dict[str, Any]] = []
         self.earlier = earlier
         self.later: list[str] = []
@@ -264,16 +264,16 @@ class _Item:
     def status(self) -> str:
         if not self.ended:
             return "in_progress"
-        return "incomplete" if self.cut or not self._is_whole else "completed"
+        return "incomplete" if self.cut or not self.can_be_read else "completed"
 
     @property
-    def _is_whole(self) -> bool:
+    def can_be_read(self) -> bool:
         """Whether a call that has ended has arguments that can be read."""
-        if self.kind != "function_call" or not (arguments := self.pieces[0].text.strip()):
+        if self.kind != "function_call":
             return True
         try:
-            json.loads(arguments)
-        except (ValueError, RecursionError):
+            arguments_of(self.pieces[0].text, cut=self.pieces[0].cut)
+        except ValueError:
             return False
         return True
 
@@ -332,7 +332,7 @@ class _Encoder:
         for part in answer.of(0):
             self._replay(part)
         if answer.terminal is not None:
-            self._end_run(cut=_is_cut(answer.terminal))
+            self._close(answer.terminal)
         self._counts_only = False
 
     def go_on(self, answer: Answer) -> None:
@@ -395,10 +395,9 @@ class _Encoder:
             case PartEnd():
                 piece = self._pieces[event.part]
                 piece.content = event.content
-                if isinstance(event.content, ToolCall):
-                    self._end_call(piece, event.cut)
+                self._end_part(piece, event.cut)
             case StreamEnd() | StreamFailed():
-                self._end_run(cut=_is_cut(event))
+                self._close(event)
                 status = _status(event)
                 # Of a response that was cancelled no event of theirs tells.
                 kind = "incomplete" if status == "cancelled" else status
@@ -448,8 +447,8 @@ class _Encoder:
             return
         piece = self._place(part.number, part.content, part)
         self.number += len(part.pieces)
-        if part.ended and isinstance(part.content, ToolCall):
-            self._end_call(piece, part.cut)
+        if part.ended:
+            self._end_part(piece, part.cut)
 
     def _whole(self, number: int, content: Content, earlier: Part | None) -> None:
         if isinstance(content, Source):
@@ -508,17 +507,41 @@ class _Encoder:
         self._items.append(item)
         return item
 
-    def _end_run(self, *, cut: bool = False) -> None:
+    def _end_run(self) -> None:
         """Ends the item that goes on until something else comes."""
         item = self._items[-1] if self._items else None
         if item is None or item.ended or item.kind == "function_call":
             return
-        item.cut = cut
         self._end_piece(item.pieces[-1])
         self._end(item)
 
+    def _end_part(self, piece: _Piece, cut: bool) -> None:
+        """A part of ours has ended: its item, if it is a call, unless the answer broke off in it."""
+        piece.cut = cut
+        if isinstance(piece.content, ToolCall) and not cut:
+            self._end_piece(piece)
+            self._end(piece.item)
+
+    def _close(self, terminal: Terminal) -> None:
+        """Ends what is open at the end of the answer. What a failure has cut has no frames of an end, nor has
+        a call that was cut in its arguments: clients run a call at those, one without arguments with none.
+        """
+        for item in self._items:
+            if item.ended:
+                continue
+            item.cut = _is_cut(terminal)
+            piece = item.pieces[-1]
+            if piece.cut and (isinstance(terminal, StreamFailed) or not item.can_be_read):
+                item.ended = True
+            else:
+                self._end_piece(piece)
+                self._end(item)
+
     def _end_piece(self, piece: _Piece) -> None:
         item = piece.item
+        if item.kind == "function_call":
+            self._of(item, "response.function_call_arguments.done", lambda: {"arguments": piece.text})
+            return
         if item.kind == "reasoning":
             at = {"summary_index": piece.place}
             self._of(item, "response.reasoning_summary_text.done", lambda: at | {"text": piece.text})
@@ -534,12 +557,6 @@ class _Encoder:
                 lambda: at | {"text": piece.text, "logprobs": piece.logprobs},
             )
         self._of(item, "response.content_part.done", lambda: self._part(piece, piece.shown()))
-
-    def _end_call(self, piece: _Piece, cut: bool) -> None:
-        piece.item.cut = cut
-        arguments = lambda: {"arguments": piece.text}  # noqa: E731
-        self._of(piece.item, "response.function_call_arguments.done", arguments)
-        self._end(piece.item)
 
     def _end(self, item: _Item) -> None:
         item.ended = True
@@ -723,13 +740,15 @@ def _item(fields: Fields) -> Message:
             parts = [part for part in _content(fields, "output") if not isinstance(part, asked.Refusal)]
             result = asked.ToolResult(fields.needed("call_id", most=512), tuple(parts))
             return Message("tool", (result,))
+        case "image_generation_call":
+            return Message("assistant", (_picture(fields),))
         case "item_reference":
             raise fields.fault("type", "items are not kept here; send the item, as SDKs do with store false")
         case _:
             raise fields.fault(
                 "type",
-                "is none of message, reasoning, function_call and function_call_output; hosted and custom "
-                "tools are not run here",
+                "is none of message, reasoning, function_call, function_call_output and "
+                "image_generation_call; hosted and custom tools are not run here",
             )
 
 
@@ -761,6 +780,18 @@ def _reasoning(fields: Fields) -> asked.Reasoning:
     sealed = sealed.removeprefix(_ANTHROPIC_SEAL)
     extra = {_API: {"type": "reasoning", **kept}} if is_ours else {}
     return asked.Reasoning(text, sealed if text else "", "" if text else sealed, extra)
+
+
+# How pictures of other types than PNG begin, in base64: an item need not say its type.
+_BEGINNINGS = {"/9j/": "jpeg", "UklGR": "webp", "R0lGOD": "gif"}
+
+
+def _picture(fields: Fields) -> asked.Image:
+    """One that the model made."""
+    data = fields.needed("result")
+    seen = (kind for beginning, kind in _BEGINNINGS.items() if data.startswith(beginning))
+    kind = fields.text("output_format", most=32) or next(seen, "png")
+    return asked.Image(f"data:image/{kind};base64,{data}")
 
 
 _InputPart: TypeAlias = asked.Text | asked.Image | asked.File | asked.Refusal
@@ -814,29 +845,47 @@ def _file(fields: Fields) -> asked.File:
 _Choice: TypeAlias = Literal["none", "auto", "required"] | NamedTool | None
 
 
-def _tools(fields: Fields) -> tuple[tuple[asked.Tool, ...], _Choice]:
-    """The functions that may be called, and the choice among them."""
-    tools = tuple(_tool(tool) for tool in fields.objects("tools", read.MAX_TOOLS))
+def _tools(fields: Fields) -> tuple[tuple[asked.Tool, ...], _Choice, tuple[str, ...]]:
+    """The functions that may be called, the choice among them, and what is left out of the body."""
+    offered = list(fields.objects("tools", read.MAX_TOOLS))
+    tools = tuple(_tool(tool) for tool in offered if not _is_only_offered(tool))
+    left_out = tuple(dict.fromkeys(f"tools.{tool.any('type')}" for tool in offered if _is_only_offered(tool)))
     if not isinstance(fields.any("tool_choice"), dict):
-        return tools, fields.one_of("tool_choice", "none", "auto", "required")  # type: ignore[return-value]
+        said: Any = fields.one_of("tool_choice", "none", "auto", "required")
+        if said == "required" and left_out and not tools:
+            raise fields.fault("tool_choice", "asks for a tool, and none of the tools is a function")
+        return tools, said, left_out
     choice = fields.inner("tool_choice") or Fields({})
     match choice.text("type"):
         case "function":
-            return tools, NamedTool(choice.needed("name", most=128))
+            return tools, NamedTool(choice.needed("name", most=128)), left_out
         case "allowed_tools":
-            allowed = {tool.needed("name", most=128) for tool in choice.objects("tools", read.MAX_TOOLS)}
+            allowed = {_allowed(tool) for tool in choice.objects("tools", read.MAX_TOOLS)}
             mode: Any = choice.one_of("mode", "auto", "required")
-            return tuple(tool for tool in tools if tool.name in allowed), mode
+            return tuple(tool for tool in tools if tool.name in allowed), mode, left_out
         case _:
             raise fields.fault("tool_choice", "has to be none, auto, required, a function or allowed_tools")
 
 
+def _is_only_offered(tool: Fields) -> bool:
+    """Whether it is a tool that is not run here, but that clients send by default: without it they go on."""
+    kind = tool.text("type") or ""
+    return kind.startswith("web_search") or kind in ("custom", "namespace")
+
+
+def _allowed(tool: Fields) -> str:
+    """The name of one of the tools that the model is to choose among."""
+    if _is_only_offered(tool):
+        raise tool.fault("type", _FUNCTIONS)
+    return tool.needed("name", most=128)
+
+
+_FUNCTIONS = "only functions are passed on; hosted tools, such as mcp, and custom tools are not"
+
+
 def _tool(fields: Fields) -> asked.Tool:
     if fields.text("type") != "function":
-        raise fields.fault(
-            "type",
-            "only functions are passed on; hosted tools, such as web_search, and custom tools are not",
-        )
+        raise fields.fault("type", _FUNCTIONS)
     return asked.Tool(
         fields.needed("name", most=128),
         fields.text("description"),
