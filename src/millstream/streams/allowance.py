@@ -122,7 +122,7 @@ async def demand_of(limited_by: Sequence[Applied], prompt: Prompt, model: Model)
 
     With ``max_tokens`` the whole answer is reserved, unless it is longer than a step; else a step of it.
     """
-    applied = tuple(one for one in limited_by if one.limit.model in (None, model.name))
+    applied = tuple(one for one in limited_by if one.limit.model is None or one.limit.model in model.names)
     if not applied:
         return None
     whats = {one.limit.what for one in applied}
