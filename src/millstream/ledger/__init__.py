@@ -216,7 +216,7 @@ class Ledger:
         row = rows.opening_values(opening, None) | rows.settlement_values(settlement)
 
         def record(connection: Connection) -> None:
-            connection.execute(sa.insert(streams), {k: v for k, v in row.items() if k != "stream_id"})
+            connection.execute(sa.insert(streams), {k: v for k, v in row.items() if k in streams.c})
             exports.after_recording(connection, self._exporters, row)
 
         await self._db.write(record)

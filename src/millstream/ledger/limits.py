@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream.driver import DriverConnection, Prepared
 from millstream.errors import BudgetExceeded, MillstreamError, RateLimited, TooManyStreams
@@ -175,10 +176,18 @@ class Books:
             values_of.setdefault(values["stream_id"], values)  # of several ends the first holds
         for stream_id, held in self._held_by(list(values_of)):
             hold, values = Hold.of(held), values_of[stream_id]
+            if values["price_picodollars"] is None:
+                self._note_estimate(stream_id, hold, values)
             for counter in hold.counters:
                 if counter.what != "requests":
                     used = _used(values, counter.what, hold.picodollars)
                     self._add(counter, used=used, reserved=-_held(hold, counter.what))
+
+    def _note_estimate(self, stream_id: str, hold: Hold, values: dict[str, Any]) -> None:
+        """In what it held, where a correction finds what was counted as used."""
+        counted = replace(hold, picodollars=_used(values, "usd", hold.picodollars))
+        if counted != hold and any(counter.what == "usd" for counter in hold.counters):
+            self._connection.run(_SET_HELD, [{"held": counted.json(), "stream_id": stream_id}])
 
     def _held_by(self, stream_ids: list[str]) -> list[tuple[str, str]]:
         """What those of the streams hold that run, in PostgreSQL in one round trip."""
@@ -273,13 +282,15 @@ def _held(hold: Hold, what: What) -> int:
 
 
 def _used(values: dict[str, Any], what: What, picodollars: int) -> int:
-    """An unknown price of some tokens is not 0: then what was reserved counts as used."""
+    """An unknown price of some tokens is not 0: then what the standard tier takes counts as used, or what was
+    reserved where nobody knows that either.
+    """
     tokens = int(values["prompt_tokens"] + values["completion_tokens"])
     match what:
         case "tokens":
             return tokens
         case "usd":
-            return _spent(values["price_picodollars"], tokens, picodollars)
+            return _spent(values["budgeted_picodollars"], tokens, picodollars)
         case _:
             return 0
 

@@ -266,13 +266,14 @@ def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
 
 
 def settlement_values(settlement: Settlement) -> dict[str, Any]:
-    """What settling a row sets in it."""
+    """What settling a row sets in it; and, for limits alone, what budgets count."""
     return {
         "stream_id": settlement.stream_id,
         "status": settlement.status,
         "finish_reason": settlement.finish_reason,
         "error_code": settlement.error_code,
         **usage_values(settlement.usage, settlement.charge),
+        "budgeted_picodollars": _picodollars(settlement.charge.budgeted),
         "provider": settlement.provider,
         "upstream_model": settlement.upstream_model,
         "first_event_at": settlement.first_event_at,
