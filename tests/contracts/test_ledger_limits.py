@@ -232,7 +232,7 @@ async def test_where_no_limit_applies_there_is_no_statement_more(
     monkeypatch.setattr(DriverConnection, "first", None)
     monkeypatch.setattr(DriverConnection, "all", None)
     await ledgers[0].open(opening("s"))
-    ledgers[0].checkpoint("s", Usage(1, 1, "checkpoint"), UNKNOWN)
+    ledgers[0].checkpoint("s", Usage(1, 1, "checkpoint"), UNKNOWN, "p")
     await ledgers[0].settle(settlement("s"))
     assert said == ["INSERT", "UPDATE"]
 

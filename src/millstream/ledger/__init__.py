@@ -172,9 +172,14 @@ class Ledger:
         """Deletes counters of windows that are long over; how many. Raises ``DatabaseAway``."""
         return await self._db.write_by_hand(partial(limits.prune, self._writer.clock))
 
-    def checkpoint(self, stream_id: str, usage: Usage, charge: Charge) -> None:
-        """Notes what a running stream has used so far."""
-        self._writer.checkpoint(stream_id, rows.usage_values(usage, charge))
+    def checkpoint(
+        self, stream_id: str, usage: Usage, charge: Charge, provider: str, upstream_model: str | None = None
+    ) -> None:
+        """Notes what a running stream has used so far, and of whom: another may answer than was asked
+        first.
+        """
+        answering = {"provider": provider, "upstream_model": upstream_model}
+        self._writer.checkpoint(stream_id, rows.usage_values(usage, charge) | answering)
 
     async def receipt(self, stream_id: str) -> Receipt:
         """Raises ``NotFound``."""

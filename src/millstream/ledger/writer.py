@@ -49,7 +49,7 @@ _RUNNING = sa.update(streams).where(
     streams.c.id == sa.bindparam("stream_id"), streams.c.status == sa.literal_column("'running'")
 )
 _OPEN = Prepared(sa.insert(streams), [c.name for c in streams.columns if c.name not in _ENDED])
-_CHECKPOINT = Prepared(_RUNNING, USAGE_COLUMNS)
+_CHECKPOINT = Prepared(_RUNNING, [*USAGE_COLUMNS, "provider", "upstream_model"])
 _SETTLE = Prepared(
     _RUNNING,
     [
