@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -274,6 +275,32 @@ async def test_a_stream_begins_with_what_is_left(ledgers: list[Ledger]) -> None:
         await ledgers[0].open(limited("third", limit, tokens=70, least=20))
     for stream_id in ("first", "second"):
         await ledgers[0].settle(settled(stream_id, 1))
+
+
+async def test_what_costs_nothing_starts_when_a_budget_is_overdrawn(
+    ledgers: list[Ledger], databases: list[Database]
+) -> None:
+    limit = Limit("usd", "day", PICO)
+    await ledgers[0].open(limited("dear", limit, picodollars=PICO))
+    await ledgers[0].settle(settled("dear", 1, Decimal("1.000001")))
+    opened = await ledgers[0].open(limited("free", limit))
+    assert opened is not None
+    assert (opened.hold.picodollars, opened.standings[0].left) == (0, 0)
+    with pytest.raises(BudgetExceeded):
+        await ledgers[0].open(limited("dear, too", limit, picodollars=1))
+    await ledgers[0].settle(settled("free", 1))
+    ((_, used, reserved),) = await rows_of(databases[0])
+    assert (used, reserved) == (PICO + PICO // 1_000_000, 0)
+
+
+async def test_what_a_limit_refuses_takes_up_no_place(ledgers: list[Ledger]) -> None:
+    refused = msgspec.structs.replace(limited("refused", Limit("requests", "day", 0)), max_open=1)
+    found = await asyncio.gather(
+        *(ledgers[0].open(one) for one in (refused, *(opening(name, max_open=1) for name in "ab"))),
+        return_exceptions=True,
+    )
+    assert [type(one) for one in found] == [RateLimited, type(None), TooManyStreams]
+    await ledgers[0].settle(settlement("a"))
 
 
 async def test_a_running_stream_gets_more_as_long_as_there_is_more(

@@ -132,10 +132,10 @@ class Books:
         least = dict(zip(_TOKENS_AND_DOLLARS, demand.least, strict=True))
         for applied, counter in zip(demand.applied, found, strict=True):
             left, needed = self._left(counter), least.get(counter.what, 1)
-            if left < needed:
+            if needed and left < needed:
                 raise refusal(applied, self.standing(counter), needed)
             if counter.what in granted:
-                granted[counter.what] = min(granted[counter.what], left)
+                granted[counter.what] = min(granted[counter.what], max(0, left))
         hold = Hold(tuple(found), granted["tokens"], granted["usd"])
         for counter in found:
             if counter.what == "requests":

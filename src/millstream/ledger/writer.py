@@ -7,6 +7,7 @@ kept; settlements wait.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -232,30 +233,40 @@ def _try(db: Database, write: Callable[[DriverConnection], None], row: _Row | No
 
 
 def _insert(connection: DriverConnection, rows: Sequence[_Row], books: Books | None) -> None:
+    """Refuses those of the rows that would be one too many, or that a limit does not allow; the others go
+    on.
+    """
+    are_open = _count_open(connection, {row.values["owner_id"] for row in rows if row.max_open is not None})
+    holds: list[tuple[_Row, Hold]] = []
     for row in rows:
         row.error = None
-    _check_open(connection, [row for row in rows if row.max_open is not None])
+        owner_id = row.values["owner_id"]
+        try:
+            if row.max_open is not None and are_open[owner_id] >= row.max_open:
+                raise TooManyStreams(row.max_open)
+            if books is not None and row.demand is not None:
+                hold = books.reserve(row.demand)
+                row.values["held"] = hold.json()
+                holds.append((row, hold))
+        except MillstreamError as error:
+            row.error = error
+        else:
+            are_open[owner_id] += 1
     if books is not None:
-        _reserve(books, [row for row in rows if row.error is None])
+        for row, hold in holds:
+            row.result = Opened(hold, books.standings(hold))
     if admitted := [row.values for row in rows if row.error is None]:
         connection.run(_OPEN, admitted)
 
 
-def _reserve(books: Books, rows: Sequence[_Row]) -> None:
-    """Refuses those of the rows that a limit does not allow; the others go on."""
-    holds: list[tuple[_Row, Hold]] = []
-    for row in rows:
-        if row.demand is None:
-            continue
-        try:
-            hold = books.reserve(row.demand)
-        except MillstreamError as error:
-            row.error = error
-        else:
-            row.values["held"] = hold.json()
-            holds.append((row, hold))
-    for row, hold in holds:
-        row.result = Opened(hold, books.standings(hold))
+def _count_open(connection: DriverConnection, owners: Iterable[str]) -> Counter[str]:
+    """How many streams of these owners are open. Nobody else opens one of theirs in this transaction."""
+    are_open: Counter[str] = Counter()
+    for owner_id in sorted(owners):
+        if connection.is_postgres:
+            connection.first(_LOCK_OWNER, {"owner_id": owner_id})
+        (are_open[owner_id],) = connection.first(_COUNT_OPEN, {"owner_id": owner_id}) or (0,)
+    return are_open
 
 
 def _note(connection: DriverConnection, rows: Sequence[dict[str, Any]]) -> None:
@@ -279,21 +290,6 @@ def _update(
         exports.before_correcting(connection, exporters, [row.values for row in late])
         corrected = [row.values | {"corrected_at": row.values["ended_at"]} for row in late]
         connection.run(_CORRECT, corrected)
-
-
-def _check_open(connection: DriverConnection, rows: Sequence[_Row]) -> None:
-    """Refuses those of the rows that would be more than their owner may have open; the others go on."""
-    are_open: dict[str, int] = {}
-    for owner in sorted({row.values["owner_id"] for row in rows}):
-        if connection.is_postgres:
-            connection.first(_LOCK_OWNER, {"owner_id": owner})
-        (are_open[owner],) = connection.first(_COUNT_OPEN, {"owner_id": owner}) or (0,)
-    for row in rows:
-        owner_id, most = row.values["owner_id"], row.max_open or 0
-        if are_open[owner_id] >= most:
-            row.error = TooManyStreams(most)
-        else:
-            are_open[owner_id] += 1
 
 
 class Writer:
