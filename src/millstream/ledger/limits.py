@@ -190,14 +190,8 @@ class Books:
             self._connection.run(_SET_HELD, [{"held": counted.json(), "stream_id": stream_id}])
 
     def _held_by(self, stream_ids: list[str]) -> list[tuple[str, str]]:
-        """What those of the streams hold that run, in PostgreSQL in one round trip."""
-        if not stream_ids:
-            return []
-        if self._connection.is_postgres:
-            found = self._connection.all(_RUNNING_AMONG, {"ids": stream_ids})
-        else:
-            rows = ((one, self._connection.first(_RUNNING, {"stream_id": one})) for one in stream_ids)
-            found = [(one, row[0]) for one, row in rows if row is not None]
+        """What those of the streams hold that run."""
+        found = running_among(self._connection, stream_ids)
         return [(stream_id, held) for stream_id, held in found if held is not None]
 
     def correct(self, settlements: Sequence[dict[str, Any]]) -> None:
@@ -269,6 +263,18 @@ class Books:
             if totals is not None:
                 totals[0] += used
                 totals[1] += reserved
+
+
+def running_among(connection: DriverConnection, stream_ids: list[str]) -> list[tuple[str, str | None]]:
+    """Those of the streams that run, with what they hold. In PostgreSQL in one round trip, and nobody else
+    ends them before this transaction does.
+    """
+    if not stream_ids:
+        return []
+    if connection.is_postgres:
+        return [(one, held) for one, held in connection.all(_RUNNING_AMONG, {"ids": stream_ids})]
+    rows = ((one, connection.first(_RUNNING, {"stream_id": one})) for one in stream_ids)
+    return [(one, row[0]) for one, row in rows if row is not None]
 
 
 def _held(hold: Hold, what: What) -> int:

@@ -27,7 +27,7 @@ from millstream.errors import (
     safe_traceback,
 )
 from millstream.ledger import exports
-from millstream.ledger.limits import Books, Clock
+from millstream.ledger.limits import Books, Clock, running_among
 from millstream.ledger.rows import REPORTED_COLUMNS, USAGE_COLUMNS
 from millstream.limits import Demand, Hold, Standing
 from millstream.schema import streams
@@ -280,16 +280,39 @@ def _update(
     if not rows:
         return
     exports.before_settling(connection, exporters, [row.values for row in rows])
+    running = _running(connection, rows)
     settled = connection.run(_SETTLE, [row.values for row in rows])
     if settled == len(rows):
         return
-    late = [row for row in rows if row.corrects]
+    late = _late(rows, running)
     if books is not None:
         books.correct([row.values for row in late if row.is_limited])
     if late:
         exports.before_correcting(connection, exporters, [row.values for row in late])
         corrected = [row.values | {"corrected_at": row.values["ended_at"]} for row in late]
         connection.run(_CORRECT, corrected)
+
+
+def _running(connection: DriverConnection, rows: Sequence[_Row]) -> set[str]:
+    """Which of their streams run, where one of the rows would be taken for its own correction: afterwards a
+    stream that it has interrupted looks like one that others had.
+    """
+    if not any(row.corrects and row.values["status"] == "interrupted" for row in rows):
+        return set()
+    ids = dict.fromkeys(row.values["stream_id"] for row in rows)
+    return {stream_id for stream_id, _ in running_among(connection, [*ids])}
+
+
+def _late(rows: Sequence[_Row], running: set[str]) -> list[_Row]:
+    """Those that correct a stream which had ended before. One that was ``running`` is ended by its first."""
+    late: list[_Row] = []
+    for row in rows:
+        stream_id = row.values["stream_id"]
+        if stream_id in running:
+            running.remove(stream_id)
+        elif row.corrects:
+            late.append(row)
+    return late
 
 
 class Writer:
