@@ -1,25 +1,31 @@
 """Prices: what tokens cost and what is charged for them, and what nobody knows."""
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import pytest
 from genai_prices import Usage as GenaiUsage
 from genai_prices import calc_price
 from genai_prices.data import providers
+from sqlalchemy.engine import RowMapping
 
 from application import Run
 from asgi import get, post
-from millstream.errors import ConfigurationError
+from ledger_rows import opening, settlement
+from millstream.errors import ConfigurationError, UpstreamRateLimited
 from millstream.events import AnswerStart, TextDelta
+from millstream.ledger import rows
+from millstream.ledger.rows import Attempt
 from millstream.prices import Override, Prices, Rates, RatesAbove, Tariff, UnitPrices
 from millstream.providers import Finish, UsageReport
 from millstream.providers.scripted import Script, ScriptedProvider
 from millstream.runtime.providers import prices as prices_of
 from millstream.settings import Settings
-from millstream.usage import Usage
+from millstream.usage import Bill, Usage
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC).timestamp()
 MILLION = 1_000_000
@@ -286,6 +292,42 @@ async def test_a_customer_sees_what_is_charged_and_an_operator_what_it_costs_too
             async with get(app.app, "/v1/usage?by=model", key) as call:
                 (total,) = (await call.finished()).json["data"]
             assert (total["cost_usd"], total["price_usd"]) == sums
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+async def test_a_customer_sees_no_cost_where_there_is_no_sum_or_none_yet(run: Run, status: str) -> None:
+    seen_it = asyncio.Event()
+    script: Script = [seen_it.wait if status == "running" else UpstreamRateLimited("no"), *ANSWER]
+    async with run({"s": ScriptedProvider({"m": script})}, prices=SET) as app:
+        async with post(app.app, "/v1/streams", BODY, app.key) as call:
+            path = f"/v1/streams/{(await call.finished()).json['stream_id']}"
+        if status == "failed":
+            await app.idle()
+        async with get(app.app, "/v1/streams", app.key) as call:
+            (listed,) = (await call.finished()).json["data"]
+        async with get(app.app, path, app.key) as call:
+            seen = (await call.finished()).json
+        seen_it.set()
+        assert seen == {**listed, "attempts": seen["attempts"]}
+        assert seen["status"] == status
+        assert seen["unit_prices"].keys() == {"version", "date", "price"}
+        assert seen["unit_prices"]["price"] == {"input": "3", "output": "3"}
+
+
+@pytest.mark.parametrize("charged", [None, "0.000000", "0.000003"])
+async def test_a_customer_sees_of_every_attempt_what_is_charged(charged: str | None) -> None:
+    sums: dict[str, Any] = {"cost_picodollars": None, "price_picodollars": None}
+    row = rows.opening_values(opening(), None) | rows.settlement_values(settlement()) | sums
+    bill = Bill(USAGE, "0.000001", charged)
+    attempts = [Attempt("a", "m", 1.0, 2.0, bill=bill), Attempt("b", "m", 1.0, 2.0)]
+    row |= {"attempts": msgspec.json.encode(attempts).decode(), "provider_usage": json.dumps(RAW)}
+    row |= {"provider_cost_picodollars": 5, "unit_prices": None}
+    del row["stream_id"]
+    receipt = rows.to_receipt(cast(RowMapping, row))
+    seen = receipt.for_customer()
+    assert [one.bill for one in seen.attempts] == [Bill(USAGE, charged), None]
+    assert (seen.provider_cost_usd, seen.unit_prices) == (None, None)
+    assert seen.provider_usage == {"prompt_tokens": 9, "completion_tokens": 2}
 
 
 async def test_without_a_markup_everybody_sees_the_same(run: Run) -> None:

@@ -469,6 +469,21 @@ async def test_a_name_of_ones_own_is_listed_and_its_receipt_has_every_attempt(
         assert "".join(chunk.content for chunk in chunks) == "Hello"
 
 
+async def test_a_checkpoint_names_the_fallback_that_answers(run: Run) -> None:
+    models = {"fast": ModelSettings(deployments=("a/m",), fallbacks=("b/n",))}
+    end = asyncio.Event()
+    answering = ScriptedProvider({"n": [TextDelta("Hello"), end.wait, *ANSWER]})
+    async with run({"a": Flaky(DOWN), "b": answering}, models=models) as running:
+        body = {"model": "fast", "messages": [{"role": "user", "content": "Hello"}]}
+        async with post(running.app, "/v1/streams", body, running.key) as exchange:
+            stream_id = (await exchange.finished()).json["stream_id"]
+        async with asyncio.timeout(5):
+            while not (receipt := await running.millstream.ledger.receipt(stream_id)).usage.completion_tokens:
+                await asyncio.sleep(0.01)
+        end.set()
+    assert (receipt.status, receipt.provider, receipt.upstream_model) == ("running", "b", "n")
+
+
 async def test_a_model_without_others_has_one_attempt_on_its_receipt() -> None:
     millstream = Millstream(Settings(max_lag_seconds=3600), providers={"p": ScriptedProvider({"m": ANSWER})})
     async with millstream:

@@ -29,8 +29,9 @@ _SECONDS = {"minute": 60, "hour": 3600, "day": 86_400}
 
 class Limit(Struct, frozen=True, omit_defaults=True):
     """``amount`` of requests, of tokens (of prompts and answers), of dollars (in picodollars), or of streams
-    that are open at a time, which is always ``per`` total. Of one ``model``, where it names one, by the name
-    that callers use. ``each_user`` is for every end user of the key by themselves, else it is for the key.
+    that are open at a time, which is always ``per`` total. Of one ``model``, where it names one, by any name
+    that callers use for it. ``each_user`` is for every end user of the key by themselves, else it is for the
+    key.
     """
 
     what: What

@@ -35,7 +35,7 @@ class Meter:
         characters) where a retry must not count twice: a second row of the same id raises
         ``sqlalchemy.exc.IntegrityError``. ``price_usd`` is what is charged, if
         that is not what it costs; without either the row counts as unpriced. ``test``
-        usage is kept apart from what is billed.
+        usage is kept apart from what is billed, and so is that of a test key.
         """
         if isinstance(usage, int):
             usage = Usage(0, usage, "counted")

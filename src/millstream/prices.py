@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream.usage import Charge, Usage
 
@@ -244,7 +245,10 @@ class Tariff:
 
     def charge(self, usage: Usage, moment: float, tier: str | None = None) -> Charge:
         """For an answer that was asked for at ``moment``, in the service ``tier`` that its provider named."""
-        return self._sheet(moment, tier).charge(usage)
+        charge = self._sheet(moment, tier).charge(usage)
+        if charge.price is None and tier is not None:
+            return replace(charge, estimate=self._sheet(moment, None).charge(usage).price)
+        return charge
 
     def unit_prices(self, moment: float) -> str | None:
         """As JSON, for an answer of which no more is known."""

@@ -88,6 +88,11 @@ class Deployment(Struct, frozen=True, eq=False):
     weight: int = 1
     is_for_tests: bool = False
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Its provider's name for the model, alone and behind the provider's."""
+        return self.upstream_name, f"{self.provider_name}/{self.upstream_name}"
+
 
 class Model(Struct, frozen=True, eq=False):
     """A model that can be asked: its ``deployments``, and those to fall back on one after the other.
@@ -101,6 +106,11 @@ class Model(Struct, frozen=True, eq=False):
     attempts: int = 1
     attempt_seconds: float = 10.0
     hedge_seconds: float | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """All by which callers may ask it, or one of its deployments: ``gpt-4o``, ``openai/gpt-4o``."""
+        return {self.name}.union(*(one.names for one in self.deployments))
 
     @property
     def is_for_tests(self) -> bool:

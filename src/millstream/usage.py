@@ -65,12 +65,19 @@ TOKEN_KINDS = tuple(name for name in Usage.__struct_fields__ if name.endswith("_
 
 class Charge(Struct, frozen=True):
     """What usage costs and what is charged for it, in US dollars; None where that is unknown.
-    ``unit_prices`` says how that was found, as JSON.
+    ``unit_prices`` says how that was found, as JSON. ``estimate`` is what budgets count where the price is
+    unknown: that of the standard tier, if anybody knows it.
     """
 
     cost: Decimal | None = None
     price: Decimal | None = None
     unit_prices: str | None = None
+    estimate: Decimal | None = None
+
+    @property
+    def budgeted(self) -> Decimal | None:
+        """What budgets count."""
+        return self.estimate if self.price is None else self.price
 
 
 UNKNOWN = Charge()

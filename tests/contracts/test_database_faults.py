@@ -296,7 +296,7 @@ async def test_checkpoints_are_written_beside_an_opening_that_is_refused(
     async with Ledger(sqlite_db) as ledger:
         await ledger.open(opening("running"))
         await ledger.open(opening("first", "owner", max_open=1, claim=claim))
-        ledger.checkpoint("running", Usage(7, 3, "checkpoint"), UNKNOWN)
+        ledger.checkpoint("running", Usage(7, 3, "checkpoint"), UNKNOWN, "p")
         refused = (
             opening("second", "owner", max_open=1)
             if refusal == "one too many"

@@ -152,6 +152,26 @@ async def test_streams_of_a_test_key_are_never_exported(db: Database) -> None:
 # -- corrections -----------------------------------------------------------------------------------
 
 
+async def test_what_is_settled_beside_a_late_one_is_not_corrected(db: Database) -> None:
+    interrupted: dict[str, Any] = {
+        "status": "interrupted",
+        "error_code": "interrupted",
+        "finish_reason": None,
+    }
+    async with Ledger(db, exporters=("one",)) as ledger:
+        for name in ("late", "orphan", "own"):
+            await ledger.open(opening(name))
+        await ledger.settle_orphan(settlement("late", **interrupted))
+        await asyncio.gather(
+            ledger.settle_orphan(settlement("orphan", **interrupted)),
+            *(ledger.settle(settlement(name, **interrupted)) for name in ("late", "orphan", "own")),
+        )
+        receipts = [await ledger.receipt(name) for name in ("late", "orphan", "own")]
+    assert [one.corrected_at is not None for one in receipts] == [True, True, False]
+    corrections = [("one", name, True) for name in ("late", "orphan")]
+    assert sorted(one for one in await waiting(db) if one[2]) == corrections
+
+
 @pytest.mark.parametrize("is_delivered", [False, True])
 async def test_a_correction_is_the_difference_whenever_the_first_numbers_go_out(
     db: Database, is_delivered: bool

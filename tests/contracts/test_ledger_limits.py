@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -18,11 +19,14 @@ from millstream.auth import Keys
 from millstream.database import Database
 from millstream.driver import DriverConnection, Prepared, Row
 from millstream.errors import BudgetExceeded, MillstreamError, RateLimited, TooManyStreams
+from millstream.events import TextDelta
 from millstream.journals.memory import MemoryJournal
 from millstream.ledger import Ledger
 from millstream.ledger.rows import Opening, Settlement
 from millstream.limits import Applied, Demand, Hold, Limit, narrowest, window
+from millstream.prices import Rates, SetPrices, Tariff, UnitPrices
 from millstream.schema import counters, streams
+from millstream.streams.allowance import Allowance
 from millstream.streams.upkeep import Upkeep
 from millstream.usage import UNKNOWN, Charge, Usage
 
@@ -118,6 +122,71 @@ async def test_an_unknown_price_counts_as_what_was_reserved(
     assert (used, reserved) == (PICO, 0)
 
 
+async def test_an_unknown_price_of_a_tier_counts_as_the_standard_one(
+    ledgers: list[Ledger], databases: list[Database]
+) -> None:
+    """And a correction finds what was counted, whoever has ended the stream before."""
+    for number, ends in enumerate([(3,), (None, 3), (3, 4), (3, None)]):
+        subject, stream_id = f"k{number}", f"s{number}"
+        await ledgers[0].open(
+            limited(stream_id, Limit("usd", "day", 9 * PICO), picodollars=PICO, subject=subject)
+        )
+        for dollars in ends:
+            charge = Charge(estimate=None if dollars is None else Decimal(dollars))
+            usage = Usage(9, 9, "provider_final")
+            await ledgers[0].settle(
+                settlement(stream_id, status="interrupted", usage=usage, charge=charge, is_limited=True)
+            )
+    used = {name[-2:]: (used // PICO, reserved) for name, used, reserved in await rows_of(databases[0])}
+    assert used == {"k0": (3, 0), "k1": (3, 0), "k2": (4, 0), "k3": (3, 0)}
+
+
+class Growing:
+    """A stream whose answer has ``tokens``, in a tier that the list lacks."""
+
+    def __init__(self, rate: int, tier: str | None) -> None:
+        rates = UnitPrices("v", Rates(input=Decimal(rate), output=Decimal(rate)), all_tiers=True)
+        self.tokens, self._tariff, self._tier = 0, Tariff(SetPrices(rates)), tier
+
+    async def usage(self, *, accepted: bool) -> Usage:
+        return Usage(0, self.tokens, "counted")
+
+    def charge(self, usage: Usage) -> Charge:
+        return self._tariff.charge(usage, 0.0, self._tier)
+
+
+async def grown(ledger: Ledger, stream: Growing, dollars: str, most: int) -> int:
+    """After how many tokens the budget is used up, if that is before ``most``."""
+    limit = Limit("usd", "day", int(Decimal(dollars) * PICO))
+    opened = await ledger.open(limited("s", limit))
+    assert opened is not None
+    demand = Demand((Applied("k", limit),))
+    allowance = Allowance("s", demand, opened.hold, ledger, stream)
+    while stream.tokens < most and await allowance.allows([TextDelta("x" * 400)]):
+        stream.tokens += 100
+    return stream.tokens
+
+
+@pytest.mark.parametrize("tier", [None, "unlisted"])
+async def test_a_budget_holds_in_a_tier_whose_price_nobody_knows(
+    ledgers: list[Ledger], databases: list[Database], tier: str | None
+) -> None:
+    stream = Growing(10, tier)
+    assert await grown(ledgers[0], stream, "0.05", 20_000) == 5100  # for 5,000 tokens
+    usage = await stream.usage(accepted=True)
+    await ledgers[0].settle(settlement(usage=usage, charge=stream.charge(usage), is_limited=True))
+    ((_, used, reserved),) = await rows_of(databases[0])
+    assert (used, reserved) == (PICO * 51 // 1000, 0)
+
+
+async def test_what_costs_nothing_asks_for_nothing(
+    ledgers: list[Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers[0], "extend", None)
+    assert await grown(ledgers[0], Growing(0, None), "0.05", 5000) == 5000
+    await ledgers[0].settle(settled("s", 1))
+
+
 async def test_a_second_settlement_gives_nothing_back_twice(
     ledgers: list[Ledger], databases: list[Database]
 ) -> None:
@@ -164,7 +233,7 @@ async def test_where_no_limit_applies_there_is_no_statement_more(
     monkeypatch.setattr(DriverConnection, "first", None)
     monkeypatch.setattr(DriverConnection, "all", None)
     await ledgers[0].open(opening("s"))
-    ledgers[0].checkpoint("s", Usage(1, 1, "checkpoint"), UNKNOWN)
+    ledgers[0].checkpoint("s", Usage(1, 1, "checkpoint"), UNKNOWN, "p")
     await ledgers[0].settle(settlement("s"))
     assert said == ["INSERT", "UPDATE"]
 
@@ -206,6 +275,32 @@ async def test_a_stream_begins_with_what_is_left(ledgers: list[Ledger]) -> None:
         await ledgers[0].open(limited("third", limit, tokens=70, least=20))
     for stream_id in ("first", "second"):
         await ledgers[0].settle(settled(stream_id, 1))
+
+
+async def test_what_costs_nothing_starts_when_a_budget_is_overdrawn(
+    ledgers: list[Ledger], databases: list[Database]
+) -> None:
+    limit = Limit("usd", "day", PICO)
+    await ledgers[0].open(limited("dear", limit, picodollars=PICO))
+    await ledgers[0].settle(settled("dear", 1, Decimal("1.000001")))
+    opened = await ledgers[0].open(limited("free", limit))
+    assert opened is not None
+    assert (opened.hold.picodollars, opened.standings[0].left) == (0, 0)
+    with pytest.raises(BudgetExceeded):
+        await ledgers[0].open(limited("dear, too", limit, picodollars=1))
+    await ledgers[0].settle(settled("free", 1))
+    ((_, used, reserved),) = await rows_of(databases[0])
+    assert (used, reserved) == (PICO + PICO // 1_000_000, 0)
+
+
+async def test_what_a_limit_refuses_takes_up_no_place(ledgers: list[Ledger]) -> None:
+    refused = msgspec.structs.replace(limited("refused", Limit("requests", "day", 0)), max_open=1)
+    found = await asyncio.gather(
+        *(ledgers[0].open(one) for one in (refused, *(opening(name, max_open=1) for name in "ab"))),
+        return_exceptions=True,
+    )
+    assert [type(one) for one in found] == [RateLimited, type(None), TooManyStreams]
+    await ledgers[0].settle(settlement("a"))
 
 
 async def test_a_running_stream_gets_more_as_long_as_there_is_more(

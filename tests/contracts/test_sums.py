@@ -91,7 +91,7 @@ async def test_every_sum_of_a_stream_is_kept(db: Database) -> None:
 async def test_a_running_stream_is_in_no_sum_and_a_checkpoint_adds_nothing(db: Database) -> None:
     async with Ledger(db) as ledger:
         await ledger.open(opening("s"))
-        ledger.checkpoint("s", Usage(9, 9, "checkpoint"), KNOWN)
+        ledger.checkpoint("s", Usage(9, 9, "checkpoint"), KNOWN, "p")
         await ledger.open(opening("other"))  # after the checkpoint is written
         assert await kept(db) == []
         for stream_id in ("s", "other"):
@@ -167,7 +167,7 @@ async def test_rows_that_are_settled_one_by_one_count_once(db: Database) -> None
 async def test_an_orphan_counts_once_and_its_correction_replaces_it(db: Database) -> None:
     async with Ledger(db) as dead, Ledger(db) as sweeper:
         await dead.open(opening("s", user="u"))
-        dead.checkpoint("s", Usage(10, 3, "checkpoint"), Charge(Decimal("0.5"), Decimal(1)))
+        dead.checkpoint("s", Usage(10, 3, "checkpoint"), Charge(Decimal("0.5"), Decimal(1)), "p")
         await dead.open(opening("after", user="u"))
         await dead.leases.leave()  # it is thought to be dead
         for orphan in await sweeper.leases.orphans():
@@ -244,7 +244,8 @@ async def test_random_lives_of_streams_add_up(db: Database) -> None:
             }
             await here.open(opening(stream_id, at, user=chance.choice([None, "u", "v"]), **of_whom))
             if chance.random() < 0.5:
-                here.checkpoint(stream_id, Usage(number, 1, "checkpoint"), chance.choice([KNOWN, UNKNOWN]))
+                charge = chance.choice([KNOWN, UNKNOWN])
+                here.checkpoint(stream_id, Usage(number, 1, "checkpoint"), charge, "p")
             endings = [
                 settlement(
                     stream_id,

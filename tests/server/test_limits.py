@@ -17,6 +17,7 @@ from millstream.limits import Limit, make
 from millstream.providers import Finish, Provider
 from millstream.providers.scripted import Script, ScriptedProvider
 from millstream.schema import counters
+from millstream.settings import ModelSettings
 from millstream.streams.allowance import STEP_TOKENS
 from millstream.usage import Usage
 
@@ -158,6 +159,22 @@ async def test_a_limit_of_a_model_is_for_that_model(run: Run) -> None:
         await limit(app, of("requests", "day", 1, model="m"))
         assert [(await ask(app)).status for _ in range(2)] == [200, 429]
         assert [(await ask(app, model="n")).status for _ in range(2)] == [200, 200]
+
+
+@pytest.mark.parametrize("name", ["m", "scripted/m", "mine"])
+async def test_a_limit_of_a_model_holds_by_every_name_of_it(run: Run, name: str) -> None:
+    models = {
+        "mine": ModelSettings(deployments=("n", "m")),
+        "other": ModelSettings(deployments=("n",), fallbacks=("m",)),
+    }
+    async with run(provider(m=SHORT, n=SHORT), models=models) as app:
+        await limit(app, of("requests", "day", 2, model=name))
+        if name != "mine":  # which is none of the names of its deployments
+            await ask(app, model="m")
+            await ask(app, model="scripted/m")
+            assert (await ask(app, model="m")).status == (await ask(app, model="scripted/m")).status == 429
+        assert [(await ask(app, model="mine")).status for _ in range(3)][-1] == 429
+        assert (await ask(app, model="other")).status == 200  # which only falls back on it
 
 
 async def test_open_streams_are_limited_for_a_key(run: Run) -> None:

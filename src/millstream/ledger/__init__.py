@@ -20,7 +20,7 @@ from millstream.ledger.rows import Claim, Opening, Receipt, Settlement
 from millstream.ledger.verify import Verified
 from millstream.ledger.writer import Opened, Writer, not_opened
 from millstream.limits import Applied, Hold, Limit, limit_shown
-from millstream.schema import streams
+from millstream.schema import keys, streams
 from millstream.usage import Charge, Usage
 
 log = logging.getLogger("millstream.ledger")
@@ -172,9 +172,14 @@ class Ledger:
         """Deletes counters of windows that are long over; how many. Raises ``DatabaseAway``."""
         return await self._db.write_by_hand(partial(limits.prune, self._writer.clock))
 
-    def checkpoint(self, stream_id: str, usage: Usage, charge: Charge) -> None:
-        """Notes what a running stream has used so far."""
-        self._writer.checkpoint(stream_id, rows.usage_values(usage, charge))
+    def checkpoint(
+        self, stream_id: str, usage: Usage, charge: Charge, provider: str, upstream_model: str | None = None
+    ) -> None:
+        """Notes what a running stream has used so far, and of whom: another may answer than was asked
+        first.
+        """
+        answering = {"provider": provider, "upstream_model": upstream_model}
+        self._writer.checkpoint(stream_id, rows.usage_values(usage, charge) | answering)
 
     async def receipt(self, stream_id: str) -> Receipt:
         """Raises ``NotFound``."""
@@ -212,11 +217,14 @@ class Ledger:
         return None if found is None else str(found.id)
 
     async def record(self, settlement: Settlement, opening: Opening) -> None:
-        """A row that is opened and settled at once."""
+        """A row that is opened and settled at once. What is of a test key is not billed, whoever says so."""
         row = rows.opening_values(opening, None) | rows.settlement_values(settlement)
 
+        is_of_test_key = sa.select(keys.c.is_test).where(keys.c.id == opening.key_id)
+
         def record(connection: Connection) -> None:
-            connection.execute(sa.insert(streams), {k: v for k, v in row.items() if k != "stream_id"})
+            row["is_test"] = opening.test or bool(connection.scalar(is_of_test_key))
+            connection.execute(sa.insert(streams), {k: v for k, v in row.items() if k in streams.c})
             exports.after_recording(connection, self._exporters, row)
 
         await self._db.write(record)

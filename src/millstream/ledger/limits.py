@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream.driver import DriverConnection, Prepared
 from millstream.errors import BudgetExceeded, MillstreamError, RateLimited, TooManyStreams
@@ -131,10 +132,10 @@ class Books:
         least = dict(zip(_TOKENS_AND_DOLLARS, demand.least, strict=True))
         for applied, counter in zip(demand.applied, found, strict=True):
             left, needed = self._left(counter), least.get(counter.what, 1)
-            if left < needed:
+            if needed and left < needed:
                 raise refusal(applied, self.standing(counter), needed)
             if counter.what in granted:
-                granted[counter.what] = min(granted[counter.what], left)
+                granted[counter.what] = min(granted[counter.what], max(0, left))
         hold = Hold(tuple(found), granted["tokens"], granted["usd"])
         for counter in found:
             if counter.what == "requests":
@@ -175,20 +176,22 @@ class Books:
             values_of.setdefault(values["stream_id"], values)  # of several ends the first holds
         for stream_id, held in self._held_by(list(values_of)):
             hold, values = Hold.of(held), values_of[stream_id]
+            if values["price_picodollars"] is None:
+                self._note_estimate(stream_id, hold, values)
             for counter in hold.counters:
                 if counter.what != "requests":
                     used = _used(values, counter.what, hold.picodollars)
                     self._add(counter, used=used, reserved=-_held(hold, counter.what))
 
+    def _note_estimate(self, stream_id: str, hold: Hold, values: dict[str, Any]) -> None:
+        """In what it held, where a correction finds what was counted as used."""
+        counted = replace(hold, picodollars=_used(values, "usd", hold.picodollars))
+        if counted != hold and any(counter.what == "usd" for counter in hold.counters):
+            self._connection.run(_SET_HELD, [{"held": counted.json(), "stream_id": stream_id}])
+
     def _held_by(self, stream_ids: list[str]) -> list[tuple[str, str]]:
-        """What those of the streams hold that run, in PostgreSQL in one round trip."""
-        if not stream_ids:
-            return []
-        if self._connection.is_postgres:
-            found = self._connection.all(_RUNNING_AMONG, {"ids": stream_ids})
-        else:
-            rows = ((one, self._connection.first(_RUNNING, {"stream_id": one})) for one in stream_ids)
-            found = [(one, row[0]) for one, row in rows if row is not None]
+        """What those of the streams hold that run."""
+        found = running_among(self._connection, stream_ids)
         return [(stream_id, held) for stream_id, held in found if held is not None]
 
     def correct(self, settlements: Sequence[dict[str, Any]]) -> None:
@@ -262,6 +265,18 @@ class Books:
                 totals[1] += reserved
 
 
+def running_among(connection: DriverConnection, stream_ids: list[str]) -> list[tuple[str, str | None]]:
+    """Those of the streams that run, with what they hold. In PostgreSQL in one round trip, and nobody else
+    ends them before this transaction does.
+    """
+    if not stream_ids:
+        return []
+    if connection.is_postgres:
+        return [(one, held) for one, held in connection.all(_RUNNING_AMONG, {"ids": stream_ids})]
+    rows = ((one, connection.first(_RUNNING, {"stream_id": one})) for one in stream_ids)
+    return [(one, row[0]) for one, row in rows if row is not None]
+
+
 def _held(hold: Hold, what: What) -> int:
     match what:
         case "tokens":
@@ -273,13 +288,15 @@ def _held(hold: Hold, what: What) -> int:
 
 
 def _used(values: dict[str, Any], what: What, picodollars: int) -> int:
-    """An unknown price of some tokens is not 0: then what was reserved counts as used."""
+    """An unknown price of some tokens is not 0: then what the standard tier takes counts as used, or what was
+    reserved where nobody knows that either.
+    """
     tokens = int(values["prompt_tokens"] + values["completion_tokens"])
     match what:
         case "tokens":
             return tokens
         case "usd":
-            return _spent(values["price_picodollars"], tokens, picodollars)
+            return _spent(values["budgeted_picodollars"], tokens, picodollars)
         case _:
             return 0
 

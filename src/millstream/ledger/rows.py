@@ -81,6 +81,11 @@ class Attempt(Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     bill: Bill | None = None
 
+    def for_customer(self) -> "Attempt":
+        """With what is charged in place of what it costs."""
+        bill = self.bill
+        return replace(self, bill=bill and Bill(bill.usage, bill.charged_usd))
+
 
 class Reported(Struct, frozen=True):
     """What the provider itself said of an answer: the word that it ended with, its usage object as JSON, and
@@ -198,16 +203,20 @@ class Receipt(Struct, frozen=True):
     limits: tuple[dict[str, Any], ...] = ()  # that applied to it
 
     def for_customer(self) -> "Receipt":
-        """As whoever pays for it may see it: what it costs is what is charged."""
-        if self.price_usd == self.cost_usd:
-            return self
-        prices = self.unit_prices
-        if prices is not None:
+        """As whoever pays for it may see it: what it costs is what is charged. What its provider takes shows
+        only where that is known to be charged.
+        """
+        receipt = replace(self, attempts=tuple(one.for_customer() for one in self.attempts))
+        prices = self.unit_prices or {}
+        is_marked_up = self.price_usd != self.cost_usd or "price" in prices
+        if self.price_usd is not None and not is_marked_up:
+            return receipt
+        if is_marked_up:
             prices = {name: value for name, value in prices.items() if name != "cost"}
         return replace(
-            self,
+            receipt,
             cost_usd=self.price_usd,
-            unit_prices=prices,
+            unit_prices=prices or None,
             provider_cost_usd=None,
             provider_usage=self.provider_usage and without_costs(self.provider_usage),
         )
@@ -257,13 +266,14 @@ def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:
 
 
 def settlement_values(settlement: Settlement) -> dict[str, Any]:
-    """What settling a row sets in it."""
+    """What settling a row sets in it; and, for limits alone, what budgets count."""
     return {
         "stream_id": settlement.stream_id,
         "status": settlement.status,
         "finish_reason": settlement.finish_reason,
         "error_code": settlement.error_code,
         **usage_values(settlement.usage, settlement.charge),
+        "budgeted_picodollars": _picodollars(settlement.charge.budgeted),
         "provider": settlement.provider,
         "upstream_model": settlement.upstream_model,
         "first_event_at": settlement.first_event_at,

@@ -7,6 +7,7 @@ kept; settlements wait.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -26,7 +27,7 @@ from millstream.errors import (
     safe_traceback,
 )
 from millstream.ledger import exports
-from millstream.ledger.limits import Books, Clock
+from millstream.ledger.limits import Books, Clock, running_among
 from millstream.ledger.rows import REPORTED_COLUMNS, USAGE_COLUMNS
 from millstream.limits import Demand, Hold, Standing
 from millstream.schema import streams
@@ -49,7 +50,7 @@ _RUNNING = sa.update(streams).where(
     streams.c.id == sa.bindparam("stream_id"), streams.c.status == sa.literal_column("'running'")
 )
 _OPEN = Prepared(sa.insert(streams), [c.name for c in streams.columns if c.name not in _ENDED])
-_CHECKPOINT = Prepared(_RUNNING, USAGE_COLUMNS)
+_CHECKPOINT = Prepared(_RUNNING, [*USAGE_COLUMNS, "provider", "upstream_model"])
 _SETTLE = Prepared(
     _RUNNING,
     [
@@ -232,30 +233,40 @@ def _try(db: Database, write: Callable[[DriverConnection], None], row: _Row | No
 
 
 def _insert(connection: DriverConnection, rows: Sequence[_Row], books: Books | None) -> None:
+    """Refuses those of the rows that would be one too many, or that a limit does not allow; the others go
+    on.
+    """
+    are_open = _count_open(connection, {row.values["owner_id"] for row in rows if row.max_open is not None})
+    holds: list[tuple[_Row, Hold]] = []
     for row in rows:
         row.error = None
-    _check_open(connection, [row for row in rows if row.max_open is not None])
+        owner_id = row.values["owner_id"]
+        try:
+            if row.max_open is not None and are_open[owner_id] >= row.max_open:
+                raise TooManyStreams(row.max_open)
+            if books is not None and row.demand is not None:
+                hold = books.reserve(row.demand)
+                row.values["held"] = hold.json()
+                holds.append((row, hold))
+        except MillstreamError as error:
+            row.error = error
+        else:
+            are_open[owner_id] += 1
     if books is not None:
-        _reserve(books, [row for row in rows if row.error is None])
+        for row, hold in holds:
+            row.result = Opened(hold, books.standings(hold))
     if admitted := [row.values for row in rows if row.error is None]:
         connection.run(_OPEN, admitted)
 
 
-def _reserve(books: Books, rows: Sequence[_Row]) -> None:
-    """Refuses those of the rows that a limit does not allow; the others go on."""
-    holds: list[tuple[_Row, Hold]] = []
-    for row in rows:
-        if row.demand is None:
-            continue
-        try:
-            hold = books.reserve(row.demand)
-        except MillstreamError as error:
-            row.error = error
-        else:
-            row.values["held"] = hold.json()
-            holds.append((row, hold))
-    for row, hold in holds:
-        row.result = Opened(hold, books.standings(hold))
+def _count_open(connection: DriverConnection, owners: Iterable[str]) -> Counter[str]:
+    """How many streams of these owners are open. Nobody else opens one of theirs in this transaction."""
+    are_open: Counter[str] = Counter()
+    for owner_id in sorted(owners):
+        if connection.is_postgres:
+            connection.first(_LOCK_OWNER, {"owner_id": owner_id})
+        (are_open[owner_id],) = connection.first(_COUNT_OPEN, {"owner_id": owner_id}) or (0,)
+    return are_open
 
 
 def _note(connection: DriverConnection, rows: Sequence[dict[str, Any]]) -> None:
@@ -269,10 +280,11 @@ def _update(
     if not rows:
         return
     exports.before_settling(connection, exporters, [row.values for row in rows])
+    running = _running(connection, rows)
     settled = connection.run(_SETTLE, [row.values for row in rows])
     if settled == len(rows):
         return
-    late = [row for row in rows if row.corrects]
+    late = _late(rows, running)
     if books is not None:
         books.correct([row.values for row in late if row.is_limited])
     if late:
@@ -281,19 +293,26 @@ def _update(
         connection.run(_CORRECT, corrected)
 
 
-def _check_open(connection: DriverConnection, rows: Sequence[_Row]) -> None:
-    """Refuses those of the rows that would be more than their owner may have open; the others go on."""
-    are_open: dict[str, int] = {}
-    for owner in sorted({row.values["owner_id"] for row in rows}):
-        if connection.is_postgres:
-            connection.first(_LOCK_OWNER, {"owner_id": owner})
-        (are_open[owner],) = connection.first(_COUNT_OPEN, {"owner_id": owner}) or (0,)
+def _running(connection: DriverConnection, rows: Sequence[_Row]) -> set[str]:
+    """Which of their streams run, where one of the rows would be taken for its own correction: afterwards a
+    stream that it has interrupted looks like one that others had.
+    """
+    if not any(row.corrects and row.values["status"] == "interrupted" for row in rows):
+        return set()
+    ids = dict.fromkeys(row.values["stream_id"] for row in rows)
+    return {stream_id for stream_id, _ in running_among(connection, [*ids])}
+
+
+def _late(rows: Sequence[_Row], running: set[str]) -> list[_Row]:
+    """Those that correct a stream which had ended before. One that was ``running`` is ended by its first."""
+    late: list[_Row] = []
     for row in rows:
-        owner_id, most = row.values["owner_id"], row.max_open or 0
-        if are_open[owner_id] >= most:
-            row.error = TooManyStreams(most)
-        else:
-            are_open[owner_id] += 1
+        stream_id = row.values["stream_id"]
+        if stream_id in running:
+            running.remove(stream_id)
+        elif row.corrects:
+            late.append(row)
+    return late
 
 
 class Writer:

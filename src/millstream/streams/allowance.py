@@ -81,13 +81,14 @@ class Allowance:
             rooms.append(self._hold.tokens - usage.total_tokens)
         if self._hold.has_dollars and (spent := self._picodollars(usage)) is not None:
             left = self._hold.picodollars - spent
-            step = max(1, (self._picodollars(_ahead(usage)) or 0) - spent)
-            rooms.append(left * STEP_TOKENS // step)
+            step = (self._picodollars(_ahead(usage)) or 0) - spent
+            if step > 0 or left < 0:  # what costs nothing has room
+                rooms.append(left * STEP_TOKENS // max(1, step))
         return min(rooms, default=STEP_TOKENS)
 
     def _picodollars(self, usage: Usage) -> int | None:
-        price = self._tally.charge(usage).price
-        return None if price is None else to_picodollars(price)
+        budgeted = self._tally.charge(usage).budgeted
+        return None if budgeted is None else to_picodollars(budgeted)
 
     def _ask(self, usage: Usage) -> asyncio.Future[Hold | None]:
         """For what the next step takes. One question at a time."""
@@ -122,7 +123,7 @@ async def demand_of(limited_by: Sequence[Applied], prompt: Prompt, model: Model)
 
     With ``max_tokens`` the whole answer is reserved, unless it is longer than a step; else a step of it.
     """
-    applied = tuple(one for one in limited_by if one.limit.model in (None, model.name))
+    applied = tuple(one for one in limited_by if one.limit.model is None or one.limit.model in model.names)
     if not applied:
         return None
     whats = {one.limit.what for one in applied}

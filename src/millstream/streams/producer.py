@@ -225,7 +225,9 @@ class Producer:
         usage = await self._tally.usage(accepted=self._was_called)
         if not self.is_ending:
             usage = usage.sourced("checkpoint")
-            self._ledger.checkpoint(self.info.stream_id, usage, self._tally.charge(usage))
+            charge, answering = self._tally.charge(usage), self._routed.deployment
+            names = answering.provider_name, answering.upstream_name
+            self._ledger.checkpoint(self.info.stream_id, usage, charge, *names)
 
     @property
     def has_grown(self) -> bool:
