@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,30 @@ async def test_workers_that_settle_at_once_lose_nothing_and_wait_for_nobody(db: 
         go_on.set()
         await frozen
         assert await proven(here) == 202
+
+
+async def test_no_two_connections_write_the_same_sums(db: Database) -> None:
+    """Whatever the ids of their processes are, which here differ by a multiple of a power of two."""
+    if db.is_sqlite:
+        return  # whose writers wait for each other anyway
+    async with Ledger(db) as ledger:
+        for stream_id in ("s", "t"):
+            await ledger.open(opening(stream_id))
+    engine = sa.create_engine(db._engine.url, poolclass=sa.NullPool)  # noqa: SLF001  # connections of its own
+    pid = sa.text("SELECT pg_backend_pid()")
+    with engine.connect() as first, ExitStack() as others:
+        at = first.scalar(pid)
+        second = others.enter_context(engine.connect())
+        while (second.scalar(pid) - at) % 32:
+            others.close()
+            second = others.enter_context(engine.connect())
+        second.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+        for connection, stream_id in ((first, "s"), (second, "t")):
+            end = sa.update(schema.streams).where(schema.streams.c.id == stream_id)
+            connection.execute(end.values(status="completed", worker_id=None))
+        first.commit()
+        second.commit()
+    assert await proven(ledger) == 2
 
 
 async def test_random_lives_of_streams_add_up(db: Database) -> None:
