@@ -197,7 +197,7 @@ def revoke(connection: Connection, key_id: str) -> ApiKey:
 def change(connection: Connection, key_id: str, changes: Changes) -> ApiKey:
     """Raises ``NotFound``, and ``InvalidRequest`` where the owner would change: what was used is theirs."""
     check(changes)
-    key = _found(connection, key_id)
+    key = _held(connection, key_id)
     if changes.owner is not UNSET and key.owner is not None and changes.owner != key.owner:
         raise InvalidRequest("a key that has an owner keeps it; make a key for the other one")
     values: dict[str, Any] = msgspec.to_builtins(changes)  # without what stays
@@ -212,7 +212,7 @@ def rotate(connection: Connection, key_id: str, secret: str, overlap_seconds: fl
     """Gives the key another secret. No earlier one is good for longer than ``overlap_seconds`` from now."""
     now = time.time()
     good_until = now + overlap_seconds
-    key = _found(connection, key_id)
+    key = _held(connection, key_id)
     if key.ends_by(now):
         raise InvalidRequest(f"the key '{key_id}' is revoked or has expired; make another one")
     old = connection.execute(sa.select(keys.c.digest).where(keys.c.id == key_id)).scalar_one()
@@ -253,8 +253,8 @@ def set_limits(
     """All limits of the key, now that the ``new`` ones ``replace`` the others, or those of their kind. Raises
     ``NotFound``.
     """
-    before = () if replace else limits_of(connection, key_id)
-    _found(connection, key_id)
+    _held(connection, key_id)
+    before = () if replace else limits(connection, key_id)
     connection.execute(sa.delete(key_limits).where(key_limits.c.key_id == key_id))
     kept = {(one.what, one.per, one.model, one.each_user): one for one in (*before, *new)}
     rows = [
@@ -298,6 +298,13 @@ def _found(connection: Connection, key_id: str) -> ApiKey:
     if key is None:
         raise NotFound(f"no key has the id '{key_id}'")
     return key
+
+
+def _held(connection: Connection, key_id: str) -> ApiKey:
+    """The same, until the transaction ends: whoever changes the key, too, waits for that."""
+    # An update, which SQLite waits for as well; it knows no FOR UPDATE.
+    connection.execute(sa.update(keys).where(keys.c.id == key_id).values(name=keys.c.name))
+    return _found(connection, key_id)
 
 
 def _labels_json(labels: Mapping[str, str]) -> str | None:
