@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from millstream import schema
 from millstream.auth import Keys
@@ -386,3 +387,21 @@ async def test_what_was_not_exported_is_found(db: Database) -> None:
     await settle(db, "t")
     await db.write(lambda connection: connection.execute(sa.delete(schema.exports)))  # by hand
     assert ("streams", 2, 0) in await differences(db)
+
+
+async def test_a_row_that_retention_leaves_because_it_waits_does_not_hide_those_that_it_took(
+    db: Database,
+) -> None:
+    await Exports(db, lambda: NOW).begin("one")
+    hours = [f"s{hour}" for hour in range(6)]
+    async with Ledger(db, exporters=("one",)) as ledger:
+        for number, name in enumerate(hours):
+            await ledger.open(replace(opening(name), created_at=NOW + 3600 * number))
+            await ledger.settle(settlement(name))
+        await deliver(db, *hours[1:])
+        assert await ledger.delete_rows(NOW + 3600 * 4) == 3
+        verified = await ledger.verify()
+        assert (verified.streams, verified.differences) == (2, [])
+        await db.write(lambda connection: connection.execute(sa.update(schema.hours).values(streams=2)))
+        (found,) = (await ledger.verify()).differences  # an hour that has lost rows is like the oldest one
+        assert found.hour == (NOW + 3600 * 5) // 3600 * 3600

@@ -353,6 +353,28 @@ async def test_a_sum_that_is_wrong_is_found(db: Database) -> None:
         assert (await ledger.verify(until=DAY + 1)).differences == [found]
 
 
+async def test_a_large_ledger_is_verified_a_day_at_a_time(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+    real = db.report
+
+    async def report(work: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await real(work)
+
+    async with Ledger(db) as ledger:
+        for day in range(3):
+            await settled(ledger, f"s{day}", DAY + day * 86_400)
+        await db.write(lambda c: c.execute(sa.update(hours).values(prompt_tokens=7)))
+        monkeypatch.setattr(db, "report", report)
+        verified = await ledger.verify()
+    assert reads >= 3
+    assert (verified.since, verified.until, verified.streams) == (DAY, DAY + 2 * 86_400 + 3600, 3)
+    assert [one.hour for one in verified.differences] == [DAY + day * 86_400 for day in range(3)]
+
+
 # -- retention -------------------------------------------------------------------------------------
 
 
@@ -374,7 +396,7 @@ async def test_old_rows_go_a_few_at_a_time_and_the_sums_stay(
         ids = await db.read(lambda c: set(c.scalars(sa.select(schema.streams.c.id))))
         assert ids == {"runs", "new"}
         await settled(ledger, "newer", DAY + 4 * 3600)
-        assert await proven(ledger) == 1  # of whose hour no row can have been deleted
+        assert await proven(ledger) == 2  # whose hours have all of their rows
         await ledger.settle(settlement("runs"))
 
 
