@@ -20,7 +20,7 @@ from millstream.errors import Unauthorized
 from millstream.ledger import Ledger
 from millstream.ledger.exports import Exports
 from millstream.meter import Meter
-from millstream.schema import hours
+from millstream.schema import hours, keys
 from millstream.usage import Usage
 
 
@@ -60,6 +60,24 @@ def test_a_key_is_made_changed_and_rotated() -> None:
     listed = millstream("keys", "list")
     assert "acme" in listed
     assert "plan=free" in listed
+
+
+@pytest.mark.parametrize("date", ["9999-12-31", "0001-01-01", "999999d"])
+def test_a_time_that_no_report_can_have_is_said(date: str) -> None:
+    record()
+    done = CliRunner().invoke(app, ["usage", "--by", "day", "--since", date])
+    assert done.exit_code == 2
+    assert "1971 to 9998" in done.stderr
+
+
+def test_keys_that_expire_at_no_date_are_listed() -> None:
+    made = from_json("keys", "create", "--name", "n")
+    db = Database("sqlite:///millstream-data/millstream.db")
+    db.run(lambda connection: connection.execute(sa.update(keys).values(expires_at=1e300)))
+    db.close()
+    listed = millstream("keys", "list")
+    assert made["id"] in listed
+    assert "1e+300" in listed
 
 
 def record(*rows: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from millstream.errors import InvalidRequest, NotFound
 from millstream.limits import Limit
-from millstream.schema import key_limits, keys, old_digests
+from millstream.schema import LATEST, key_limits, keys, old_digests
 
 Scope: TypeAlias = Literal["chat", "usage", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -102,7 +102,7 @@ def new_key(
     expires_at: float | None = None,
 ) -> tuple[ApiKey, str]:
     """A key and its secret, not kept yet. Raises ``InvalidRequest``."""
-    check(Changes(name, owner, dict(labels or {})))
+    check(Changes(name, owner, dict(labels or {}), expires_at))
     now = time.time()
     if expires_at is not None and expires_at <= now:
         raise InvalidRequest("a key expires in the future")
@@ -128,10 +128,13 @@ def new_key(
 
 
 def check(changes: Changes) -> None:
-    """Raises ``InvalidRequest`` where a text is none that a key may have."""
+    """Raises ``InvalidRequest`` where something is none that a key may have."""
     for what, text in (("name", changes.name), ("owner", changes.owner)):
         if isinstance(text, str) and not _is_text(text, _MAX_NAME):
             raise InvalidRequest(f"a key's {what} has 1 to {_MAX_NAME} printable characters")
+    ends = changes.expires_at
+    if isinstance(ends, float | int) and not 0 <= ends <= LATEST:  # which is so of what is no number, too
+        raise InvalidRequest("a key expires at a time in Unix seconds, before the year 9999")
     if isinstance(changes.labels, UnsetType):
         return
     name, value = _MAX_LABEL

@@ -6,6 +6,9 @@ from millstream.usage import TOKEN_KINDS
 
 REVISION = "0011"  # the newest migration
 
+# Times that are dates of a calendar in every zone, and so are those of a day more or less: of 1971 to 9998.
+EARLIEST, LATEST = 31_536_000.0, 253_370_764_799.0
+
 metadata = sa.MetaData()
 
 keys = sa.Table(

@@ -282,6 +282,9 @@ async def test_last_use_is_written_when_it_is_asked_for_and_never_goes_back(
         {"labels": {"x": "v" * 257}},
         {"labels": {str(i): "x" for i in range(17)}},
         {"expires_at": 1.0},
+        {"expires_at": 1_795_651_200_000.0},  # milliseconds
+        {"expires_at": float("inf")},
+        {"expires_at": float("nan")},
     ],
 )
 async def test_what_a_key_cannot_have_is_refused(db: Database, more: dict[str, Any]) -> None:
