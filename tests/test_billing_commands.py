@@ -67,7 +67,7 @@ def test_a_time_that_no_report_can_have_is_said(date: str) -> None:
     record()
     done = CliRunner().invoke(app, ["usage", "--by", "day", "--since", date])
     assert done.exit_code == 2
-    assert "1971 to 9998" in done.stderr
+    assert "1970 to 9998" in done.stderr
 
 
 def test_keys_that_expire_at_no_date_are_listed() -> None:

@@ -6,8 +6,8 @@ from millstream.usage import TOKEN_KINDS
 
 REVISION = "0011"  # the newest migration
 
-# Times that are dates of a calendar in every zone, and so are those of a day more or less: of 1971 to 9998.
-EARLIEST, LATEST = 31_536_000.0, 253_370_764_799.0
+# Times that are dates of a calendar in every zone, and so are those of a day more: of 1970 to 9998.
+EARLIEST, LATEST = 0.0, 253_370_764_799.0
 
 metadata = sa.MetaData()
 

@@ -171,6 +171,12 @@ async def test_usage_is_crossed_compared_and_given_as_csv(run: Run) -> None:
             "data": [],
         }
         assert await meter.totals("model", since=now - 60)
+        for zone in ("UTC", "Asia/Singapore", "America/New_York"):
+            for query in ("since=0", "since=0&until=253370764799", "since=253370764799&until=253370764799"):
+                async with get(
+                    app.app, f"/v1/usage?by=day&compare=true&zone={zone}&{query}", app.admin
+                ) as call:
+                    assert (await call.finished()).status == 200, (zone, query)
         for query in (
             "by=planet",
             "by=day,month",
@@ -182,8 +188,7 @@ async def test_usage_is_crossed_compared_and_given_as_csv(run: Run) -> None:
             "until=inf",
             "since=1e300",
             "by=day&until=253402300799",
-            "since=0",
-            "compare=true&since=253370764799&until=31536000",
+            "compare=true&since=253370764799&until=0",
             "key=%00",
         ):
             async with get(app.app, f"/v1/usage?{query}", app.admin) as call:

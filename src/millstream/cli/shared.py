@@ -76,7 +76,7 @@ def moment_of(text: str, zone: str = "UTC", *, ahead: bool = False) -> float | N
     else:
         at = _timestamp(text, zone)
     if not EARLIEST <= at <= LATEST:
-        fail(f"'{text}' is out of range: times are of the years 1971 to 9998")
+        fail(f"'{text}' is out of range: times are of the years 1970 to 9998")
     return at
 
 
