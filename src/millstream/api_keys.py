@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from millstream.errors import InvalidRequest, NotFound
 from millstream.limits import Limit
-from millstream.schema import key_limits, keys, old_digests
+from millstream.schema import LATEST, key_limits, keys, old_digests
 
 Scope: TypeAlias = Literal["chat", "usage", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -102,7 +102,7 @@ def new_key(
     expires_at: float | None = None,
 ) -> tuple[ApiKey, str]:
     """A key and its secret, not kept yet. Raises ``InvalidRequest``."""
-    check(Changes(name, owner, dict(labels or {})))
+    check(Changes(name, owner, dict(labels or {}), expires_at))
     now = time.time()
     if expires_at is not None and expires_at <= now:
         raise InvalidRequest("a key expires in the future")
@@ -128,10 +128,13 @@ def new_key(
 
 
 def check(changes: Changes) -> None:
-    """Raises ``InvalidRequest`` where a text is none that a key may have."""
+    """Raises ``InvalidRequest`` where something is none that a key may have."""
     for what, text in (("name", changes.name), ("owner", changes.owner)):
         if isinstance(text, str) and not _is_text(text, _MAX_NAME):
             raise InvalidRequest(f"a key's {what} has 1 to {_MAX_NAME} printable characters")
+    ends = changes.expires_at
+    if isinstance(ends, float | int) and not 0 <= ends <= LATEST:  # which is so of what is no number, too
+        raise InvalidRequest("a key expires at a time in Unix seconds, before the year 9999")
     if isinstance(changes.labels, UnsetType):
         return
     name, value = _MAX_LABEL
@@ -197,7 +200,7 @@ def revoke(connection: Connection, key_id: str) -> ApiKey:
 def change(connection: Connection, key_id: str, changes: Changes) -> ApiKey:
     """Raises ``NotFound``, and ``InvalidRequest`` where the owner would change: what was used is theirs."""
     check(changes)
-    key = _found(connection, key_id)
+    key = _held(connection, key_id)
     if changes.owner is not UNSET and key.owner is not None and changes.owner != key.owner:
         raise InvalidRequest("a key that has an owner keeps it; make a key for the other one")
     values: dict[str, Any] = msgspec.to_builtins(changes)  # without what stays
@@ -212,7 +215,7 @@ def rotate(connection: Connection, key_id: str, secret: str, overlap_seconds: fl
     """Gives the key another secret. No earlier one is good for longer than ``overlap_seconds`` from now."""
     now = time.time()
     good_until = now + overlap_seconds
-    key = _found(connection, key_id)
+    key = _held(connection, key_id)
     if key.ends_by(now):
         raise InvalidRequest(f"the key '{key_id}' is revoked or has expired; make another one")
     old = connection.execute(sa.select(keys.c.digest).where(keys.c.id == key_id)).scalar_one()
@@ -253,8 +256,8 @@ def set_limits(
     """All limits of the key, now that the ``new`` ones ``replace`` the others, or those of their kind. Raises
     ``NotFound``.
     """
-    before = () if replace else limits_of(connection, key_id)
-    _found(connection, key_id)
+    _held(connection, key_id)
+    before = () if replace else limits(connection, key_id)
     connection.execute(sa.delete(key_limits).where(key_limits.c.key_id == key_id))
     kept = {(one.what, one.per, one.model, one.each_user): one for one in (*before, *new)}
     rows = [
@@ -298,6 +301,13 @@ def _found(connection: Connection, key_id: str) -> ApiKey:
     if key is None:
         raise NotFound(f"no key has the id '{key_id}'")
     return key
+
+
+def _held(connection: Connection, key_id: str) -> ApiKey:
+    """The same, until the transaction ends: whoever changes the key, too, waits for that."""
+    # An update, which SQLite waits for as well; it knows no FOR UPDATE.
+    connection.execute(sa.update(keys).where(keys.c.id == key_id).values(name=keys.c.name))
+    return _found(connection, key_id)
 
 
 def _labels_json(labels: Mapping[str, str]) -> str | None:

@@ -4,7 +4,10 @@ import sqlalchemy as sa
 
 from millstream.usage import TOKEN_KINDS
 
-REVISION = "0010"  # the newest migration
+REVISION = "0011"  # the newest migration
+
+# Times that are dates of a calendar in every zone, and so are those of a day more: of 1970 to 9998.
+EARLIEST, LATEST = 0.0, 253_370_764_799.0
 
 metadata = sa.MetaData()
 
@@ -55,7 +58,7 @@ secrets = sa.Table(
 )
 
 # One row a stream: what it is, what it used, where each number comes from. When it is settled or corrected,
-# triggers add it to the sums below, in the same transaction, whoever does that (migration 0007). A migration
+# triggers add it to the sums below, in the same transaction, whoever does that (0007 and 0011). A migration
 # that makes this table anew has to make them anew, too.
 streams = sa.Table(
     "streams",

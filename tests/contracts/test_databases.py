@@ -29,6 +29,7 @@ from millstream.errors import (
 )
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Orphan
+from millstream.limits import make
 from millstream.meter import Meter
 from millstream.signing import SigningSecrets
 from millstream.tickets import Signer
@@ -205,6 +206,31 @@ async def test_a_rotated_key_has_two_secrets_until_the_overlap_is_over(
             await one.verify(old)
 
 
+async def test_what_two_change_of_a_key_at_once_is_changed_one_after_the_other(
+    db: Database, database_url: str
+) -> None:
+    other = Database(database_url)
+    both = Keys(db), Keys(other)
+    try:
+        key, first = await both[0].create("n", ["chat"])
+        secrets = {first}
+        limits = [
+            [make("requests", per, Decimal(number)) for per in ("minute", "day")] for number in range(2)
+        ]
+        for _ in range(10):
+            await asyncio.gather(
+                *(keys.set_limits(key.id, some) for keys, some in zip(both, limits, strict=True))
+            )
+            assert list(await both[0].limits(key.id)) in [
+                sorted(some, key=lambda one: one.per) for some in limits
+            ]
+            rotated = await asyncio.gather(*(keys.rotate(key.id, 60) for keys in both))
+            secrets |= {secret for _, secret in rotated}
+        assert {(await Keys(db).verify(secret)).id for secret in secrets} == {key.id}
+    finally:
+        other.close()
+
+
 async def test_a_secret_that_leaked_ends_at_once_and_so_do_those_before_it(db: Database) -> None:
     keys = Keys(db)
     key, first = await keys.create("n", ["chat"])
@@ -256,6 +282,9 @@ async def test_last_use_is_written_when_it_is_asked_for_and_never_goes_back(
         {"labels": {"x": "v" * 257}},
         {"labels": {str(i): "x" for i in range(17)}},
         {"expires_at": 1.0},
+        {"expires_at": 1_795_651_200_000.0},  # milliseconds
+        {"expires_at": float("inf")},
+        {"expires_at": float("nan")},
     ],
 )
 async def test_what_a_key_cannot_have_is_refused(db: Database, more: dict[str, Any]) -> None:

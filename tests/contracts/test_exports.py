@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from millstream import schema
 from millstream.auth import Keys
@@ -51,16 +52,16 @@ def settlement(stream_id: str, usage: Usage = AT_THE_END, **more: Any) -> Settle
     return Settlement(**{**values, **more})
 
 
-def interrupted(stream_id: str) -> Settlement:
+def interrupted(stream_id: str, usage: Usage = AT_CHECKPOINT, **more: Any) -> Settlement:
     """What another worker settles an orphan with."""
-    return settlement(
-        stream_id, AT_CHECKPOINT, status="interrupted", finish_reason=None, error_code="interrupted"
-    )
+    ended = {"status": "interrupted", "finish_reason": None, "error_code": "interrupted"}
+    return settlement(stream_id, usage, **ended, **more)
 
 
-def corrected(stream_id: str) -> Settlement:
+def corrected(stream_id: str, usage: Usage = AT_THE_END, **more: Any) -> Settlement:
     """What the producer itself settles it with, late."""
-    return settlement(stream_id, status="interrupted", finish_reason=None, corrects=True, ended_at=NOW + 5)
+    ended = {"status": "interrupted", "finish_reason": None, "corrects": True, "ended_at": NOW + 5}
+    return settlement(stream_id, usage, **ended, **more)
 
 
 async def waiting(db: Database) -> list[tuple[str, str, bool]]:
@@ -197,12 +198,44 @@ async def test_a_correction_is_the_difference_whenever_the_first_numbers_go_out(
 async def test_a_correction_of_what_has_no_price_has_none(db: Database) -> None:
     async with Ledger(db, exporters=("one",)) as dead, Ledger(db, exporters=("one",)) as other:
         await dead.open(opening("s"))
-        await other.settle_orphan(
-            settlement("s", AT_CHECKPOINT, status="interrupted", finish_reason=None, charge=UNKNOWN)
-        )
+        await other.settle_orphan(interrupted("s", charge=UNKNOWN))
         await dead.settle(corrected("s"))
     first, second = await Exports(db).lease("one", 9, 60)
     assert (first.amounts["cost_picodollars"], second.amounts["cost_picodollars"]) == (None, None)
+
+
+NOTHING = Usage(0, 0, "checkpoint")
+
+
+async def test_who_has_used_no_token_owes_nothing_whatever_the_price_is(db: Database) -> None:
+    """Of an orphan without a checkpoint no price is known: its correction has all of the money."""
+    async with Ledger(db, exporters=("one",)) as dead, Ledger(db, exporters=("one",)) as other:
+        await dead.open(opening("s"))
+        await other.settle_orphan(interrupted("s", NOTHING, charge=UNKNOWN))
+        await dead.settle(corrected("s"))
+        await dead.open(opening("t"))
+        await other.settle_orphan(interrupted("t"))
+        await dead.settle(corrected("t", NOTHING, charge=UNKNOWN))
+    sent = {
+        export.id: export.amounts["price_picodollars"] for export in await Exports(db).lease("one", 9, 60)
+    }
+    assert sent == {
+        "s": 0,
+        "s.correction": 8 * 10**12,
+        "t": 3 * 10**12,
+        "t.correction": -3 * 10**12,
+    }
+
+
+async def test_what_was_settled_before_its_exporter_was_there_is_not_corrected_there(db: Database) -> None:
+    async with Ledger(db) as before:
+        await before.open(opening("s"))
+        await before.settle_orphan(interrupted("s"))
+    await Exports(db, lambda: NOW + 1).begin("one")
+    async with Ledger(db, exporters=("one", "two")) as ledger:
+        await ledger.settle(corrected("s"))
+    assert await waiting(db) == [("two", "s", True)]  # of which nobody knows since when it has been there
+    assert await differences(db) == []
 
 
 # -- leases ----------------------------------------------------------------------------------------
@@ -374,3 +407,21 @@ async def test_what_was_not_exported_is_found(db: Database) -> None:
     await settle(db, "t")
     await db.write(lambda connection: connection.execute(sa.delete(schema.exports)))  # by hand
     assert ("streams", 2, 0) in await differences(db)
+
+
+async def test_a_row_that_retention_leaves_because_it_waits_does_not_hide_those_that_it_took(
+    db: Database,
+) -> None:
+    await Exports(db, lambda: NOW).begin("one")
+    hours = [f"s{hour}" for hour in range(6)]
+    async with Ledger(db, exporters=("one",)) as ledger:
+        for number, name in enumerate(hours):
+            await ledger.open(replace(opening(name), created_at=NOW + 3600 * number))
+            await ledger.settle(settlement(name))
+        await deliver(db, *hours[1:])
+        assert await ledger.delete_rows(NOW + 3600 * 4) == 3
+        verified = await ledger.verify()
+        assert (verified.streams, verified.differences) == (2, [])
+        await db.write(lambda connection: connection.execute(sa.update(schema.hours).values(streams=2)))
+        (found,) = (await ledger.verify()).differences  # an hour that has lost rows is like the oldest one
+        assert found.hour == (NOW + 3600 * 5) // 3600 * 3600

@@ -96,8 +96,31 @@ async def test_an_export_of_nothing_differs_from_nothing(db: Database) -> None:
         [OPENAI, of_openai(DAY, "m", "many", 1, 1, 1)],
         [ANTHROPIC, "yesterday,m,k,D,s,c,1,1,1,1,1,0,,\n"],
         [OPENAI, "yesterday,,,\n"],
+        ["x" * 200_000],
     ],
 )
 def test_what_is_no_export_is_refused(lines: list[str]) -> None:
     with pytest.raises(InvalidRequest):
         invoices.read(lines)
+
+
+GOOD = of_openai(DAY, "m", 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [OPENAI, GOOD, of_openai(DAY * 1000, "m", 1, 1, 1, 1)],  # milliseconds
+        [OPENAI, GOOD, of_openai(-(10**9), "m", 1, 1, 1, 1)],
+        [OPENAI, GOOD, of_openai(DAY, "m", "inf", 1, 1, 1)],
+        [OPENAI, GOOD, of_openai(DAY, "m", 1, "1e999", 1, 1)],
+        [OPENAI, GOOD, of_openai(DAY, "m" * 200_000, 1, 1, 1, 1)],
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(lines: list[str]) -> None:
+    with pytest.raises(InvalidRequest, match="line 3 of"):
+        invoices.read(lines)
+
+
+def test_a_line_that_ends_early_has_used_nothing() -> None:
+    assert invoices.read([ANTHROPIC, "\n", "2026-01-01\n"]).counts == {}

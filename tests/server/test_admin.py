@@ -81,7 +81,7 @@ async def test_a_key_is_rotated_and_changed_over_http(run: Run) -> None:
             assert (changed["name"], changed["labels"], changed["expires_at"]) == ("n", {}, 1)
         async with post(app.app, "/v1/chat", BODY, newest) as call:
             assert (await call.finished()).status == 401
-        for bad in ({"owner": "emca"}, {"x": 1}, {"name": None}, {"name": ""}):
+        for bad in ({"owner": "emca"}, {"x": 1}, {"name": None}, {"name": ""}, {"expires_at": 1e300}):
             async with patch(app.app, path, bad, app.admin) as call:
                 assert (await call.finished()).status == 422
         async with patch(app.app, "/v1/keys/key_x", {"name": "x"}, app.admin) as call:
@@ -171,6 +171,12 @@ async def test_usage_is_crossed_compared_and_given_as_csv(run: Run) -> None:
             "data": [],
         }
         assert await meter.totals("model", since=now - 60)
+        for zone in ("UTC", "Asia/Singapore", "America/New_York"):
+            for query in ("since=0", "since=0&until=253370764799", "since=253370764799&until=253370764799"):
+                async with get(
+                    app.app, f"/v1/usage?by=day&compare=true&zone={zone}&{query}", app.admin
+                ) as call:
+                    assert (await call.finished()).status == 200, (zone, query)
         for query in (
             "by=planet",
             "by=day,month",
@@ -181,6 +187,8 @@ async def test_usage_is_crossed_compared_and_given_as_csv(run: Run) -> None:
             "since=nan",
             "until=inf",
             "since=1e300",
+            "by=day&until=253402300799",
+            "compare=true&since=253370764799&until=0",
             "key=%00",
         ):
             async with get(app.app, f"/v1/usage?{query}", app.admin) as call:

@@ -1,5 +1,6 @@
 """The commands on what is on its way to exporters."""
 
+import sys
 from typing import Annotated
 
 import msgspec
@@ -55,7 +56,16 @@ def exports_retry(
 
     Among it may be what was sent long ago without an answer: look there first, since it would count twice.
     """
+    from millstream.database import Database
     from millstream.ledger.exports import Exports
+    from millstream.settings import Settings
 
-    number = with_database(data_dir, lambda db: Exports(db).retry(name))
+    async def retry(db: Database) -> int | None:
+        known = {state.exporter for state in await Exports(db).states()} | Settings.load().exporters.keys()
+        return await Exports(db).retry(name) if name in known else None
+
+    number = with_database(data_dir, retry)
+    if number is None:
+        print(f"millstream: there is no exporter '{name}', and nothing waits for one", file=sys.stderr)
+        raise typer.Exit(1)
     print(f"{number:,} streams are due again")

@@ -69,19 +69,32 @@ def moment_of(text: str, zone: str = "UTC", *, ahead: bool = False) -> float | N
     """A date of the zone, or so long ago; where it is ``ahead``, from now."""
     if not text:
         return None
+    from millstream.schema import EARLIEST, LATEST
+
     if (age := age_of(text)) is not None:
-        return time.time() + (age if ahead else -age)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        fail(f"'{text}' is neither a date like 2026-01-31 nor an age like 24h or 7d")
+        at = time.time() + (age if ahead else -age)
+    else:
+        at = _timestamp(text, zone)
+    if not EARLIEST <= at <= LATEST:
+        fail(f"'{text}' is out of range: times are of the years 1970 to 9998")
+    return at
+
+
+def _timestamp(date: str, zone: str) -> float:
     from millstream.ledger.periods import zone_of
 
+    try:
+        moment = datetime.fromisoformat(date)
+    except ValueError:
+        fail(f"'{date}' is neither a date like 2026-01-31 nor an age like 24h or 7d")
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone_of(zone))).timestamp()
 
 
 def date_of(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # no calendar has it
+        return f"{at:g}"
 
 
 def print_table(table: Table) -> None:

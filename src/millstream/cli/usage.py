@@ -203,6 +203,8 @@ def usage_verify(
     from millstream.settings import Settings
 
     if invoice is not None:
+        if since or until:
+            fail("--invoice is compared on its own days; leave --since and --until out")
         _verify_invoice(invoice, provider, data_dir, as_json=as_json)
         return
 

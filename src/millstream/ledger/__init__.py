@@ -249,11 +249,17 @@ class Ledger:
 
     async def verify(self, since: float | None = None, until: float | None = None) -> Verified:
         """Adds the rows up again, and compares that with the sums of their hours and with what the exporters
-        were given.
+        were given. Each day of a large ledger is read by itself: what is said of it is of one moment, and not
+        of the same as for the others.
         """
-        return await self._db.report(
-            lambda connection: verify.verify(connection, since, until, self._exporters)
-        )
+        found = Verified()
+        while True:
+            day = await self._db.report(
+                partial(verify.day, since=since, until=until, exporters=self._exporters)
+            )
+            if not day.until:
+                return found if found.until else day
+            found, since = found.and_then(day), day.until
 
     async def compare(self, invoice: Invoice, provider: str | None = None) -> list[Difference]:
         """Where a provider's invoice and the rows of its streams do not agree."""

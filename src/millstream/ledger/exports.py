@@ -34,6 +34,10 @@ _IS_RUNNING = streams.c.status == sa.literal_column("'running'")
 _IS_TO_BE_CORRECTED = sa.and_(
     streams.c.status == sa.literal_column("'interrupted'"), streams.c.corrected_at.is_(None)
 )
+# It was exported, as far as is known: what was settled before the exporter was there was not.
+_IS_OF_EXPORTER = ~sa.exists().where(
+    exporters.c.name == sa.bindparam("exporter", type_=sa.String), exporters.c.since > streams.c.ended_at
+)
 _THIS = streams.c.id == sa.bindparam("stream_id", type_=sa.String)
 
 
@@ -66,7 +70,9 @@ def _insert(
 
 _SETTLED = Prepared(_insert(_IS_RUNNING), ())
 _RECORDED = _insert()
-_CORRECTED = Prepared(_insert(_IS_TO_BE_CORRECTED, corrects=True, replaced=_json_of_amounts()), ())
+_CORRECTED = Prepared(
+    _insert(_IS_TO_BE_CORRECTED, _IS_OF_EXPORTER, corrects=True, replaced=_json_of_amounts()), ()
+)
 # What has not left yet keeps its numbers: the correction says the rest.
 _KEEP = Prepared(
     sa.update(exports)
@@ -370,13 +376,20 @@ def _export(row: Mapping[Any, Any], stream: Mapping[Any, Any], now: float, lease
 
 def amounts_of(row: Mapping[Any, Any], stream: Mapping[Any, Any]) -> dict[str, int | None]:
     """What this export counts: the row's numbers, or those before or beyond its correction."""
-    now: dict[str, int | None] = {name: stream[name] for name in AMOUNTS}
+    now = _due({name: stream[name] for name in AMOUNTS})
     if row["replaced"] is None:
         return now
-    before = msgspec.json.decode(row["replaced"], type=dict[str, int | None])
+    before = _due(msgspec.json.decode(row["replaced"], type=dict[str, int | None]))
     if not row["is_correction"]:
         return before
     return {name: _difference(now[name], before[name]) for name in AMOUNTS}
+
+
+def _due(amounts: dict[str, int | None]) -> dict[str, int | None]:
+    """The same, but that no token costs nothing, whether its price is known or not."""
+    if any(amounts[kind] for kind in TOKEN_KINDS):
+        return amounts
+    return {name: amount or 0 for name, amount in amounts.items()}
 
 
 def _difference(now: int | None, before: int | None) -> int | None:

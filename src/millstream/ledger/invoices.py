@@ -14,7 +14,7 @@ from msgspec import Struct
 from sqlalchemy.engine import Connection
 
 from millstream.errors import InvalidRequest
-from millstream.schema import streams
+from millstream.schema import EARLIEST, LATEST, streams
 
 _DAY = 86_400
 # Providers bill a dated version of the name that was asked for.
@@ -60,23 +60,28 @@ class Invoice(Struct, frozen=True):
 
 
 def read(lines: Iterable[str]) -> Invoice:
-    """Raises ``InvalidRequest`` where it is no export that is known here."""
+    """Raises ``InvalidRequest`` where it is no export that is known here, or a line of it cannot be read, and
+    what ``lines`` raises.
+    """
     table = csv.DictReader(lines)
-    headings = {name.strip().lstrip("\ufeff") for name in table.fieldnames or ()}
-    table.fieldnames = [name.strip().lstrip("\ufeff") for name in table.fieldnames or ()]
-    for provider, (needed, of_row) in _FORMS.items():
-        if needed <= headings:
-            return Invoice(provider, _summed(table, of_row))
+    try:
+        table.fieldnames = [name.strip().lstrip("\ufeff") for name in table.fieldnames or ()]
+        for provider, (needed, of_row) in _FORMS.items():
+            if needed <= set(table.fieldnames):
+                return Invoice(provider, _summed(table, of_row))
+    except UnicodeDecodeError:
+        raise
+    except (KeyError, ValueError, TypeError, OverflowError, csv.Error) as error:
+        raise InvalidRequest(f"line {table.reader.line_num} of the export cannot be read") from error
     raise InvalidRequest("this is no usage export of OpenAI (completions) or Anthropic that is known here")
 
 
 def _summed(table: Iterable[Row], of_row: Callable[[Row], tuple[int, str, Counts]]) -> dict[Cell, Counts]:
     counts: dict[Cell, Counts] = {}
-    for number, row in enumerate(table, 2):
-        try:
-            day, model, found = of_row(row)
-        except (KeyError, ValueError, TypeError) as error:
-            raise InvalidRequest(f"line {number} of the export cannot be read") from error
+    for row in table:
+        day, model, found = of_row(row)
+        if not EARLIEST <= day * _DAY <= LATEST:  # such as one of milliseconds
+            raise ValueError("a day of no calendar")
         if model:  # a time in which nothing was used has none
             counts.setdefault((day, _unversioned(model)), Counts()).add(found)
     return counts
@@ -98,14 +103,14 @@ def _openai(row: Row) -> tuple[int, str, Counts]:
 
 
 def _anthropic(row: Row) -> tuple[int, str, Counts]:
-    day = date.fromisoformat(row["usage_date_utc"].strip()[:10])
+    day = date.fromisoformat((row["usage_date_utc"] or "").strip()[:10])
     read_, written = (
         _number(row, "usage_input_tokens_cache_read"),
         _number(row, "usage_input_tokens_cache_write_5m") + _number(row, "usage_input_tokens_cache_write_1h"),
     )
     fresh = _number(row, "usage_input_tokens_no_cache")
     counts = Counts(None, fresh + read_ + written, read_, written, _number(row, "usage_output_tokens"))
-    return (day - date(1970, 1, 1)).days, row["model_version"].strip(), counts
+    return (day - date(1970, 1, 1)).days, (row["model_version"] or "").strip(), counts
 
 
 _FORMS: dict[str, tuple[set[str], Callable[[Row], tuple[int, str, Counts]]]] = {

@@ -61,13 +61,15 @@ def day_label(day: int) -> str:
 
 
 def before(since: float, until: float, zone: ZoneInfo) -> tuple[float, float]:
-    """The period before this one: as many months, where it is whole months of the zone, else as long."""
+    """The period before this one: as many months, where it is whole months of the zone, else as long. It does
+    not begin before 1970.
+    """
     start, end = (datetime.fromtimestamp(moment, zone) for moment in (since, until))
     if _begins_a_month(start) and _begins_a_month(end):
         months = (end.year - start.year) * 12 + end.month - start.month
-        year, month = divmod(start.year * 12 + start.month - 1 - months, 12)
-        return datetime(year, month + 1, 1, tzinfo=zone).timestamp(), since
-    return since - (until - since), since
+        year, month = divmod(max(start.year * 12 + start.month - 1 - months, 1970 * 12), 12)
+        return max(datetime(year, month + 1, 1, tzinfo=zone).timestamp(), 0.0), since
+    return max(since - (until - since), 0.0), since
 
 
 def _begins_a_month(moment: datetime) -> bool:

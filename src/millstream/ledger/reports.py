@@ -36,6 +36,9 @@ DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 _TIMES = ("hour", "day", "month")
 MOST_GROUPS = 50_000  # of one report
 
+# Few streams run. Their index finds them where 0 is added to the time, whose own SQLite would take otherwise.
+_IS_RUNNING = streams.c.worker_id > ""
+
 _COUNTS = tuple(name for name in SUMS if name not in FIRST_EVENTS)
 
 
@@ -161,7 +164,8 @@ def _queries(
     since = -math.inf if asked.since is None else asked.since
     until = math.inf if asked.until is None else asked.until
     first, last = _whole_hours(connection, since, until)
-    days = _days(asked, zone, first - 1, max(last, int(time.time() // HOUR)) + 1)
+    now = int(time.time() // HOUR)
+    days = _days(asked, zone, max(first - 1, _oldest(connection, now)), max(last, now) + 1)
     table = _table(asked)
     whole = [table.c.is_test == sa.literal(asked.test), table.c.hour >= first, table.c.hour < last]
     queries = [_query(asked, table, table.c.hour, days, whole, [table.c[name] for name in sums])]
@@ -182,6 +186,13 @@ def _whole_hours(connection: Connection, since: float, until: float) -> tuple[in
     )
 
 
+def _oldest(connection: Connection, now: int) -> int:
+    """The first hour of which there is a stream, or ``now``: how clocks were before it is no matter."""
+    summed = connection.scalar(sa.select(sa.func.min(hours.c.hour)))
+    created = connection.scalar(sa.select(sa.func.min(streams.c.created_at + 0)).where(_IS_RUNNING))
+    return min(now if summed is None else int(summed), now if created is None else int(created // HOUR))
+
+
 def _table(asked: Asked) -> sa.Table:
     """The smallest one that has what is asked for."""
     if "user" in asked.by:
@@ -194,8 +205,7 @@ def _parts(since: float, until: float, first: float, last: float) -> Iterable[li
     """Which rows are not in the sums of whole hours from ``first`` to ``last``: what runs, and what is
     settled before and after those hours.
     """
-    # Few streams run: their own index finds them, and not that of the time, which SQLite would take.
-    yield [streams.c.worker_id > "", *_between(streams.c.created_at + 0, since, until)]
+    yield [_IS_RUNNING, *_between(streams.c.created_at + 0, since, until)]
     # Beyond the oldest and the newest sums there is nothing that is settled.
     ends = [(since, first if since > -math.inf else since), (last if until < math.inf else until, until)]
     for start, end in ends if first < last else [(since, until)]:

@@ -1,4 +1,8 @@
-"""Tables: reports and receipts as CSV, for spreadsheets and for other programs."""
+"""Tables: reports and receipts as CSV, for spreadsheets and for other programs.
+
+A text that a spreadsheet would take for a formula has a ``'`` before it
+(https://owasp.org/www-community/attacks/CSV_Injection).
+"""
 
 import csv
 import io
@@ -18,6 +22,8 @@ _OF_RECEIPT = tuple(
     name for name in Receipt.__struct_fields__ if name not in ("owner_id", "usage", "timings")
 )
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
 
 def of_totals(by: Sequence[str], totals: Iterable[Total], *, percentiles: bool = False) -> str:
     """With a line of headings."""
@@ -27,7 +33,7 @@ def of_totals(by: Sequence[str], totals: Iterable[Total], *, percentiles: bool =
         waited = total.first_event_seconds
         lines.append(
             [
-                *(total.group[name] for name in by),
+                *(_cell(total.group[name]) for name in by),
                 *(getattr(total, name) for name in _OF_TOTAL),
                 *([] if waited is None else [getattr(waited, name) for name in _PERCENTILES]),
             ]
@@ -64,6 +70,8 @@ def _timing_columns(timings: dict[str, Any]) -> dict[str, Any]:
 def _cell(value: object) -> object:
     if value in ([], {}):
         return None
+    if isinstance(value, str) and value.startswith(_FORMULAS):
+        return f"'{value}"
     return msgspec.json.encode(value).decode() if isinstance(value, (dict, list)) else value
 
 

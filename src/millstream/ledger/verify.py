@@ -19,6 +19,8 @@ from millstream.schema import DELIVERED, SUMS, delivered, hours, key_hours, stre
 
 _HOURS_AT_ONCE = 24
 
+_IS_SETTLED = streams.c.status != "running"
+
 _Sums: TypeAlias = dict[int, Counter[str]]  # by hour
 _Conditions: TypeAlias = tuple[sa.ColumnElement[bool], ...]
 
@@ -42,58 +44,100 @@ class Verified(Struct, frozen=True):
     that were settled since there has been one of the ``exporters``, it was given each.
     """
 
-    since: int
-    until: int
-    streams: int
-    exporters: list[str]
-    differences: list[Difference]
+    since: int = 0
+    until: int = 0
+    streams: int = 0
+    exporters: list[str] = []
+    differences: list[Difference] = []
+
+    def and_then(self, later: "Verified") -> "Verified":
+        """Both, of which the ``later`` begins where this one ends, or after that."""
+        return Verified(
+            self.since or later.since,
+            later.until,
+            self.streams + later.streams,
+            later.exporters,
+            [*self.differences, *later.differences],
+        )
 
 
-def verify(
+def day(
     connection: Connection, since: float | None, until: float | None, exporters: Collection[str] = ()
 ) -> Verified:
-    """Adds up the settled rows of all whole hours in which there are any of [since, until)."""
+    """Adds up the settled rows of the first whole hours, of a day at most, in which there are any of [since,
+    until). ``until`` of what it returns is 0 where there are none.
+    """
     snapshot(connection)
-    first, last = _range(connection, since, until)
+    start, last = _range(connection, since, until)
+    end = min(start + _HOURS_AT_ONCE, last)
     begun = _beginnings(connection, exporters)
+    if start >= end:
+        return Verified(exporters=list(begun))
     counted = 0
     found: list[Difference] = []
-    for start in range(first, last, _HOURS_AT_ONCE):
-        end = min(start + _HOURS_AT_ONCE, last)
-        for table in (hours, key_hours, user_hours):
-            rows, sums = _of_rows(connection, table, start, end), _of_sums(connection, table, start, end)
-            found += _differences(table, rows, sums)
-            if table is hours:
-                counted += sum(values[0] for values in rows.values())
-        for exporter, began in begun.items():
-            found += _not_exported(connection, exporter, began, start, end)
-    return Verified(first * HOUR, last * HOUR, counted, list(begun), found)
+    for table in (hours, key_hours, user_hours):
+        rows, sums = _of_rows(connection, table, start, end), _of_sums(connection, table, start, end)
+        found += _differences(table, rows, sums)
+        if table is hours:
+            counted = sum(values[0] for values in rows.values())
+    for exporter, began in begun.items():
+        found += _not_exported(connection, exporter, began, start, end)
+    return Verified(start * HOUR, end * HOUR, counted, list(begun), found)
 
 
 def _range(connection: Connection, since: float | None, until: float | None) -> tuple[int, int]:
     """The whole hours to look at: from the first one to before the last one."""
-    settled = streams.c.status != "running"
     at, hour = streams.c.created_at, hours.c.hour
     ends = [
         connection.scalar(query)
         for end in (sa.func.min, sa.func.max)
-        for query in (sa.select(end(at)).where(settled), sa.select(end(hour)))
+        for query in (sa.select(end(at)).where(_IS_SETTLED), sa.select(end(hour)))
     ]
     oldest, first, newest, last = ends
     if oldest is None or newest is None:  # there is no row that could prove anything
         return 0, 0
-    row_first = int(oldest // HOUR)
-    # Rows are deleted the oldest first, and their sums stay.
-    summed = connection.scalar(sa.select(sa.func.sum(hours.c.streams)).where(hour <= row_first)) or 0
-    there = sa.select(sa.func.count()).where(at < (row_first + 1) * HOUR, settled)
-    if summed > (connection.scalar(there) or 0):
-        first = row_first + 1
-    first = row_first if first is None else min(first, row_first + 1)
-    last = max(int(newest // HOUR), -1 if last is None else last) + 1
-    return (
-        first if since is None else max(first, math.floor(since / HOUR)),
-        last if until is None else min(last, math.ceil(until / HOUR)),
+    row_first, row_last = int(oldest // HOUR), int(newest // HOUR)
+    first = row_first if first is None else min(first, row_first)
+    last = max(row_last, -1 if last is None else last) + 1
+    if since is not None:
+        first = max(first, math.floor(since / HOUR))
+    if until is not None:
+        last = min(last, math.ceil(until / HOUR))
+    lost = _last_lost(connection, first, row_last)
+    return first if lost is None else lost + 1, last
+
+
+def _last_lost(connection: Connection, first: int, row_last: int) -> int | None:
+    """The newest hour from ``first`` on that has lost rows to retention, if there is one.
+
+    Rows are deleted the oldest first, but for those that have still to be exported: before the oldest of the
+    others, any may be gone.
+    """
+    waiting = schema.exports
+    oldest = (
+        sa.select(streams.c.created_at)
+        .outerjoin(waiting, waiting.c.stream_id == streams.c.id)
+        .where(_IS_SETTLED, waiting.c.stream_id.is_(None))
+        .order_by(streams.c.created_at)
+        .limit(1)
     )
+    found = connection.scalar(oldest)
+    border = row_last if found is None else int(found // HOUR)
+    hour = reports.hour_of_row(connection)
+    at = streams.c.created_at
+    counts = (
+        sa.select(hour, sa.func.count())
+        .where(_IS_SETTLED, at >= first * HOUR, at < (border + 1) * HOUR)
+        .group_by(sa.literal_column("1"))
+    )
+    rows = {row[0]: row[1] for row in connection.execute(counts)}
+    sums = (
+        sa.select(hours.c.hour, sa.func.sum(hours.c.streams))
+        .where(hours.c.hour >= first, hours.c.hour <= border)
+        .group_by(hours.c.hour)
+    )
+    lost = [row[0] for row in connection.execute(sums) if row[1] > rows.get(row[0], 0)]
+    return max(lost, default=None)
 
 
 def _names(table: sa.Table) -> list[str]:
@@ -119,7 +163,7 @@ def _of_rows(connection: Connection, table: sa.Table, start: int, end: int) -> d
         .where(
             streams.c.created_at >= start * HOUR,
             streams.c.created_at < end * HOUR,
-            streams.c.status != "running",
+            _IS_SETTLED,
         )
         .group_by(*(sa.literal_column(str(place)) for place in range(1, len(names) + 1)))
     )
@@ -172,7 +216,7 @@ def _to_export(connection: Connection, since: float, created: _Conditions) -> _S
     amounts = [sa.func.coalesce(sa.func.sum(streams.c[name]), 0) for name in exports.AMOUNTS]
     query = (
         sa.select(reports.hour_of_row(connection), sa.func.count(), *amounts)
-        .where(*created, streams.c.status != "running", streams.c.ended_at >= since, exports.IS_BILLED)
+        .where(*created, _IS_SETTLED, streams.c.ended_at >= since, exports.IS_BILLED)
         .group_by(sa.literal_column("1"))
     )
     return _by_hour(connection, query)

@@ -18,11 +18,12 @@ from millstream.errors import (
     printable,
 )
 from millstream.events import Position
+from millstream.schema import EARLIEST, LATEST
 from millstream.server.dependencies import get_runtime
 
 # Of a query, as every database takes it: without NUL, and a time that is one.
 Text = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00]*$")]
-Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
+Moment = Annotated[float, Field(ge=EARLIEST, le=LATEST)]
 
 Model = TypeVar("Model", bound=BaseModel)
 Body = TypeVar("Body")

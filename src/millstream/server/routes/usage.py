@@ -64,6 +64,8 @@ async def usage(
         if since is None:
             raise InvalidRequest("to compare with the period before needs since")
         end = time.time() if until is None else until
+        if end < since:
+            raise InvalidRequest("to compare with the period before needs until after since")
         start, end = periods.before(since, end, periods.zone_of(zone))
         before = await _totals(request, replace(asked, since=start, until=end), sees_all=sees_all)
         answer["previous"] = {"since": start, "until": end, "data": msgspec.to_builtins(before)}
