@@ -23,7 +23,7 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 async def ask(
     run: Run, events: bytes, price: dict[str, str] | None = None, **settings: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The frames that come of the provider's ``events``, sent in one write, and the receipt."""
+    """The frames that come of the provider's ``events``, sent in one write, and the receipt as the operator sees it."""
 
     async def handler(request: Request) -> None:
         if request.path.endswith("/models"):
@@ -39,7 +39,7 @@ async def ask(
             await exchange.finished()
         await app.idle()
         stream_id = exchange.frames[0]["stream_id"]
-        async with get(app.app, f"/v1/streams/{stream_id}", app.key) as call:
+        async with get(app.app, f"/v1/streams/{stream_id}", app.admin) as call:
             receipt = (await call.finished()).json
             counted = receipt["usage"] | {"usage_source": receipt["usage"]["source"]}
             return [frame for frame in exchange.frames if isinstance(frame, dict)], receipt | counted
