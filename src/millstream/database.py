@@ -260,7 +260,10 @@ class Database:
         self, executor: ThreadPoolExecutor, work: Callable[[Connection], Result], seconds: float
     ) -> Result:
         submitted = _Work(partial(self.run, work))
-        future = asyncio.get_running_loop().run_in_executor(executor, submitted)
+        try:
+            future = asyncio.get_running_loop().run_in_executor(executor, submitted)
+        except RuntimeError as error:
+            raise DatabaseAway("it is closed") from error
         stop_looking = self._look_after(submitted, seconds, future.cancelled)
         # Whoever waited may have given up earlier.
         future.add_done_callback(lambda _: stop_looking() if submitted.ended else None)

@@ -244,6 +244,9 @@ async def test_work_for_a_closed_database_is_answered(tmp_path: Path) -> None:
         submit(lambda: None)
         found = [await errors.get() for _ in range(3)]
     assert [type(error) for error in found] == [type(None), DatabaseAway, DatabaseAway]
+    for ask in (db.read, db.report):
+        with pytest.raises(DatabaseAway, match="it is closed"):
+            await ask(lambda connection: None)
 
 
 async def test_reports_hold_up_nobody_at_the_door(sqlite_db: Database) -> None:

@@ -98,7 +98,7 @@ async def test_the_readmes_requests_are_answered(serve: Serve, tmp_path: Path) -
             shown = await run(text)
             assert shown.count('"delta":"word') == len(words)
             assert "data: [DONE]" in shown
-            (stream_id,) = re.findall(r'"stream_id":"(\w+)"', shown)
+            (stream_id,) = re.findall(r'"stream_id":"([\w-]+)"', shown)
             shown = await run(block(README, "/events").text, URL=server.url, ID=stream_id, KEY=server.key)
             assert re.findall(r"^id: (\S+)", shown, re.MULTILINE)[0] == "1-43"
             assert '"status":"completed"' in shown  # the receipt that a cancel answers with
