@@ -16,7 +16,7 @@ _SECONDS = 100  # to answer one request; the first one imports the client
 
 class Client(NamedTuple):
     """``in_slice`` is whether ``make test`` runs it too. ``cannot`` says what it has no way to do or to tell,
-    and why.
+    and why; ``refusal_is_text`` whether it shows a refusal as a text that a filter has ended.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Client(NamedTuple):
     language: str = "python"
     in_slice: bool = False
     cannot: Mapping[str, str] = {}
+    refusal_is_text: bool = False
 
     @property
     def command(self) -> list[str]:
@@ -62,11 +63,11 @@ CLIENTS = (
         cannot={"finish": "it shows no finish reason"},
     ),
     Client("openai", "openai", "node"),
-    Client("ai_provider", "openai", "node"),
+    Client("ai_provider", "openai", "node", refusal_is_text=True),
     Client("anthropic", "anthropic", "node", in_slice=True),
     Client("ai_anthropic", "anthropic", "node"),
     Client("responses", "responses", "node", in_slice=True),
-    Client("ai_responses", "responses", "node"),
+    Client("ai_responses", "responses", "node", refusal_is_text=True),
     Client("ai", "ai-sdk", "node", in_slice=True, cannot=_NO_STATUS),
     Client("use_chat", "ai-sdk", "browser", cannot=_NO_STATUS),
     Client("ag_ui", "ag-ui", "node", in_slice=True),

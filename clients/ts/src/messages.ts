@@ -135,8 +135,7 @@ export function openCalls(messages: readonly Message[]): ToolCall[] {
 
 /** The calls of an answer that was not cut: half of one may be JSON, and mean something else. */
 function callsOf(answer: AssistantMessage): ToolCall[] {
-  const { finishReason = "tool_calls" } = answer;
-  if (finishReason !== "tool_calls" && finishReason !== "stop") return [];
+  if (!/^(stop|tool)/.test(answer.finishReason ?? "stop")) return [];
   return answer.parts.filter((part) => part.type === "tool-call");
 }
 
@@ -168,7 +167,9 @@ export function toRequest(messages: readonly Message[]): object[] {
         {
           role: "assistant",
           content: content || null,
-          ...thoughtsInRequest(message),
+          // Some models want back what they thought before they asked for a tool.
+          reasoning_content:
+            message.parts.map((part) => (part.type === "reasoning" ? part.text : "")).join("") || undefined,
           tool_calls: calls.map(callInRequest),
         },
       ];
@@ -186,13 +187,6 @@ function carriedCalls(messages: readonly Message[], at: number): ToolCall[] {
   return calls.every((call) => results.has(call.id)) ? calls : [];
 }
 
-/** Some models want back what they thought before they asked for a tool. */
-function thoughtsInRequest(message: Message): object {
-  const thoughts = message.parts.map((part) => (part.type === "reasoning" ? part.text : "")).join("");
-  return thoughts === "" ? {} : { reasoning_content: thoughts };
-}
-
 function callInRequest({ id, name, arguments: text, extraContent }: ToolCall): object {
-  const call = { id, type: "function", function: { name, arguments: text } };
-  return extraContent === undefined ? call : { ...call, extra_content: extraContent };
+  return { id, type: "function", function: { name, arguments: text }, extra_content: extraContent };
 }
