@@ -126,6 +126,21 @@ class Run:
         self._gather()
         return Outcome(evidence, checker.check(evidence), self.notes)
 
+    def where_it_is(self) -> str:
+        """What is known of a run that broke off: how it is made again, its faults, its servers."""
+        began = self.evidence.began_at
+        lines = [f"again: {self.options.command()}"]
+        lines += [
+            f"{f.began_at - began:6.1f} to {f.ended_at - began:6.1f} s  {f.name} {min(f.touches)} {f.note}"
+            for f in self.nemesis.faults
+        ]
+        lines += [f"in the way of others: {name}" for name in self.nemesis.failed]
+        for worker in self.cluster.workers:
+            lines.append(f"{'living' if worker.alive else 'ended'} {worker.number}: {worker.readiness()}")
+            for printed in list(worker.printed("err").values())[-2:]:
+                lines += [f"    {line[:400]}" for line in printed.splitlines()[-8:]]
+        return "\n".join(lines)
+
     def _plan(self) -> Plan:
         options, workers = self.options, len(self.cluster.workers)
         names, absent = available(self.cluster)
@@ -346,7 +361,12 @@ async def run(options: Options) -> Outcome:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             ) as session,
         ):
-            return await Run(options, found, oracle, session).all()
+            going = Run(options, found, oracle, session)
+            try:
+                return await going.all()
+            except Exception as error:
+                error.add_note(going.where_it_is())
+                raise
     finally:
         if options.keep is None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -153,8 +154,18 @@ class Worker:
     async def ready(self, seconds: float = 60) -> None:
         """Returns when it serves and all its stores answer."""
         async with asyncio.timeout(seconds):
-            while not (self.alive and await asyncio.to_thread(_is_ready, self.url)):
+            while not (self.alive and (await asyncio.to_thread(self.readiness)).startswith("200")):
                 await asyncio.sleep(0.1)
+
+    def readiness(self) -> str:
+        """The status and the words of its ``/readyz``, or why it gave none."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2) as answer:
+                return f"{answer.status} {answer.read().decode()}"
+        except urllib.error.HTTPError as error:
+            return f"{error.code} {error.read().decode(errors='replace')}"
+        except (OSError, ValueError) as error:
+            return f"no answer: {error}"
 
     def limit_descriptors(self, more: int | None) -> None:
         """Lets it have only so many more descriptors than it has, or as many as before."""
@@ -163,14 +174,6 @@ class Worker:
             used = len(os.listdir(f"/proc/{self.pid}/fd"))
             soft = hard if more is None else used + more
             resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (min(soft, hard), hard))
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (OSError, ValueError):
-        return False
 
 
 class RedisServer:
