@@ -7,7 +7,7 @@ import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE / "node" / "node_modules"
@@ -16,7 +16,8 @@ _SECONDS = 100  # to answer one request; the first one imports the client
 
 class Client(NamedTuple):
     """``in_slice`` is whether ``make test`` runs it too. ``cannot`` says what it has no way to do or to tell,
-    and why; ``refusal_is_text`` whether it shows a refusal as a text that a filter has ended.
+    and why; ``shows_refusals`` what its user sees of one: an end like any other, a text that a filter has
+    ended, the filter without the text, or an error.
     """
 
     name: str
@@ -24,7 +25,7 @@ class Client(NamedTuple):
     language: str = "python"
     in_slice: bool = False
     cannot: Mapping[str, str] = {}
-    refusal_is_text: bool = False
+    shows_refusals: Literal["end", "text", "filter", "error"] = "end"
 
     @property
     def command(self) -> list[str]:
@@ -45,7 +46,7 @@ _NO_STATUS = {"status": "its error is the body of the response, without the stat
 CLIENTS = (
     Client("openai_sdk", "openai", in_slice=True),
     Client("langchain", "openai", cannot={"reasoning": "it drops reasoning_content"}),
-    Client("pydantic_ai", "openai"),
+    Client("pydantic_ai", "openai", shows_refusals="filter"),
     Client("litellm", "openai"),
     Client(
         "llm",
@@ -61,13 +62,14 @@ CLIENTS = (
         "openai_agents",
         "openai",
         cannot={"finish": "it shows no finish reason"},
+        shows_refusals="error",
     ),
     Client("openai", "openai", "node"),
-    Client("ai_provider", "openai", "node", refusal_is_text=True),
+    Client("ai_provider", "openai", "node", shows_refusals="text"),
     Client("anthropic", "anthropic", "node", in_slice=True),
     Client("ai_anthropic", "anthropic", "node"),
     Client("responses", "responses", "node", in_slice=True),
-    Client("ai_responses", "responses", "node", refusal_is_text=True),
+    Client("ai_responses", "responses", "node", shows_refusals="text"),
     Client("ai", "ai-sdk", "node", in_slice=True, cannot=_NO_STATUS),
     Client("use_chat", "ai-sdk", "browser", cannot=_NO_STATUS),
     Client("ag_ui", "ag-ui", "node", in_slice=True),

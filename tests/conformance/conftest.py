@@ -34,7 +34,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Generator[Gateway]:
             "ANTHROPIC_API_KEY": "sk-test",
             "GEMINI_BASE_URL": root,
             "GEMINI_API_KEY": "sk-test",
-            "MILLSTREAM_PROVIDERS": json.dumps({"responses": responses}),
+            "MILLSTREAM_PROVIDERS": json.dumps({"responses-api": responses}),
         }
         program = Path(__file__).parent / "server.py"
         with running(folder, program=[str(program)], **environment) as server:
