@@ -257,7 +257,8 @@ class Batch(Struct, frozen=True, gc=False):
 
 class StreamInfo(Struct, frozen=True, omit_defaults=True):
     """What is fixed about a stream from its first moment. ``created_at`` is in Unix seconds; ``choices`` is
-    how many answers were asked for; ``echo`` what a format says back of the body that it was asked in.
+    how many answers were asked for; ``echo`` what a format says back of the body that it was asked in;
+    ``worker_id`` the worker that produces it.
     """
 
     stream_id: str
@@ -266,6 +267,7 @@ class StreamInfo(Struct, frozen=True, omit_defaults=True):
     created_at: float
     choices: int = 1
     echo: dict[str, Any] | None = None
+    worker_id: str = ""
 
 
 _encoder = msgspec.json.Encoder()

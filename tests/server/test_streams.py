@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NoReturn
@@ -12,6 +13,8 @@ import pytest
 from application import Run, Running
 from asgi import Exchange, get, post
 from millstream.events import StreamInfo, TextDelta
+from millstream.ledger.leases import Leases
+from millstream.ledger.rows import Receipt
 from millstream.prompt import Extra, Prompt
 from millstream.providers import Finish, Produced, Provider
 from millstream.providers.scripted import ScriptedProvider
@@ -556,21 +559,34 @@ async def test_a_client_that_leaves_while_the_journal_is_slow_leaves_nothing_beh
 async def test_a_stream_that_was_settled_without_an_end_is_ended_for_its_readers(
     run: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its worker stopped while Redis was away."""
+    """Its worker stopped while Redis was away. As long as that worker lives, the end is its to tell."""
     monkeypatch.setattr("millstream.streams.upkeep.REPAIR_SECONDS", 0.05)
     from millstream.events import PartStart, StreamStart, Text
     from millstream.journals.redis import RedisJournal
     from millstream.ledger.rows import Opening, Settlement
 
     async with run(gated(asyncio.Event())[1], journal_url=redis_url) as app, RedisJournal(redis_url) as other:
-        await other.create(StreamInfo("str_x", app.key_id, "m", 1.0))
+        ledger = app.millstream.ledger
+        worker = Leases(app.millstream.database, time.monotonic)
+        await worker.enlist()
+        await other.create(StreamInfo("str_x", app.key_id, "m", 1.0, worker_id=worker.worker_id))
         await other.append("str_x", [StreamStart("str_x", "m"), PartStart(0, Text()), TextDelta("Hel")])
         await other.flush("str_x")
-        ledger = app.millstream.ledger
         await ledger.open(Opening("str_x", app.key_id, app.key_id, "m", "p", 1.0))
         usage = Usage(3, 4, "counted", cached_tokens=2, reasoning_tokens=1)
         await ledger.settle(Settlement("str_x", "completed", "stop", None, usage, UNKNOWN, None, 2.0, "p"))
+        looked, receipt = asyncio.Semaphore(0), ledger.receipt
+
+        async def look(stream_id: str) -> Receipt:
+            looked.release()
+            return await receipt(stream_id)
+
+        monkeypatch.setattr(ledger, "receipt", look)
         async with get(app.app, "/v1/streams/str_x/events", app.key) as call:
+            for _ in range(4):
+                await looked.acquire()
+            assert not call.task.done()
+            await worker.leave()
             await call.finished()
             assert call.frames[-1]["error"]["code"] == "interrupted"
             shown = call.frames[-1]["usage"]

@@ -55,6 +55,11 @@ class Leases:
         await self.enlist()
         return False
 
+    async def holds(self, worker_id: str) -> bool:
+        """Whether that worker has its lease, whether or not it is this one."""
+        its = sa.select(workers.c.id).where(workers.c.id == worker_id)
+        return await self._db.read(lambda connection: connection.scalar(its)) is not None
+
     async def remove_expired(self) -> int:
         """Deletes each worker whose beat has not changed for a lease; returns how many. After a pause of half
         a lease it forgets what it has seen and starts over. To be called every few seconds.

@@ -156,8 +156,15 @@ class Streams:
         routed = Routed(model, ask.prompt)
         self._admit()  # again: that may have taken a while
         stream_id = f"str_{secrets.token_urlsafe(16)}"
-        choices = ask.prompt.choices
-        info = StreamInfo(stream_id, principal.owner_id, routed.model.name, time.time(), choices, ask.echo)
+        info = StreamInfo(
+            stream_id,
+            principal.owner_id,
+            routed.model.name,
+            time.time(),
+            ask.prompt.choices,
+            ask.echo,
+            self._ledger.leases.worker_id,
+        )
         token = principal.token
         if token is not None:
             self._check_open(info.owner_id, token.max_streams)

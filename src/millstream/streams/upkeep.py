@@ -173,13 +173,13 @@ class Upkeep:
 
     async def _end_settled(self) -> None:
         """Ends streams that are followed here, are settled in the ledger and stay open in the journal for two
-        rounds: their worker stopped while the journal could not be reached.
+        rounds, without a worker that will end them: it stopped while the journal could not be reached.
         """
         suspects: set[str] = set()
         for stream_id in set(self._followed()) - self._running.keys():
             with suppress(MillstreamError):
                 receipt = await self._ledger.receipt(stream_id)
-                if receipt.status == "running" or await self._has_ended(stream_id):
+                if receipt.status == "running" or await self._needs_no_end(stream_id):
                     continue
                 if stream_id in self._suspects:
                     await self._interrupt(stream_id, StreamFailed.of(Interrupted(), receipt.bill))
@@ -187,11 +187,13 @@ class Upkeep:
                     suspects.add(stream_id)
         self._suspects = suspects
 
-    async def _has_ended(self, stream_id: str) -> bool:
+    async def _needs_no_end(self, stream_id: str) -> bool:
+        """Whether it has its end in the journal, or has a worker that appends it when the journal is back."""
         try:
-            return (await self._journal.state(stream_id)).closed
+            state = await self._journal.state(stream_id)
         except StreamGone:
             return False
+        return state.closed or await self._ledger.leases.holds(state.info.worker_id)
 
     async def _interrupt(self, stream_id: str, failed: StreamFailed) -> Terminal:
         """The terminal event to settle with: the journal's, or ``failed`` if the journal cannot say."""
