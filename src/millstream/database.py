@@ -305,7 +305,7 @@ class Database:
                 return work(connection)
         except REFUSED:
             raise
-        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError, OSError) as error:
             raise _away(error) from error
 
     def run_by_hand(self, work: Callable[[DriverConnection], Result]) -> Result:
@@ -326,7 +326,7 @@ class Database:
             raise RowTaken(type(error).__name__) from error
         except driver.DataError as error:
             raise RowRefused(type(error).__name__) from error
-        except (driver.Error, sa.exc.TimeoutError) as error:
+        except (driver.Error, sa.exc.TimeoutError, OSError) as error:
             raise _away(error) from error
 
     def _begin_by_hand(self) -> DriverConnection:
@@ -334,7 +334,7 @@ class Database:
             try:
                 self._by_hand.begin()
                 return self._by_hand
-            except self._engine.dialect.loaded_dbapi.Error:
+            except (self._engine.dialect.loaded_dbapi.Error, OSError):
                 if not self._by_hand.is_postgres:
                     raise
                 # It has died since it was last used. Nothing was asked for on it, so another one may be.
@@ -347,7 +347,7 @@ class Database:
     def _undo(self, connection: DriverConnection) -> None:
         try:
             connection.rollback()
-        except self._engine.dialect.loaded_dbapi.Error:
+        except (self._engine.dialect.loaded_dbapi.Error, OSError):
             self._close_by_hand()
 
     def _close_by_hand(self) -> None:

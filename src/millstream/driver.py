@@ -70,7 +70,9 @@ class DriverConnection:
         self._cursor.execute("COMMIT")
 
     def rollback(self) -> None:
-        self._cursor.execute("ROLLBACK")
+        # By the driver itself: psycopg then forgets what it prepared, of which a server that met an error has
+        # skipped a part.
+        self._connection.rollback()
 
     def close(self) -> None:
         # SQLite lets a file go only when no statement is left, and an error may keep this object for long.

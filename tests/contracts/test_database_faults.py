@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +13,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
+from descriptors import no_descriptors
 from millstream.database import Database, DatabaseAway, RowTaken
 from millstream.driver import DriverConnection, Prepared
 from millstream.errors import Overloaded, TooManyStreams
@@ -22,6 +23,8 @@ from millstream.ledger.rows import Claim, Opening, Settlement
 from millstream.schema import streams, workers
 from millstream.usage import UNKNOWN, Charge, Usage
 from services import Postgres, postgres_server
+
+_INSERT = Prepared(sa.insert(workers), ("id", "beat"))
 
 
 def opening(
@@ -259,6 +262,47 @@ async def test_reports_hold_up_nobody_at_the_door(sqlite_db: Database) -> None:
     await sqlite_db.read(lambda connection: None)
     assert not reports[-1].done()
     await asyncio.gather(*reports)
+
+
+@pytest.mark.parametrize("left", range(5))
+async def test_without_descriptors_the_database_is_away_and_nothing_else(
+    database_url: str, left: int
+) -> None:
+    """Each of the few that a connection needs is missed somewhere else."""
+    db = Database(database_url)
+    db.migrate()
+    await db.close_idle_connections()
+    works: list[Callable[[], Awaitable[object]]] = [
+        lambda: db.read(lambda connection: connection.execute(sa.select(workers.c.id)).all()),
+        lambda: db.write(lambda connection: connection.execute(sa.delete(workers))),
+        lambda: db.write_by_hand(lambda connection: connection.run(_INSERT, [{"id": "w", "beat": 1}])),
+    ]
+    for work in works:
+        with no_descriptors(but=left), suppress(DatabaseAway):
+            await work()
+    await db.write(lambda connection: connection.execute(sa.delete(workers)))
+    for work in works:
+        await work()
+    db.close()
+
+
+def test_what_a_failure_kept_the_server_from_preparing_is_prepared_later(db: Database) -> None:
+    """PostgreSQL skips what was sent behind an error. Its driver prepares each statement for each size of its
+    numbers.
+    """
+
+    def write(**beats: int) -> None:
+        rows = [{"id": worker_id, "beat": beat} for worker_id, beat in beats.items()]
+        db.run_by_hand(lambda connection: connection.run(_INSERT, rows))
+
+    write(taken=1)
+    for beat in (1, 1 << 16, 1 << 32):
+        with pytest.raises(RowTaken):
+            write(taken=1)
+        write(**{f"before{beat}": beat})
+        with pytest.raises(RowTaken):
+            write(taken=1, skipped=beat)
+        write(**{f"after{beat}": beat})
 
 
 # -- overload and limits ---------------------------------------------------------------------------
