@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 import struct
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
+from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 
 from millstream.errors import (
@@ -39,6 +41,7 @@ from millstream.events import (
     ToolCall,
     ToolCallDelta,
     WholePart,
+    to_json,
 )
 from millstream.journals import StreamState
 from millstream.journals.memory import MemoryJournal
@@ -461,6 +464,28 @@ async def test_what_a_producer_says_after_its_stream_was_ended_for_it_is_void(
     assert (await remote)[-2:] == [(1, PartEnd(0, Text(), cut=True)), (2, INTERRUPTED)]
     assert (await local)[-2:] == [(1, PartEnd(0, Text(), cut=True)), (2, INTERRUPTED)]
     assert len(await remote) == 7
+
+
+async def test_what_a_worker_knew_of_redis_before_it_slept_is_found_out_again(
+    two: Two, redis: Redis, shared_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may have ended its streams meanwhile, in a Redis that takes writes again."""
+    monkeypatch.setattr(outbox, "RETRY_SECONDS", (0.2, 0.2))
+    monkeypatch.setattr(outbox, "_BELIEVED_SECONDS", 0.3)
+    zombie, _ = two
+    await started(zombie)
+    await zombie.append("s", [START])
+    await until(lambda: zombie.outbox.copied("s") == 1)
+    await redis.config_set("maxmemory", 1)
+    await zombie.append("s", words(1))
+    await until(lambda: zombie.outbox.failing)
+    with BlockingRedis.from_url(shared_url) as others:
+        others.config_set("maxmemory", 0)
+        others.xadd("millstream:stream:s", {"events": to_json([INTERRUPTED]), "end": "1"}, id="2-1")
+    time.sleep(0.4)  # the event loop sleeps with the worker
+    with pytest.raises(StreamClosed):
+        await zombie.append("s", [END])
+    assert (await read(zombie))[-1] == (1, INTERRUPTED)
 
 
 async def test_workers_hear_each_other(two: Two) -> None:

@@ -7,6 +7,7 @@ appends after others have ended its stream (at epoch 2) is refused.
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -34,6 +35,9 @@ _FLUSH_SECONDS = 0.02  # how long events are gathered if no other worker reads t
 _EVENTS_PER_ENTRY = 512
 BYTES_PER_FLUSH = 4 << 20  # which a slow network can take within the clock of an answer
 _STREAMS_PER_FLUSH = 256
+# How long Redis is taken for away after a try: longer than it takes to try again, shorter than a lease. A
+# worker that has slept since then may have been thought dead, and has to ask.
+_BELIEVED_SECONDS = 12.0
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -81,7 +85,7 @@ class Outbox:
         lifetime_seconds: int,
         window_seconds: int,
     ) -> None:
-        self.failing = False  # the last flush failed
+        self._failed_at: float | None = None  # when the last flush began, if it failed
         self._own = own
         self._connection = connection
         self._client = client
@@ -92,6 +96,11 @@ class Outbox:
         self._dirty: set[str] = set()
         self._flush_now = asyncio.Event()
         self._flush_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def failing(self) -> bool:
+        """Whether Redis cannot be had, as far as is known."""
+        return self._failed_at is not None and time.monotonic() - self._failed_at < _BELIEVED_SECONDS
 
     @property
     def transport(self) -> asyncio.BaseTransport | None:
@@ -190,21 +199,23 @@ class Outbox:
                 self._flush_timer = None
             due = list(self._dirty)
             self._dirty.clear()
+            began = time.monotonic()
             try:
                 while due:
                     await self._flush(due[:_STREAMS_PER_FLUSH])
                     del due[:_STREAMS_PER_FLUSH]
-                if self.failing:
+                if self._failed_at is not None:
                     log.warning("the journal's Redis is there again")
-                self.failing, delay = False, RETRY_SECONDS[0]
+                self._failed_at, delay = None, RETRY_SECONDS[0]
             except Exception as error:  # it goes on when Redis is back; nothing is lost until then
-                self.failing = True
+                self._failed_at = began
                 self._dirty.update(due)
-                for copy in self._copies.values():
-                    _resolve(copy, None)
                 log.error("the journal's Redis: %s", what_is_wrong(error))
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, RETRY_SECONDS[1])
+                if self.failing:  # else this worker has slept since it began, and tries again at once
+                    for copy in self._copies.values():
+                        _resolve(copy, None)
+                    await asyncio.sleep(delay)
+                    delay = min(2 * delay, RETRY_SECONDS[1])
                 self._flush_now.set()
 
     async def _flush(self, stream_ids: list[str]) -> None:
