@@ -17,7 +17,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run page test test-all conformance clients check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench peers docs pictures web dist clean test-deps
+.PHONY: help run page test test-all conformance clients check lint types imports generated web-lint fast live web-test fix faults nemesis mutants bench profile peers docs pictures web dist clean test-deps
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -134,6 +134,9 @@ mutants: test-deps  ## Whether the nemesis finds what it is for (about 15 minute
 bench: $(VENV)/dev web  ## Measure beside nginx and the tutorial's code; writes benchmarks/RESULTS.md
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || ./tools/apt-install nginx
 	$(BIN)/python benchmarks/report.py $(if $(PEERS),--peers)
+
+profile: $(VENV)/dev web  ## Where the processor time of an event and of a request goes, line by line
+	$(BIN)/python benchmarks/hot_lines.py $(ARGS)
 
 # The other gateways that install from a package, each in an environment of its own.
 PEER_ENVIRONMENTS := $(patsubst benchmarks/peers/%.txt,.venv-peers/%/.installed,$(wildcard benchmarks/peers/*.txt))

@@ -396,7 +396,7 @@ def filler(work: Path) -> Fill:
     return fill
 
 
-async def measure(name: str, args: argparse.Namespace) -> Row:
+async def measure(name: str, args: argparse.Namespace, kind: type[Run] = Run) -> Row:
     target = TARGETS[name]
     upstream = subprocess.Popen([sys.executable, HERE / "upstream.py", "--port", str(UPSTREAM_PORT)])
     await asyncio.sleep(0.7)
@@ -405,7 +405,7 @@ async def measure(name: str, args: argparse.Namespace) -> Row:
     gateway = None
     began = time.monotonic()
     try:
-        run = Run(name, upstream.pid)
+        run = kind(name, upstream.pid)
         if target.get("cmd"):
             work = Path(tempfile.mkdtemp(prefix=f"bench-{name}-"))
 
