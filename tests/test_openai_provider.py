@@ -652,7 +652,11 @@ FAILURES = [
     (endless_line, "upstream_error", True),
     (endless_event, "upstream_error", True),
     (redirect, "upstream_error", True),
-    (status(400, {"code": "context_length_exceeded", "message": "sk-canary"}), "upstream_refused", False),
+    (
+        status(400, {"code": "context_length_exceeded", "message": "sk-canary"}),
+        "context_length_exceeded",
+        False,
+    ),
     (status(401), "upstream_refused", False),
     (status(404), "model_not_found", False),
     (status(408), "upstream_timeout", True),
@@ -764,6 +768,9 @@ async def test_milliseconds_to_retry_after_are_more_exact() -> None:
         (400, {"error": {"type": "invalid_request_error"}}, "upstream_refused", "HTTP 400"),
         (400, [{"error": {"code": 400, "status": "INVALID_ARGUMENT"}}], "upstream_refused", "HTTP 400"),
         (413, b"", "upstream_refused", "longer"),
+        (400, {"message": "the maximum context length is 8"}, "context_length_exceeded", "context"),
+        (400, {"error": {"code": "string_above_max_length"}}, "upstream_refused", "one of the texts"),
+        (400, {"error": {"message": "Your credit balance is too low to…"}}, "upstream_refused", "quota"),
         (503, {"error": {"type": "overloaded_error"}}, "upstream_error", "overloaded"),
         (500, {"error": {"type": "invalid_request_error"}}, "upstream_error", "HTTP 500"),
     ],
@@ -777,6 +784,38 @@ async def test_a_refusal_is_said_as_what_it_is(code: int, body: object, error_co
     assert error.code == error_code
     assert words in str(error)
     assert not error.accepted
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "prompt is too long: 213462 tokens > 200000 maximum",
+        "input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000",
+        "The input token count (1196265) exceeds the maximum number of tokens allowed (1048575).",
+        "This endpoint's maximum context length is 131072 tokens. However, you requested about 200000.",
+        "Prompt contains 65673 tokens and 0 draft tokens, too large for model with 32768 maximum context length",
+        "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+        "Your input exceeds the context window of this model. Please adjust your input and try again.",
+        "the request exceeds the available context size. try increasing the context size",
+        "`inputs` tokens + `max_new_tokens` must be <= 8193. Given: 9000 `inputs` tokens",
+        "Invalid request: Your request exceeded model token limit: 8192",
+    ],
+)
+async def test_a_conversation_that_is_too_long_is_known_by_what_is_said_of_it(message: str) -> None:
+    async def refuse(request: Request) -> None:
+        await request.answer(400, {"error": {"type": "invalid_request_error", "message": message}})
+
+    async def fail(request: Request) -> None:
+        await request.head()
+        await request.event({"error": {"message": message, "code": "400"}})
+        await request.end()
+
+    async def quote(request: Request) -> None:
+        await request.answer(400, {"error": {"message": f"cannot read {'x' * 400}{message}"}})
+
+    errors = [(await produce(handler))[-1] for handler in (refuse, fail, quote)]
+    codes = [error.code for error in errors if isinstance(error, ProviderError)]
+    assert codes == ["context_length_exceeded", "context_length_exceeded", "upstream_refused"]
 
 
 async def test_text_before_a_cut_is_kept_whatever_the_byte(tmp_path: Path) -> None:

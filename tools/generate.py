@@ -144,7 +144,8 @@ def providers_reference() -> str:
         "log says so once.\n\n"
         + "\n".join(ends)
         + "\n\n## How they fail\n\nA word that says why wins over an HTTP status, and a status over a word "
-        "that does not. An error without either is `upstream_error`.\n\n" + "\n".join(errors) + "\n"
+        "that does not. An error without either is `upstream_error`. That a conversation is too long, or "
+        "that credit is used up, is known by some messages as well.\n\n" + "\n".join(errors) + "\n"
     )
 
 

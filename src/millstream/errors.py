@@ -21,6 +21,7 @@
     │   ├── UpstreamError         upstream_error          502
     │   ├── UpstreamRefused       upstream_refused        502
     │   │   └── RequestRefused    upstream_refused        400
+    │   │       └── PromptTooLong context_length_exceeded 400
     │   ├── UpstreamModelNotFound model_not_found         404
     │   ├── UpstreamRateLimited   upstream_rate_limited   429
     │   ├── UpstreamTimeout       upstream_timeout        504
@@ -273,6 +274,14 @@ class RequestRefused(UpstreamRefused):
     """The request is at fault: who sent it can mend it."""
 
     status = 400
+
+
+class PromptTooLong(RequestRefused):
+    """The conversation is longer than the model's context. Clients that shorten it by themselves know this
+    code, which is OpenAI's.
+    """
+
+    code = "context_length_exceeded"
 
 
 class UpstreamRateLimited(ProviderError):

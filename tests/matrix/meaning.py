@@ -29,7 +29,7 @@ class Understood(NamedTuple):
 
 ERRORS = {
     "limited": Failed("upstream_rate_limited", 429, str(RETRY_AFTER_SECONDS)),
-    "too-long": Failed("upstream_refused", 400),
+    "too-long": Failed("context_length_exceeded", 400),
     "failed": Failed("upstream_error"),
     "cut": Failed("upstream_error"),
 }

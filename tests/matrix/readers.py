@@ -217,6 +217,7 @@ def _add_calls(message: Any, heard: Heard) -> None:
 def _of_anthropic_error(error: anthropic.APIStatusError) -> Failed:
     body: Any = error.body
     code = body["error"]["details"]["error_code"]
+    assert ("prompt is too long" in error.message) == (code == "context_length_exceeded")
     if error.status_code == 200:
         return Failed(code)
     return Failed(code, error.status_code, error.response.headers.get("retry-after"))

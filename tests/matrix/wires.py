@@ -171,7 +171,13 @@ _ANTHROPIC_ERRORS: dict[str, tuple[int, Any, tuple[str, ...]]] = {
     "limited": (429, {"type": "error", "error": {"type": "rate_limit_error", "message": OWN_WORDS}}, _AFTER),
     "too-long": (
         400,
-        {"type": "error", "error": {"type": "invalid_request_error", "message": OWN_WORDS}},
+        {
+            "type": "error",
+            "error": {
+                "type": "invalid_request_error",
+                "message": f"prompt is too long: 9 tokens > 8 maximum; {OWN_WORDS}",
+            },
+        },
         (),
     ),
 }
@@ -219,7 +225,15 @@ _GEMINI_ERRORS: dict[str, tuple[int, Any, tuple[str, ...]]] = {
         ),
         (),
     ),
-    "too-long": (400, error(400, "INVALID_ARGUMENT", OWN_WORDS), ()),
+    "too-long": (
+        400,
+        error(
+            400,
+            "INVALID_ARGUMENT",
+            f"The input token count (9) exceeds the maximum number of tokens allowed (8). {OWN_WORDS}",
+        ),
+        (),
+    ),
 }
 
 

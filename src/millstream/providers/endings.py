@@ -16,6 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from millstream.errors import (
+    PromptTooLong,
     ProviderError,
     RequestRefused,
     UpstreamError,
@@ -69,6 +70,9 @@ FAILED_FINISHES: dict[str, str] = {
 # Written where there is no finish reason yet.
 _NO_FINISH = frozenset(("", "null", "none", "not_finished", "finish_reason_unspecified"))
 
+_NO_QUOTA = Failure(UpstreamRefused, "the account's quota is used up")
+_TOO_LONG = Failure(PromptTooLong, "the conversation is longer than the model's context")
+
 ERRORS: dict[Failure, str] = {
     Failure(UpstreamRateLimited, "its rate limit is reached"): "rate_limit_exceeded rate_limit_error "
     "rate_limited too_many_requests resource_exhausted throttling throttling_ratequota throttling_burstrate "
@@ -76,11 +80,12 @@ ERRORS: dict[Failure, str] = {
     "ratelimiterror ratelimitreached",
     Failure(UpstreamRateLimited, "its capacity is used up"): "service_tier_capacity_exceeded "
     "engine_overloaded_error",
-    Failure(UpstreamRefused, "the account's quota is used up"): "insufficient_quota insufficient_balance "
+    _NO_QUOTA: "insufficient_quota insufficient_balance "
     "insufficient_credits quota_exceeded billing_error billing_hard_limit_reached billing_not_active "
     "arrearage allocationquota_freetieronly exceeded_current_quota_error payment_required",
-    Failure(RequestRefused, "the conversation is longer than the model's context"): "context_length_exceeded "
-    "context_window_exceeded string_above_max_length request_too_large exceed_context_size_error",
+    _TOO_LONG: "context_length_exceeded context_window_exceeded exceed_context_size_error",
+    Failure(RequestRefused, "the request is longer than it takes"): "request_too_large",
+    Failure(RequestRefused, "one of the texts in it is longer than it takes"): "string_above_max_length",
     Failure(RequestRefused, "its content filter refused the prompt"): "content_filter content_filtered "
     "responsibleaipolicyviolation responsible_ai_policy_violation data_inspection_failed "
     "datainspectionfailed moderation moderation_blocked moderation_error prompt_blocked safety sensitive",
@@ -117,6 +122,24 @@ ERRORS: dict[Failure, str] = {
     "api_error bad_gateway",
 }
 
+# What Anthropic, Gemini, Mistral, DeepSeek, OpenRouter, xAI, Zhipu, Moonshot, Alibaba, MiniMax, Bedrock, vLLM
+# and TGI say in a message alone, under a word for any fault of a request.
+_SAYINGS = (
+    (
+        _TOO_LONG,
+        re.compile(
+            r"prompt is too long|prompt exceeds max length|input is too long"
+            r"|(maximum|available|exceed) context (length|limit|size)"
+            r"|exceeds the context window|context window exceeds limit"
+            r"|exceeds the maximum number of tokens|exceeded model token limit|maximum prompt length"
+            r"|range of input length|reduce the length of the messages|tokens \+ `max_new_tokens`",
+            re.IGNORECASE,
+        ),
+    ),
+    (_NO_QUOTA, re.compile(r"credit balance is too low", re.IGNORECASE)),
+)
+_MAX_SAYING = 400  # characters; what is behind them may be the prompt
+
 _REASON_OF: dict[str, FinishReason] = {
     word: reason for reason, words in FINISH_REASONS.items() for word in words.split()
 }
@@ -127,6 +150,7 @@ _VERBS: dict[type[ProviderError], str] = {
     UpstreamRateLimited: "limits our rate",
     UpstreamRefused: "refused the request",
     RequestRefused: "refused the request",
+    PromptTooLong: "refused the request",
     UpstreamTimeout: "timed out",
     UpstreamError: "failed",
 }
@@ -204,6 +228,8 @@ def failure(
     known = [found for word in _words(detail) if (found := _ERROR_OF.get(_folded(word)))]
     said = next((found for found in known if found.why or found.error is UpstreamModelNotFound), None)
     code = status or next(filter(None, map(_status, _codes(detail))), None)
+    if said is None and (code is None or code in (400, 413, 422)):
+        said = _saying(detail)
     meant = said or (_of_status(code, detail) if code else None) or next(iter(known), Failure(UpstreamError))
     because = f": {meant.why}" if meant.why else ""
     shown = f" (HTTP {status})" if status else ""
@@ -227,7 +253,7 @@ def _of_status(status: int, detail: object) -> Failure:
         case 401:
             return Failure(UpstreamRefused, "it does not accept the configured key")
         case 402:
-            return Failure(UpstreamRefused, "the account's quota is used up")
+            return _NO_QUOTA
         case 403 if _was_flagged(detail):
             return Failure(RequestRefused, "its content filter refused the prompt")
         case 403:
@@ -252,6 +278,14 @@ _ADDRESS = re.compile(r"\b(url|path|route|resource|file)\b|^not found", re.IGNOR
 def _message(detail: dict[str, Any] | str) -> str:
     said = detail if isinstance(detail, str) else detail.get("message", detail.get("detail"))
     return said if isinstance(said, str) else ""
+
+
+def _saying(detail: object) -> Failure | None:
+    """What an error object means by its message, where that is one of those that are known."""
+    if isinstance(detail, list):
+        detail = detail[0] if detail else None
+    said = _message(detail)[:_MAX_SAYING] if isinstance(detail, (dict, str)) else ""
+    return next((meant for meant, saying in _SAYINGS if saying.search(said)), None)
 
 
 def _was_flagged(detail: object) -> bool:
