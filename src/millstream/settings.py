@@ -70,7 +70,9 @@ class QuirkSettings(_Section):
 
     stream_options: bool = Field(True, description="whether it takes that field, by which usage is asked for")
     renamed: dict[str, str] = Field({}, description="fields of a request that have another name there")
-    refused: tuple[str, ...] = Field((), description="fields of a request that it refuses: they are left out")
+    refused: tuple[str, ...] = Field(
+        (), description="fields of a request, a part or a tool that it refuses: they are left out"
+    )
     developer_role: bool = Field(
         False, description="whether it knows messages of that role; elsewhere they are `system`, and one"
     )

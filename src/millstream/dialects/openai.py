@@ -51,12 +51,15 @@ _json = msgspec.json.Encoder().encode
 # What is passed on as it is to providers of this API: sampling, and what OpenAI and servers like its own have
 # beside that. Nothing in it runs anything or sends data elsewhere.
 _PASSED_ON = (
+    "cache_control",
     "frequency_penalty",
     "logit_bias",
     "logprobs",
+    "moderation",
     "prediction",
     "presence_penalty",
     "prompt_cache_key",
+    "prompt_cache_options",
     "prompt_cache_retention",
     "reasoning",
     "safety_identifier",
@@ -65,6 +68,9 @@ _PASSED_ON = (
     "top_logprobs",
     "verbosity",
 )
+
+# Of parts and tools. The first is Anthropic's, and clients of LiteLLM and OpenRouter have it in this format.
+_MARKS = ("cache_control", "prompt_cache_breakpoint")
 
 # Parts of reasoning, an extension of OpenRouter and others; where those that come in pieces have their text.
 _DETAILS = "reasoning_details"
@@ -99,11 +105,12 @@ class OpenAIDialect:
         fields.refuse("audio", because="audio answers are not carried")
         if "audio" in fields.texts("modalities", 8):
             raise fields.fault("modalities", "audio answers are not carried")
+        tools, choice = _tools(fields)
         prompt = Prompt(
             tuple(_message(message) for message in fields.objects("messages", read.MAX_MESSAGES)),
             read.model(fields),
-            tuple(_tool(tool) for tool in fields.objects("tools", read.MAX_TOOLS)),
-            _tool_choice(fields),
+            tools,
+            choice,
             fields.flag("parallel_tool_calls"),
             _max_tokens(fields),
             fields.number("temperature", 0, 2),
@@ -116,7 +123,7 @@ class OpenAIDialect:
             choices=fields.count("n", 1, _MAX_CHOICES) or 1,
             user=read.user(fields),
             metadata=read.metadata(fields),
-            extra={_API: extra} if (extra := fields.these(*_PASSED_ON)) else {},
+            extra=_known(fields.these(*_PASSED_ON)),
         )
         if not prompt.messages:
             raise fields.fault("messages", "is missing")
@@ -413,39 +420,49 @@ def _content(fields: Fields) -> list[asked.Part]:
     if value is None:
         return []
     if isinstance(value, str):
-        return [asked.Text(value)]
+        return [asked.Text(value, _marks(fields))]
     if not isinstance(value, list):
         raise fields.fault("content", "has to be text or a list of parts")
     return [_part(part) for part in fields.objects("content", read.MAX_PARTS)]
 
 
 def _part(fields: Fields) -> asked.Part:
-    kind = fields.text("type")
-    extra = fields.these("cache_control")
-    kept: asked.Extra = {_API: extra} if extra else {}
-    match kind:
+    kept = _marks(fields)
+    match fields.text("type"):
         case "text" | "input_text" | "output_text":
             return asked.Text(fields.needed("text"), kept)
         case "refusal":
             return asked.Refusal(fields.needed("refusal"))
         case "image_url":
             if isinstance(url := fields.any("image_url"), str):
-                return asked.Image(url)
+                return asked.Image(url, extra=kept)
             image = fields.inner("image_url") or Fields({})
             return asked.Image(image.needed("url"), image.text("detail"), kept)
         case "input_audio":
             audio = fields.inner("input_audio") or Fields({})
             media_type = f"audio/{audio.needed('format', most=32)}"
-            return asked.File(media_type, f"data:{media_type};base64,{audio.needed('data')}")
+            return asked.File(media_type, f"data:{media_type};base64,{audio.needed('data')}", extra=kept)
         case "file":
             file = fields.inner("file") or Fields({})
             file.refuse("file_id", because="files are not kept here; send file_data")
             data = file.needed("file_data")
             media_type = data[5:].partition(";")[0] if data.startswith("data:") else "application/pdf"
             url = data if data.startswith("data:") else f"data:{media_type};base64,{data}"
-            return asked.File(media_type, url, file.text("filename", most=512))
+            return asked.File(media_type, url, file.text("filename", most=512), kept)
         case _:
             raise fields.fault("type", "is none of text, image_url, input_audio, file, refusal")
+
+
+def _marks(fields: Fields) -> asked.Extra:
+    return _known(fields.these(*_MARKS))
+
+
+def _known(extra: dict[str, Any]) -> asked.Extra:
+    """By the APIs that know it."""
+    known = {_API: extra} if extra else {}
+    if "cache_control" in extra:
+        known["anthropic"] = {"cache_control": extra["cache_control"]}
+    return known
 
 
 def _tool_call(fields: Fields) -> asked.ToolCall:
@@ -471,18 +488,26 @@ def _tool(fields: Fields) -> asked.Tool:
         function.text("description"),
         function.mapping("parameters"),
         function.flag("strict"),
+        _marks(fields) or _marks(function),
     )
 
 
-def _tool_choice(fields: Fields) -> Any:
-    value = fields.any("tool_choice")
-    if not isinstance(value, dict):
-        return fields.one_of("tool_choice", "none", "auto", "required")
+def _tools(fields: Fields) -> tuple[tuple[asked.Tool, ...], Any]:
+    """The functions that may be called, and the choice among them."""
+    tools = tuple(_tool(tool) for tool in fields.objects("tools", read.MAX_TOOLS))
+    if not isinstance(fields.any("tool_choice"), dict):
+        return tools, fields.one_of("tool_choice", "none", "auto", "required")
     choice = fields.inner("tool_choice") or Fields({})
+    if choice.text("type") == "allowed_tools":
+        allowed = choice.inner("allowed_tools")
+        if allowed is None:
+            raise choice.fault("allowed_tools", "is missing")
+        names = {_tool(tool).name for tool in allowed.objects("tools", read.MAX_TOOLS)}
+        return tuple(tool for tool in tools if tool.name in names), allowed.one_of("mode", "auto", "required")
     function = choice.inner("function")
     if function is None:
-        raise fields.fault("tool_choice", "has to be none, auto, required or one function")
-    return asked.NamedTool(function.needed("name", most=128))
+        raise fields.fault("tool_choice", "has to be none, auto, required, a function or allowed_tools")
+    return tools, asked.NamedTool(function.needed("name", most=128))
 
 
 def _max_tokens(fields: Fields) -> int | None:
@@ -496,8 +521,10 @@ def _output(fields: Fields) -> OutputFormat | None:
     if given is None:
         return None
     kind = given.one_of("type", "text", "json_object", "json_schema")
+    if kind == "json_object":  # some servers take a schema there
+        return OutputFormat(given.mapping("schema"))
     if kind != "json_schema":
-        return OutputFormat() if kind == "json_object" else None
+        return None
     schema = given.inner("json_schema")
     if schema is None:
         raise given.fault("json_schema", "is missing")

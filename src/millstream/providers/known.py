@@ -14,17 +14,18 @@ class Quirks(Struct, frozen=True):
     """What a server that speaks OpenAI's Chat Completions does differently from OpenAI's description of it.
 
     ``stream_options`` whether it takes that field, by which usage is asked for; ``renamed`` fields of a
-    request that have another name there; ``refused`` fields that it refuses, which are left out;
-    ``developer_role`` whether it knows messages of that role, which are ``system`` elsewhere, and several at
-    the beginning one; ``text_parts`` whether a message may have its text in parts, which are one elsewhere;
-    ``user_after_tool`` whether a user may speak behind results of tools, else the assistant does between;
-    ``short_call_ids`` whether it takes ids of tool calls of nine letters and digits only;
-    ``reasoning_field`` its name for the reasoning of earlier answers, None where it refuses that;
-    ``extra_content`` whether it takes back what it has sent in that field; ``ends`` finish reasons in words
-    of its own -> ours, or ``failed``; ``cached_at`` where in its usage object the cached tokens are
-    (``a.b``); ``models_path`` where it lists its models, below its base URL; ``reasoning_beside`` whether its
-    completion tokens are without the reasoning where it gives no total; ``pings`` whether it documents
-    comments or empty events as signs of life while there is nothing to say.
+    request that have another name there; ``refused`` fields of a request, a part or a tool that it
+    refuses, which are left out; ``developer_role`` whether it knows messages of that role, which are
+    ``system`` elsewhere, and several at the beginning one; ``text_parts`` whether a message may have its
+    text in parts, which are one elsewhere; ``user_after_tool`` whether a user may speak behind results of
+    tools, else the assistant does between; ``short_call_ids`` whether it takes ids of tool calls of nine
+    letters and digits only; ``reasoning_field`` its name for the reasoning of earlier answers, None where
+    it refuses that; ``extra_content`` whether it takes back what it has sent in that field; ``ends``
+    finish reasons in words of its own -> ours, or ``failed``; ``cached_at`` where in its usage object the
+    cached tokens are (``a.b``); ``models_path`` where it lists its models, below its base URL;
+    ``reasoning_beside`` whether its completion tokens are without the reasoning where it gives no total;
+    ``pings`` whether it documents comments or empty events as signs of life while there is nothing to
+    say.
     """
 
     stream_options: bool = True
@@ -63,10 +64,11 @@ class KnownProvider(Struct, frozen=True):
     openai_url: str | None = None
 
 
-# OpenAI has renamed the field, and takes metadata of what it stores only; Azure follows it.
+# OpenAI has renamed the field, and takes metadata of what it stores only; Azure follows it. Anthropic's marks
+# of the cache are refused by whoever takes no field that it does not know.
 OPENAI = Quirks(
     renamed={"max_tokens": "max_completion_tokens"},
-    refused=("metadata", "top_k"),
+    refused=("metadata", "top_k", "cache_control"),
     developer_role=True,
     reasoning_field=None,
     extra_content=False,
@@ -123,7 +125,9 @@ KNOWN = (
         "https://api.groq.com/openai/v1",
         "groq",
         hidden=("whisper", "tts", "guard", "orpheus"),
-        quirks=Quirks(refused=("metadata", "top_k"), reasoning_field=None, extra_content=False),
+        quirks=Quirks(
+            refused=("metadata", "top_k", "cache_control"), reasoning_field=None, extra_content=False
+        ),
     ),
     KnownProvider(
         "openrouter",
@@ -145,7 +149,7 @@ KNOWN = (
         quirks=Quirks(
             stream_options=False,
             renamed={"seed": "random_seed"},
-            refused=("user", "reasoning_effort", "metadata", "top_k"),
+            refused=("user", "reasoning_effort", "metadata", "top_k", "cache_control"),
             user_after_tool=False,
             short_call_ids=True,
             reasoning_field=None,

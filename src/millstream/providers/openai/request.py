@@ -45,7 +45,7 @@ def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     if prompt.stop:
         sent["stop"] = list(prompt.stop)
     if prompt.tools:
-        sent |= _tools(prompt)
+        sent |= _tools(prompt, quirks)
     if prompt.output is not None:
         sent["response_format"] = _output(prompt.output)
     if prompt.choices > 1:
@@ -122,7 +122,7 @@ def _as_sent(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
             if isinstance(part, asked.ToolResult):
                 yield _result(part, quirks)
         return
-    content = [_part(part) for part in message.parts if isinstance(part, _CONTENT)]
+    content = [_part(part, quirks) for part in message.parts if isinstance(part, _CONTENT)]
     role = "system" if message.role == "developer" and not quirks.developer_role else message.role
     sent: dict[str, Any] = {"role": role, "content": _content(content, role, quirks)}
     if message.name is not None:
@@ -163,27 +163,33 @@ def _content(parts: list[dict[str, Any]], role: str, quirks: Quirks) -> Any:
 _CONTENT = (asked.Text, asked.Image, asked.File, asked.Refusal)
 
 
-def _part(part: object) -> dict[str, Any]:
+def _part(part: object, quirks: Quirks) -> dict[str, Any]:
     match part:
         case asked.Text():
-            return {"type": "text", "text": part.text, **part.extra.get(API, {})}
+            return {"type": "text", "text": part.text, **_extra(part.extra, quirks)}
         case asked.Refusal():  # of which only OpenAI knows
             return {"type": "text", "text": part.text}
         case asked.Image():
             detail = {} if part.detail is None else {"detail": part.detail}
-            return {"type": "image_url", "image_url": {"url": part.url, **detail}}
+            image = {"url": part.url, **detail}
+            return {"type": "image_url", "image_url": image, **_extra(part.extra, quirks)}
         case asked.File() if not part.url.startswith("data:"):
             raise RequestRefused("this model's provider takes documents and sound as data, not by a URL")
         case asked.File() if part.media_type.startswith("audio/"):
             data = {"data": part.url.partition(",")[2], "format": part.media_type.partition("/")[2]}
-            return {"type": "input_audio", "input_audio": data}
+            return {"type": "input_audio", "input_audio": data, **_extra(part.extra, quirks)}
         case asked.File() if (text := _text_of(part)) is not None:
             return {"type": "text", "text": text}
         case asked.File():
-            file = {"file_data": part.url, "filename": part.name or "file", **part.extra.get(API, {})}
-            return {"type": "file", "file": file}
+            file = {"file_data": part.url, "filename": part.name or "file"}
+            return {"type": "file", "file": file, **_extra(part.extra, quirks)}
         case _:
             raise TypeError(part)
+
+
+def _extra(extra: asked.Extra, quirks: Quirks) -> dict[str, Any]:
+    """What only this API knows of a part or a tool, without what this server refuses."""
+    return {name: value for name, value in extra.get(API, {}).items() if name not in quirks.refused}
 
 
 def _text_of(file: asked.File) -> str | None:
@@ -200,7 +206,7 @@ def _text_of(file: asked.File) -> str | None:
 
 
 def _result(result: asked.ToolResult, quirks: Quirks) -> dict[str, Any]:
-    content = _content([_part(part) for part in result.parts], "tool", quirks)
+    content = _content([_part(part, quirks) for part in result.parts], "tool", quirks)
     name = {} if result.name is None else {"name": result.name}
     return {
         "role": "tool",
@@ -230,9 +236,9 @@ def _call(call: asked.ToolCall, quirks: Quirks) -> dict[str, Any]:
     return sent
 
 
-def _tools(prompt: Prompt) -> dict[str, Any]:
+def _tools(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     """The tools, and how they are to be used, which is refused without any."""
-    sent: dict[str, Any] = {"tools": list(map(_tool, prompt.tools))}
+    sent: dict[str, Any] = {"tools": [_tool(tool, quirks) for tool in prompt.tools]}
     if isinstance(prompt.tool_choice, asked.NamedTool):
         sent["tool_choice"] = {"type": "function", "function": {"name": prompt.tool_choice.name}}
     elif prompt.tool_choice is not None:
@@ -242,10 +248,10 @@ def _tools(prompt: Prompt) -> dict[str, Any]:
     return sent
 
 
-def _tool(tool: asked.Tool) -> dict[str, Any]:
+def _tool(tool: asked.Tool, quirks: Quirks) -> dict[str, Any]:
     given = {"description": tool.description, "parameters": tool.parameters, "strict": tool.strict}
     function = {"name": tool.name, **{name: value for name, value in given.items() if value is not None}}
-    return {"type": "function", "function": function}
+    return {"type": "function", "function": function, **_extra(tool.extra, quirks)}
 
 
 def _output(output: asked.OutputFormat) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""What the ``openai`` dialect understands of a body."""
+
+import json
+from typing import Any
+
+import pytest
+
+from millstream.dialects.openai import OPENAI
+from millstream.errors import InvalidRequest
+from millstream.prompt import Image, Message, OutputFormat, Prompt, Text, Tool, ToolResult
+from millstream.providers.anthropic import models
+from millstream.providers.anthropic import request as of_anthropic
+from millstream.providers.known import OPENAI as OPENAI_ITSELF
+from millstream.providers.known import Quirks
+from millstream.providers.openai import request
+
+HELLO: Any = {"messages": [{"role": "user", "content": "Hello"}]}
+MARK = {"type": "ephemeral", "ttl": "1h"}
+LOOK: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+
+def parsed(**more: Any) -> Prompt:
+    return OPENAI.parse(json.dumps(HELLO | more).encode()).prompt
+
+
+def test_marks_of_the_cache_reach_a_model_of_anthropic() -> None:
+    """In the form that LiteLLM's and OpenRouter's clients know."""
+    marked = {"type": "text", "text": "Rules.", "cache_control": MARK}
+    picture = {"type": "image_url", "image_url": {"url": "https://a.example/i"}, "cache_control": MARK}
+    prompt = parsed(
+        messages=[
+            {"role": "system", "content": [marked]},
+            {"role": "user", "content": [picture, {"type": "text", "text": "Hello"}]},
+            {"role": "user", "content": "So?", "cache_control": MARK},
+        ],
+        tools=[{**LOOK, "cache_control": MARK}, {**LOOK, "function": {"name": "see", "cache_control": MARK}}],
+        cache_control=MARK,
+    )
+    sent = of_anthropic.body("a", prompt, models.of_name("claude-4-5"))
+    assert sent["system"] == [marked]
+    assert [part.get("cache_control") for part in sent["messages"][0]["content"]] == [MARK, None, MARK]
+    assert [tool["cache_control"] for tool in sent["tools"]] == [MARK, MARK]
+    assert sent["cache_control"] == MARK
+    again = request.body(prompt, Quirks())
+    assert again["messages"][0]["content"] == [marked]
+    assert again["messages"][1]["content"][0] == picture
+    assert again["cache_control"] == MARK
+    assert [tool["cache_control"] for tool in again["tools"]] == [MARK, MARK]
+    assert "cache_control" not in json.dumps(request.body(prompt, OPENAI_ITSELF))
+
+
+def test_a_result_of_a_tool_has_its_mark() -> None:
+    content = [{"type": "text", "text": "7", "cache_control": MARK}]
+    (message,) = parsed(messages=[{"role": "tool", "tool_call_id": "c", "content": content}]).messages
+    extra = {"openai": {"cache_control": MARK}, "anthropic": {"cache_control": MARK}}
+    assert message == Message("tool", (ToolResult("c", (Text("7", extra),)),))
+
+
+def test_what_openai_alone_knows_goes_on_as_it_is() -> None:
+    point = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    given = {"prompt_cache_options": {"mode": "explicit"}, "moderation": {"model": "omni-moderation-latest"}}
+    prompt = parsed(
+        messages=[{"role": "user", "content": [{"type": "text", "text": "Hello", **point}]}], **given
+    )
+    sent = request.body(prompt, Quirks())
+    assert sent["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Hello", **point}]}]
+    assert {name: sent[name] for name in given} == given
+    assert of_anthropic.body("a", prompt, models.of_name("claude-4-5"))["messages"] == HELLO["messages"]
+
+
+def test_json_may_have_its_schema_beside_it() -> None:
+    """As llama.cpp, Together and others have it."""
+    schema = {"type": "object", "properties": {"a": {}}}
+    assert parsed(response_format={"type": "json_object"}).output == OutputFormat()
+    assert parsed(response_format={"type": "json_object", "schema": schema}).output == OutputFormat(schema)
+    with pytest.raises(InvalidRequest, match=r"response_format.schema: has to be an object"):
+        parsed(response_format={"type": "json_object", "schema": 7})
+
+
+def test_of_the_allowed_tools_alone_the_model_is_told() -> None:
+    tools = [LOOK, {"type": "function", "function": {"name": "see"}}]
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "see"}}]}
+    prompt = parsed(tools=tools, tool_choice={"type": "allowed_tools", "allowed_tools": allowed})
+    assert (prompt.tools, prompt.tool_choice) == ((Tool("see"),), "required")
+    with pytest.raises(InvalidRequest, match=r"tool_choice.allowed_tools: is missing"):
+        parsed(tools=tools, tool_choice={"type": "allowed_tools"})
+
+
+def test_an_image_as_an_address_alone_has_its_mark() -> None:
+    picture = {"type": "image_url", "image_url": "https://a.example/i", "cache_control": MARK}
+    (message,) = parsed(messages=[{"role": "user", "content": [picture]}]).messages
+    (part,) = message.parts
+    assert isinstance(part, Image)
+    assert part.extra["anthropic"] == {"cache_control": MARK}
