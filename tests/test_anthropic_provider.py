@@ -660,7 +660,7 @@ def test_texts_without_a_word_are_left_out() -> None:
 
 
 def test_ids_of_calls_that_would_be_refused_are_others_that_differ() -> None:
-    given = ("functions.get:0", "functions_get_0", "functions.get.0", "näme", "")
+    given = ("functions.get:0", "functions_get_0", "functions.get.0", "näme", "", "x" * 65, "x" * 64)
     history = (
         *ASKED,
         Message("assistant", tuple(ToolCall(name, "get", "{}") for name in given)),
@@ -669,9 +669,9 @@ def test_ids_of_calls_that_would_be_refused_are_others_that_differ() -> None:
     called, answered = (one["content"] for one in body("p", Prompt(history), OLD)["messages"][1:])
     ids = [call["id"] for call in called]
     assert ids == [result["tool_use_id"] for result in answered]
-    assert all(re.fullmatch("[a-zA-Z0-9_-]+", name) for name in ids)
+    assert all(re.fullmatch("[a-zA-Z0-9_-]{1,64}", name) for name in ids)
     assert len({*ids}) == len(given)
-    assert ids[1] == given[1]
+    assert (ids[1], ids[-1]) == (given[1], given[-1])
     # A call has its id in a shorter conversation as well, or a cache of the prompt would miss.
     alone = Prompt((*ASKED, Message("assistant", (ToolCall(given[0], "get", "{}"),))))
     assert body("p", alone, OLD)["messages"][1]["content"][0]["id"] == ids[0]

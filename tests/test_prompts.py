@@ -362,6 +362,19 @@ def test_ids_of_calls_are_short_for_who_takes_no_others() -> None:
     assert all(len(one) == 9 and one.isascii() and one.isalnum() for one in (ours, other))
 
 
+def test_a_long_id_of_a_call_is_another_only_where_it_would_be_refused() -> None:
+    long, fits = "call_" + "x" * 60, "x" * 40
+    calls = Message("assistant", tuple(ToolCall(one, "look", "{}") for one in (long, fits)))
+    results = Message("tool", tuple(ToolResult(one, ()) for one in (long, fits)))
+    for quirks, is_kept in ((OPENAI, False), (Quirks(), True)):
+        first, *rest = request.body(Prompt((calls, results)), quirks)["messages"]
+        called = [call["id"] for call in first["tool_calls"]]
+        assert called == [message["tool_call_id"] for message in rest]
+        assert called[1] == fits
+        assert (called[0] == long) is is_kept
+        assert is_kept or len(called[0]) <= 40
+
+
 def test_reasoning_that_only_another_provider_can_read_is_not_sent() -> None:
     said = Message("assistant", (Reasoning(redacted="c2VjcmV0"), Reasoning("hm", "c2ln"), Text("x")))
     (found,) = request.body(Prompt((said,)), Quirks())["messages"]

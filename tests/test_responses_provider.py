@@ -541,6 +541,16 @@ def test_the_end_user_is_who_the_prompt_says(extra: dict[str, Any], sent: dict[s
 # -- parts -----------------------------------------------------------------------------------------
 
 
+def test_a_long_id_of_a_call_is_another_the_same_for_its_result() -> None:
+    long, fits = "x" * 65, "x" * 64
+    calls = Message("assistant", tuple(asked.ToolCall(one, "look", "{}") for one in (long, fits)))
+    results = Message("tool", tuple(asked.ToolResult(one, ()) for one in (long, fits)))
+    ids = [item["call_id"] for item in body(Prompt((calls, results)))["input"]]
+    assert ids[:2] == ids[2:]
+    assert ids[1] == fits
+    assert len(ids[0]) <= 64
+
+
 def test_a_part_keeps_what_was_known_of_it_at_its_start() -> None:
     assembler = Assembler()
     events = assembler.feed(

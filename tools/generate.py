@@ -175,6 +175,8 @@ def _quirks(quirks: "Quirks") -> str:
         said.append("takes no user behind results of tools")
     if quirks.short_call_ids:
         said.append("takes ids of tool calls of nine letters and digits only")
+    if quirks.longest_call_id is not None:
+        said.append(f"takes ids of tool calls of up to {quirks.longest_call_id} characters")
     if quirks.reasoning_field is None:
         said.append("refuses the reasoning of earlier answers")
     elif quirks.reasoning_field != Quirks().reasoning_field:

@@ -6,6 +6,7 @@ provider of the same API sends it as it came, any other leaves it out. So nothin
 and a provider that speak the same.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -151,6 +152,13 @@ class Prompt(Struct, frozen=True, omit_defaults=True):
     def extra_of(self, api: str) -> Mapping[str, Any]:
         """What only that API knows of the prompt as a whole."""
         return self.extra.get(api, {})
+
+
+def short_id(kind: str, given: str) -> str:
+    """In place of an id of a call that an API would refuse: the same one for the call and its result, and in
+    every request. It has 32 characters behind its kind.
+    """
+    return f"{kind}_{hashlib.sha256(given.encode(errors='replace')).hexdigest()[:32]}"
 
 
 def _words(parts: Sequence[Part]) -> Iterator[str]:

@@ -85,6 +85,9 @@ class QuirkSettings(_Section):
     short_call_ids: bool = Field(
         False, description="it takes ids of tool calls of nine letters and digits only"
     )
+    longest_call_id: int | None = Field(
+        None, ge=37, description="how many characters an id of a tool call may have"
+    )
     reasoning_field: str = Field(
         "reasoning_content",
         description="its name for the reasoning of earlier answers; empty where it refuses that",

@@ -19,13 +19,13 @@ class Quirks(Struct, frozen=True):
     ``system`` elsewhere, and several at the beginning one; ``text_parts`` whether a message may have its
     text in parts, which are one elsewhere; ``user_after_tool`` whether a user may speak behind results of
     tools, else the assistant does between; ``short_call_ids`` whether it takes ids of tool calls of nine
-    letters and digits only; ``reasoning_field`` its name for the reasoning of earlier answers, None where
-    it refuses that; ``extra_content`` whether it takes back what it has sent in that field; ``ends``
-    finish reasons in words of its own -> ours, or ``failed``; ``cached_at`` where in its usage object the
-    cached tokens are (``a.b``); ``models_path`` where it lists its models, below its base URL;
-    ``reasoning_beside`` whether its completion tokens are without the reasoning where it gives no total;
-    ``pings`` whether it documents comments or empty events as signs of life while there is nothing to
-    say.
+    letters and digits only; ``longest_call_id`` how many characters such an id may have;
+    ``reasoning_field`` its name for the reasoning of earlier answers, None where it refuses that;
+    ``extra_content`` whether it takes back what it has sent in that field; ``ends`` finish reasons in
+    words of its own -> ours, or ``failed``; ``cached_at`` where in its usage object the cached tokens are
+    (``a.b``); ``models_path`` where it lists its models, below its base URL; ``reasoning_beside`` whether
+    its completion tokens are without the reasoning where it gives no total; ``pings`` whether it
+    documents comments or empty events as signs of life while there is nothing to say.
     """
 
     stream_options: bool = True
@@ -35,6 +35,7 @@ class Quirks(Struct, frozen=True):
     text_parts: bool = True
     user_after_tool: bool = True
     short_call_ids: bool = False
+    longest_call_id: int | None = None
     reasoning_field: str | None = "reasoning_content"
     extra_content: bool = True
     ends: Mapping[str, str] = {}
@@ -70,6 +71,7 @@ OPENAI = Quirks(
     renamed={"max_tokens": "max_completion_tokens"},
     refused=("metadata", "top_k", "cache_control"),
     developer_role=True,
+    longest_call_id=40,
     reasoning_field=None,
     extra_content=False,
 )

@@ -88,6 +88,7 @@ _SAME = {
     "metadata": "metadata",
 }
 _LEAST_TOKENS = 16  # a limit below is refused
+_LONGEST_CALL_ID = 64
 
 
 def body(prompt: Prompt) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _items(message: Message) -> Iterator[dict[str, Any]]:
                 yield from said()
                 yield {
                     "type": "function_call",
-                    "call_id": part.call_id,
+                    "call_id": _call_id(part.call_id),
                     "name": part.name,
                     "arguments": part.arguments,
                 }
@@ -155,7 +156,7 @@ def _items(message: Message) -> Iterator[dict[str, Any]]:
                 output: Any = [_part(inner, "user") for inner in part.parts]
                 if all(isinstance(inner, asked.Text) for inner in part.parts):
                     output = "".join(inner.text for inner in part.parts if isinstance(inner, asked.Text))
-                yield {"type": "function_call_output", "call_id": part.call_id, "output": output}
+                yield {"type": "function_call_output", "call_id": _call_id(part.call_id), "output": output}
             case _:
                 new = part.extra.get(_API, {}).get("phase") if isinstance(part, asked.Text) else None
                 if new != phase:
@@ -163,6 +164,10 @@ def _items(message: Message) -> Iterator[dict[str, Any]]:
                     phase = new
                 content.append(_part(part, message.role))
     yield from said()
+
+
+def _call_id(given: str) -> str:
+    return given if len(given) <= _LONGEST_CALL_ID else asked.short_id("call", given)
 
 
 def _reasoning(thought: asked.Reasoning) -> dict[str, Any] | None:

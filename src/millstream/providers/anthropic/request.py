@@ -6,7 +6,6 @@ the answer: ``seed``, penalties, a temperature over 1.
 
 import base64
 import binascii
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -35,7 +34,7 @@ _EFFORTS = {"minimal": "low"}
 _EFFORTS_WITHOUT_XHIGH = {**_EFFORTS, "xhigh": "max"}
 
 _MEDIA_TYPES = {"image/jpg": "image/jpeg"}  # those that clients write -> those that the API takes
-_CALL_ID = re.compile(r"[a-zA-Z0-9_-]+")
+_CALL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 def body(name: str, prompt: Prompt, traits: Traits) -> dict[str, Any]:
@@ -153,12 +152,8 @@ def _part(name: str, part: asked.Part) -> dict[str, Any]:
 
 
 def _call_id(given: str) -> str:
-    """The id of a call, or another where the API would refuse it: the same one for the call and its result,
-    and in every request.
-    """
-    if _CALL_ID.fullmatch(given):
-        return given
-    return f"toolu_{hashlib.sha256(given.encode()).hexdigest()[:32]}"
+    """The id of a call, or another where the API would refuse it."""
+    return given if _CALL_ID.fullmatch(given) else asked.short_id("toolu", given)
 
 
 def _source(name: str, url: str, what: str) -> dict[str, Any]:

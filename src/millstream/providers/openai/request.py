@@ -217,7 +217,11 @@ def _result(result: asked.ToolResult, quirks: Quirks) -> dict[str, Any]:
 
 
 def _call_id(call_id: str, quirks: Quirks) -> str:
-    """The id of a call; where only those of nine letters and digits are taken, always the same of them."""
+    """The id of a call; where it is too long, or only those of nine letters and digits are taken, another,
+    always the same for it.
+    """
+    if quirks.longest_call_id is not None and len(call_id) > quirks.longest_call_id:
+        return asked.short_id("call", call_id)
     if not quirks.short_call_ids or re.fullmatch(r"[0-9A-Za-z]{9}", call_id):
         return call_id
     number = int.from_bytes(hashlib.sha256(call_id.encode(errors="replace")).digest())
