@@ -110,6 +110,15 @@ def test_every_block_has_its_part() -> None:
     )
 
 
+def test_a_summary_of_what_was_said_is_text_to_other_providers() -> None:
+    block = {"type": "compaction", "content": "All of it.", "encrypted_content": "RW5j"}
+    prompt = parsed(messages=[{"role": "assistant", "content": [block]}, *HELLO["messages"]])
+    assert prompt.messages[0] == Message("assistant", (Text("All of it.", {"anthropic": block}),))
+    empty = {"type": "compaction", "content": None}
+    prompt = parsed(messages=[{"role": "assistant", "content": [empty]}, *HELLO["messages"]])
+    assert prompt.messages[0] == Message("assistant", (Text("", {"anthropic": empty}),))
+
+
 def test_every_knob_has_its_place() -> None:
     prompt = parsed(
         model="m",

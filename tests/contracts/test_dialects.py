@@ -208,6 +208,19 @@ def test_what_one_api_alone_has_is_in_no_answer_of_another(name: Any) -> None:
         assert (b"theirs" in frames, b"theirs" in DIALECTS[name].answer(info, answer)) == (is_there, is_there)
 
 
+@pytest.mark.parametrize("name", ["openai", "ai-sdk", "responses"])
+def test_a_summary_of_what_was_said_is_nothing_that_a_reader_sees(name: Any) -> None:
+    info, summary = StreamInfo("str_1", "key_1", "m", 5.0), Reasoning(extra={"type": "compaction"})
+    frames: list[bytes] = []
+    for also in ([summary], []):
+        assembler = Assembler()
+        said: list[Produced] = [AnswerStart("anthropic"), *also, TextDelta("Hi")]
+        events = [StreamStart("str_1", "m"), *assembler.feed(said), *assembler.close()]
+        events.append(StreamEnd("stop", BILL))
+        frames.append(b"".join(encoded(DIALECTS[name], info, events)))
+    assert len(frames[0]) == len(frames[1])  # but for the numbers of the parts
+
+
 # What tells the clients of each that a text is whole.
 END_OF_TEXT = {"anthropic": b"content_block_stop", "responses": b"output_text.done"}
 

@@ -170,7 +170,7 @@ def _chunks(event: Event, batch: Batch, before: Before) -> Iterator[dict[str, An
             yield {"type": "file", "mediaType": file.media_type, "url": file.url}
         case WholePart(content=Source() as source):
             yield _source(event.part, source)
-        case WholePart(content=Reasoning() as thought):
+        case WholePart(content=Reasoning() as thought) if thought.redacted:
             redacted = _by_provider({"redactedData": thought.redacted}, batch, before)
             yield {"type": "reasoning-start", "id": str(event.part), "providerMetadata": redacted}
             yield {"type": "reasoning-end", "id": str(event.part)}

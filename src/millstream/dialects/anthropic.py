@@ -72,11 +72,14 @@ _TYPES = {
     504: "timeout_error",
 }
 _NO_BLOCK = (File, Source)
+_SUMMARY = "compaction"  # a block that has what was said so far; what of it comes behind its start
+_OF_SUMMARY = ("content", "encrypted_content")
 _BESIDE_END = ("context_management",)  # of an answer as a whole; where that is streamed, not of its end
 
 # What is passed on as it is to providers of this API. Nothing in it runs anything or sends data elsewhere.
 _PASSED_ON = (
     "cache_control",
+    "compaction",
     "context_management",
     "diagnostics",
     "inference_geo",
@@ -244,7 +247,11 @@ def _of_block(event: Event, blocks: Mapping[int, int], start: AnswerStart | None
         case PartStart():
             yield _frame("content_block_start", index=index, content_block=_begun(event.content, start))
         case WholePart():
-            yield _frame("content_block_start", index=index, content_block=_begun(event.content, start))
+            block = _begun(event.content, start)
+            later = {name: block[name] for name in _OF_SUMMARY if name in block}
+            yield _frame("content_block_start", index=index, content_block=block | dict.fromkeys(later))
+            if later:
+                yield _delta(index, "compaction_delta", **later)
             yield _frame("content_block_stop", index=index)
         case TextDelta() | RefusalDelta():
             if event.text:
@@ -295,6 +302,8 @@ def _delta(index: int, kind: str, **fields: Any) -> bytes:
 def _begun(content: Content, start: AnswerStart | None) -> dict[str, Any]:
     """A block at its start."""
     given = (_own(start) and getattr(content, "extra", None)) or {}
+    if isinstance(content, Reasoning) and given.get("type") == _SUMMARY:
+        return dict(given)
     match content:
         case Reasoning() if content.redacted:
             return {"type": "redacted_thinking", "data": content.redacted}
@@ -312,7 +321,7 @@ def _begun(content: Content, start: AnswerStart | None) -> dict[str, Any]:
 def _whole_block(part: Part, start: AnswerStart | None) -> dict[str, Any]:
     block = _begun(part.content, start)
     match part.content:
-        case Reasoning() if not part.content.redacted:
+        case Reasoning() if block["type"] == "thinking":
             return {**block, "thinking": part.text, "signature": part.content.signature}
         case ToolCall():
             return {**block, "input": _input(part.text)}
@@ -471,8 +480,8 @@ def _of_user(parts: list[asked.Part]) -> Message:
     return Message("tool" if isinstance(parts[0], asked.ToolResult) else "user", tuple(parts))
 
 
-_OF_USER = ("text", "image", "document", "search_result", "tool_result")
-_OF_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use")
+_OF_USER = ("text", "image", "document", "search_result", "tool_result", "compaction")
+_OF_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use", "compaction")
 _OF_RESULT = ("text", "image", "document", "search_result", "tool_reference")
 
 
@@ -506,6 +515,9 @@ def _block(block: Fields, kind: str) -> asked.Part:
             text = _words(_content(block, "content", ("text",)))
             given = block.these("type", "source", "title", "content")
             return asked.Text(text, {_API: {**given, **_more(block)}})
+        case "compaction":  # what was said so far, which other models want to know as well
+            said = {"type": kind, "content": block.text("content")}
+            return asked.Text(said["content"] or "", {_API: {**said, **_more(block)}})
         case "tool_reference":
             return asked.Text("", {_API: {**block.these("type"), **_more(block)}})
         case "thinking":

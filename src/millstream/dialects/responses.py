@@ -455,7 +455,7 @@ class _Encoder:
             self._annotate(number, _citation(content.url, content.title))
         elif isinstance(content, File) and _kind(content) == "message":
             self._annotate(number, _citation(content.url, content.media_type))
-        else:
+        elif not isinstance(content, Reasoning) or content.redacted:
             piece = self._place(number, content, earlier)
             if isinstance(content, (File, Reasoning)):
                 self._end(piece.item)

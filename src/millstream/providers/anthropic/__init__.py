@@ -45,7 +45,7 @@ _MAX_TOKENS = 10_000_000
 _MAX_PAGES = 10
 
 # Ends that only this API has -> those that all know.
-_ENDS = {"pause_turn": "end_turn"}
+_ENDS = {"pause_turn": "end_turn", "compaction": "end_turn"}
 
 # Of the message that an answer begins with: what is said elsewhere, or is the same in all.
 _KNOWN_OF_ANSWER = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence")
@@ -114,7 +114,7 @@ class AnthropicProvider:
 class _Block:
     """A block of content that is open. ``call`` is the index of its tool call."""
 
-    __slots__ = ("call", "kind", "said", "signature", "sources", "whole")
+    __slots__ = ("call", "kind", "said", "signature", "sources", "summary", "whole")
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -123,6 +123,7 @@ class _Block:
         self.whole = ""  # arguments that were there at its start
         self.signature = ""
         self.sources: dict[str, Source] = {}
+        self.summary: dict[str, Any] = {}  # of the conversation, as the block itself
 
 
 class Reading(reading.Reading):
@@ -197,6 +198,8 @@ class Reading(reading.Reading):
             case "redacted_thinking":
                 self.contents += 1
                 produced.append(Reasoning(redacted=_text(block, "data")))
+            case "compaction":
+                opened.summary = dict(block)
             case "tool_use":
                 opened.call = self._call(block, produced)
                 if isinstance(given := block.get("input"), dict) and given:
@@ -249,6 +252,8 @@ class Reading(reading.Reading):
                     produced.append(TextDelta("", extra={"citation": cited}))
                     if url := _text(cited, "url"):
                         block.sources.setdefault(url, Source(url, _text(cited, "title")))
+            case "compaction_delta" if block.summary:
+                block.summary |= {name: value for name, value in delta.items() if name != "type"}
             case "input_json_delta" if not block.kind:
                 raise UpstreamError(f"provider '{self._name}' sent a piece of a tool call that has no start")
             case _:
@@ -272,6 +277,9 @@ class Reading(reading.Reading):
             if not block.said:  # a call without arguments has none written, which is no JSON
                 produced.append(ToolCallPiece(block.call, block.whole or "{}"))
             produced.append(PartBreak(index=block.call))
+        elif block.summary:
+            self.contents += 1
+            produced.append(Reasoning(extra=block.summary))
         elif self._current == index:
             self._current = None
             produced.append(PartBreak(Reasoning(block.signature) if block.kind == "thinking" else None))
