@@ -32,6 +32,7 @@ from millstream.events import (
     StreamInfo,
     WholePart,
 )
+from millstream.providers.responses import body
 from millstream.usage import Bill, Usage
 
 CASES = json.loads((Path(__file__).parent.parent / "spec" / "fixtures" / "responses.json").read_text("utf-8"))
@@ -276,6 +277,19 @@ def test_a_response_in_the_background_goes_on_without_a_reader_unless_its_body_s
     assert parsed(background=True, on_disconnect="cancel").on_disconnect == "cancel"
     assert parsed(background=True).background
     assert not parsed().background
+
+
+def test_what_this_api_alone_knows_of_a_part_or_a_body_goes_on_as_it_is() -> None:
+    point = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    content = [
+        {"type": "input_text", "text": "See", **point},
+        {"type": "input_image", "image_url": "https://a.example/i", "detail": "auto", **point},
+        {"type": "input_file", "file_url": "https://a.example/f", **point},
+    ]
+    given = {"moderation": {"model": "omni-moderation-latest"}, "image": {"context_compression": "auto"}}
+    sent = body(parsed(input=[{"role": "user", "content": content}], **given).prompt)
+    assert sent["input"] == [{"type": "message", "role": "user", "content": content}]
+    assert {name: sent[name] for name in given} == given
 
 
 def test_of_the_allowed_tools_alone_the_model_is_told() -> None:

@@ -74,7 +74,8 @@ _TYPES = {
 _NO_BLOCK = (File, Source)
 _SUMMARY = "compaction"  # a block that has what was said so far; what of it comes behind its start
 _OF_SUMMARY = ("content", "encrypted_content")
-_BESIDE_END = ("context_management",)  # of an answer as a whole; where that is streamed, not of its end
+# Of an answer as a whole; where that is streamed, not of its end.
+_BESIDE_END = ("context_management", "input_transformations")
 
 # What is passed on as it is to providers of this API. Nothing in it runs anything or sends data elsewhere.
 _PASSED_ON = (

@@ -58,8 +58,10 @@ _json = msgspec.json.Encoder().encode
 
 # What is passed on as it is to providers of this API. Nothing in it runs anything or sends data elsewhere.
 _PASSED_ON = (
+    "image",
     "include",
     "max_tool_calls",
+    "moderation",
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
@@ -809,17 +811,19 @@ def _content(fields: Fields, name: str) -> list[_InputPart]:
 
 
 def _part(fields: Fields) -> _InputPart:
+    extra = fields.these("prompt_cache_breakpoint")
+    kept: asked.Extra = {_API: extra} if extra else {}
     match fields.text("type"):
         case "input_text" | "output_text" | "text":
-            return asked.Text(fields.needed("text"))
+            return asked.Text(fields.needed("text"), kept)
         case "refusal":
             return asked.Refusal(fields.needed("refusal"))
         case "input_image":
             _no_file_id(fields, "image_url")
-            return asked.Image(fields.needed("image_url"), fields.text("detail", most=32))
+            return asked.Image(fields.needed("image_url"), fields.text("detail", most=32), kept)
         case "input_file":
             _no_file_id(fields, "file_data or file_url")
-            return _file(fields)
+            return msgspec.structs.replace(_file(fields), extra=kept)
         case "input_audio":
             audio = fields.inner("input_audio") or Fields({})
             media_type = f"audio/{audio.needed('format', most=32)}"

@@ -181,6 +181,11 @@ def _reasoning(thought: asked.Reasoning) -> dict[str, Any] | None:
 
 
 def _part(part: asked.Part, role: str) -> dict[str, Any]:
+    extra = {} if isinstance(part, asked.Refusal) else part.extra.get(_API, {})
+    return _shown(part, role) | {name: value for name, value in extra.items() if name != "phase"}
+
+
+def _shown(part: asked.Part, role: str) -> dict[str, Any]:
     match part:
         case asked.Text():
             return {"type": "output_text" if role == "assistant" else "input_text", "text": part.text}

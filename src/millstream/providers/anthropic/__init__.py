@@ -50,7 +50,7 @@ _ENDS = {"pause_turn": "end_turn", "compaction": "end_turn"}
 # Of the message that an answer begins with: what is said elsewhere, or is the same in all.
 _KNOWN_OF_ANSWER = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence")
 _KNOWN_OF_CALL = ("type", "id", "name", "input")
-_BESIDE_END = ("context_management",)  # what is said with the end, and not of it
+_BESIDE_END = ("context_management", "input_transformations")  # what is said with the end, and not of it
 
 
 class AnthropicProvider:
