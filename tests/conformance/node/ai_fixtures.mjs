@@ -1,8 +1,30 @@
-// Sends each case of the fixtures through a chat of the AI SDK, and says what became of it.
+// Sends each case of the fixtures through a chat of the AI SDK, and says what became of it. The second argument is the
+// package of the version that reads.
 
 import { readFileSync } from "node:fs";
-import { Chat } from "@ai-sdk/react";
-import { DefaultChatTransport } from "ai";
+
+const { AbstractChat, DefaultChatTransport } = await import(process.argv[3]);
+
+class Chat extends AbstractChat {
+  constructor(options) {
+    const state = {
+      status: "ready",
+      error: undefined,
+      messages: [],
+      pushMessage: (message) => {
+        state.messages = [...state.messages, message];
+      },
+      popMessage: () => {
+        state.messages = state.messages.slice(0, -1);
+      },
+      replaceMessage: (index, message) => {
+        state.messages = state.messages.with(index, message);
+      },
+      snapshot: structuredClone,
+    };
+    super({ ...options, state });
+  }
+}
 
 const found = {};
 for (const { name, frames } of JSON.parse(readFileSync(process.argv[2], "utf8"))) {
