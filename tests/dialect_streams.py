@@ -1,6 +1,7 @@
 """Streams of every shape, as the assembler makes them, and what a dialect makes of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -32,11 +33,26 @@ from millstream.usage import Bill, Usage
 BILL = Bill(Usage(9, 12, "provider_final", 4, 3), "0.000142")
 FAILED = StreamFailed.of(UpstreamError("it broke"), BILL)
 
+# The least body that each dialect understands.
+BODIES: dict[str, dict[str, Any]] = {
+    "millstream": {"messages": [{"role": "user", "content": "Hello"}]},
+    "openai": {"messages": [{"role": "user", "content": "Hello"}], "stream": True},
+    "anthropic": {
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
+        "stream": True,
+    },
+    "ai-sdk": {"id": "c", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]},
+    "responses": {"input": "Hello", "stream": True},
+    "ag-ui": {"threadId": "t", "runId": "r", "messages": [{"id": "1", "role": "user", "content": "Hello"}]},
+}
+
 words = st.text(max_size=12)
 SOME: list[Produced] = [
     File("image/png", "data:image/png;base64,AA=="),
     Source("https://a.example/", "A"),
     Reasoning(redacted="opaque"),
+    Reasoning(extra={"type": "compaction", "content": "What was said."}),
     PartOpen(Text({"citations": []})),
     PartOpen(Reasoning()),
     PartBreak(),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dialect_streams import BILL, FAILED, encoded, streams, words
+from dialect_streams import BILL, BODIES, FAILED, encoded, streams, words
 from millstream.answer import Answer, Fold
 from millstream.dialects import Ask, Dialect
 from millstream.dialects.openai import OpenAIDialect
@@ -65,20 +65,6 @@ BAD_END = {
 }
 # And the end of one that was stopped, where that is another one.
 STOPPED_END = {"ai-sdk": b'"type":"abort"', "responses": b'"type":"response.incomplete"'}
-
-# The least that each understands.
-BODIES: dict[str, dict[str, Any]] = {
-    "millstream": {"messages": [{"role": "user", "content": "Hello"}]},
-    "openai": {"messages": [{"role": "user", "content": "Hello"}], "stream": True},
-    "anthropic": {
-        "max_tokens": 9,
-        "messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
-        "stream": True,
-    },
-    "ai-sdk": {"id": "c", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]},
-    "responses": {"input": "Hello", "stream": True},
-    "ag-ui": {"threadId": "t", "runId": "r", "messages": [{"id": "1", "role": "user", "content": "Hello"}]},
-}
 
 
 @pytest.fixture(params=sorted(DIALECTS))
