@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -285,6 +286,52 @@ async def test_no_caller_sees_an_error_while_one_deployment_is_healthy_and_none_
     answers = await asyncio.gather(*(said(Routed(model, PROMPT)) for _ in range(1000)))
     assert answers == ["Hello"] * 1000
     assert sum(provider.answered for provider in providers) == 1000
+
+
+async def test_of_a_thousand_streams_over_the_wire_each_is_whole_and_has_one_bill(run: Run) -> None:
+    providers = {f"p{seed}": Flapping(always=seed == 2, seed=seed) for seed in range(3)}
+    models = {"fast": ModelSettings(deployments=tuple(f"{name}/m" for name in providers), attempts=3)}
+    body = {"model": "fast", "messages": [{"role": "user", "content": "Hello"}]}
+    places = asyncio.Semaphore(50)
+    async with run(providers, models=models) as running:
+
+        async def ask() -> tuple[str, str]:
+            async with places, post(running.app, "/v1/chat/stream", body, running.key) as exchange:
+                await exchange.finished()
+                return exchange.text, exchange.frames[-2]["finish_reason"]
+
+        assert Counter(await asyncio.gather(*(ask() for _ in range(1000)))) == {("Hello", "stop"): 1000}
+        rows = await running.receipts()
+    assert Counter((row["status"], row["completion_tokens"]) for row in rows) == {("completed", 1): 1000}
+    assert sum(provider.answered for provider in providers.values()) == 1000
+
+
+async def test_a_deployment_that_refuses_costs_the_caller_less_than_50_ms(run: Run) -> None:
+    async def handler(request: Request) -> None:
+        if not request.body:
+            return await request.answer(200, {"data": []})
+        if request.json["model"] == "down":
+            return await request.answer(503, {})
+        await request.head()
+        await request.say("Hello")
+        await request.finish()
+
+    async with oracle(handler) as server:
+        models = {
+            "direct": ModelSettings(deployments=("b/up",)),
+            "fallen": ModelSettings(deployments=("a/down",), fallbacks=("b/up",)),
+        }
+        providers = {name: OpenAIProvider(name, server.base_url, Upstream(name, {})) for name in ("a", "b")}
+        async with run(providers, models=models) as running:
+            least = dict.fromkeys(models, float("inf"))
+            for name in [*models] * 4:  # a fifth failure would let it rest
+                body = {"model": name, "messages": [{"role": "user", "content": "Hello"}]}
+                began = time.monotonic()
+                async with post(running.app, "/v1/chat/stream", body, running.key) as exchange:
+                    await exchange.until(lambda exchange: b"Hello" in exchange.received)
+                    least[name] = min(least[name], time.monotonic() - began)
+    assert sum(b'"down"' in request.body for request in server.requests) == 4
+    assert least["fallen"] - least["direct"] < 0.05, least
 
 
 # -- hedging ---------------------------------------------------------------------------------------
