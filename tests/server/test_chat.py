@@ -584,3 +584,22 @@ async def test_the_models_are_listed_with_the_default_first(run: Run) -> None:
     async with run(scripted(), default_model="m") as app, get(app.app, "/v1/models", app.key) as call:
         await call.finished()
         assert [model["id"] for model in call.json["data"]] == ["m", "scripted"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "header"),
+    [
+        ("/v1/models", None, "x-request-id"),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "x"}]}, "request-id"),
+        ("/api/chat/c/stop", {}, "x-request-id"),
+    ],
+)
+async def test_answers_that_are_no_stream_have_the_id_of_their_request(
+    run: Run, path: str, body: object, header: str
+) -> None:
+    async with run(scripted()) as app:
+        call = get(app.app, path, app.key) if body is None else post(app.app, path, body, app.key)
+        async with call:
+            await call.finished()
+        assert call.status == 200
+        assert call.response_headers[header].startswith("req_")

@@ -136,6 +136,7 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]], dialect: Diale
             response = await handle(request)
             if hasattr(response, "raw_headers"):  # a response that reads a stream says it itself
                 response.headers.setdefault("Cache-Control", "no-store")
+                response.headers.setdefault(dialect.request_id_header, request_id(request))
             return response
         except MillstreamError as error:
             # A code of "internal" that no `Internal` has is a fault as well: nobody meant it for a caller.
