@@ -289,8 +289,12 @@ async def test_errors_are_those_that_the_sdk_knows(both: Both) -> None:
         "invalid_request_error",
         "invalid_request",
     )
-    with pytest.raises(anthropic.NotFoundError):
+    with pytest.raises(anthropic.NotFoundError) as unknown:
         await both.ours.models.retrieve("no-such-model")
+    assert (unknown.value.type, unknown.value.error_code) == ("not_found_error", "model_not_found")
+    with pytest.raises(anthropic.AuthenticationError) as nobody:
+        await wrong.models.list()
+    assert nobody.value.type == "authentication_error"
     with pytest.raises(anthropic.BadRequestError, match="custom"):
         search: Any = [{"type": "web_search_20250305", "name": "web_search"}]
         await both.ours.messages.create(**body, tools=search)

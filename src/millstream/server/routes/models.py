@@ -2,19 +2,35 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 
+from millstream.dialects.anthropic import ANTHROPIC
 from millstream.errors import ModelNotFound
 from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime
-from millstream.server.errors import Route
+from millstream.server.errors import Handler, Route, with_errors
 from millstream.server.routes.chat import Caller
 
 _MAX_SHOWN = 256
 _UNKNOWN_DATE = "1970-01-01T00:00:00Z"
 
-router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
+
+class _Route(Route):
+    """Errors have the form of who asks: Anthropic's clients name a version of that API."""
+
+    def get_route_handler(self) -> Handler:
+        ours = super().get_route_handler()
+        theirs = with_errors(APIRoute.get_route_handler(self), ANTHROPIC)
+
+        async def handler(request: Request) -> Response:
+            return await (theirs if "anthropic-version" in request.headers else ours)(request)
+
+        return handler
+
+
+router = APIRouter(route_class=_Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
 
 _TEXT = {"type": "string"}
 _MODEL = {
