@@ -714,7 +714,7 @@ async def test_a_flood_of_comments_does_not_hold_up_others() -> None:
 async def test_a_known_reason_is_told_in_our_words() -> None:
     error = (await produce(status(400, {"code": "context_length_exceeded"})))[-1]
     assert str(error) == (
-        "provider 'p' refused the request (HTTP 400): the conversation is longer than the model's context"
+        "provider 'p' refused the request (HTTP 400): the prompt is too long for the model's context"
     )
 
 

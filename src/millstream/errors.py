@@ -278,7 +278,7 @@ class RequestRefused(UpstreamRefused):
 
 class PromptTooLong(RequestRefused):
     """The conversation is longer than the model's context. Clients that shorten it by themselves know this
-    code, which is OpenAI's.
+    code, which is OpenAI's, or the words ``prompt is too long``, which are Anthropic's.
     """
 
     code = "context_length_exceeded"

@@ -104,6 +104,8 @@ def _of_openai(usage: Any) -> Counts:
 
 
 def _of_openai_error(error: openai.APIError) -> Failed:
+    # Of an error's body LangChain sees the message alone.
+    assert ("prompt is too long" in error.message) == (error.code == "context_length_exceeded")
     if not isinstance(error, openai.APIStatusError):
         return Failed(str(error.code))
     return Failed(str(error.code), error.status_code, error.response.headers.get("retry-after"))

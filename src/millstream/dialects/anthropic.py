@@ -21,7 +21,7 @@ from millstream.dialects import Ask, Before, choice_of_parts
 from millstream.dialects import fields as read
 from millstream.dialects.fields import Fields
 from millstream.dialects.limit_headers import anthropic_limits
-from millstream.errors import Draining, InvalidRequest, MillstreamError, PromptTooLong
+from millstream.errors import Draining, InvalidRequest, MillstreamError
 from millstream.events import (
     AnswerStart,
     Batch,
@@ -392,17 +392,12 @@ def _failure(error: MillstreamError) -> bytes:
 
 
 def _shown_error(error: MillstreamError) -> dict[str, Any]:
-    """Our code is where these clients look for the name of a cause. They know by words alone that a
-    conversation is too long for its model.
-    """
-    message = error.message
-    if error.code == PromptTooLong.code:
-        message = f"prompt is too long: {message}"
+    """Our code is where these clients look for the name of a cause."""
     details: dict[str, Any] = {"error_code": error.code}
     if isinstance(error, ThreadsUnsupported):
         details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
     kind = "invalid_request_error" if error.status < 500 else "api_error"
-    return {"type": _TYPES.get(error.status, kind), "message": message, "details": details}
+    return {"type": _TYPES.get(error.status, kind), "message": error.message, "details": details}
 
 
 # -- bodies ----------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ FAILED_FINISHES: dict[str, str] = {
 _NO_FINISH = frozenset(("", "null", "none", "not_finished", "finish_reason_unspecified"))
 
 _NO_QUOTA = Failure(UpstreamRefused, "the account's quota is used up")
-_TOO_LONG = Failure(PromptTooLong, "the conversation is longer than the model's context")
+_TOO_LONG = Failure(PromptTooLong, "the prompt is too long for the model's context")  # clients know the words
 
 ERRORS: dict[Failure, str] = {
     Failure(UpstreamRateLimited, "its rate limit is reached"): "rate_limit_exceeded rate_limit_error "
