@@ -17,7 +17,8 @@ _SECONDS = 100  # to answer one request; the first one imports the client
 class Client(NamedTuple):
     """``in_slice`` is whether ``make test`` runs it too. ``cannot`` says what it has no way to do or to tell,
     and why; ``shows_refusals`` what its user sees of one: an end like any other, a text that a filter has
-    ended, the filter without the text, or an error.
+    ended, the filter without the text, or an error. ``program`` is that of another client, which speaks this
+    dialect as well.
     """
 
     name: str
@@ -26,13 +27,15 @@ class Client(NamedTuple):
     in_slice: bool = False
     cannot: Mapping[str, str] = {}
     shows_refusals: Literal["end", "text", "filter", "error"] = "end"
+    program: str = ""
 
     @property
     def command(self) -> list[str]:
         if self.language == "node":
             return ["node", str(HERE / "node" / f"{self.name}.mjs")]
-        python = HERE.parents[1] / ".venv-clients" / self.name / "bin" / "python"
-        return [str(python), str(HERE / "python" / self.name / "client.py")]
+        program = self.program or self.name
+        python = HERE.parents[1] / ".venv-clients" / program / "bin" / "python"
+        return [str(python), str(HERE / "python" / program / "client.py")]
 
     @property
     def installed(self) -> bool:
@@ -63,6 +66,26 @@ CLIENTS = (
         "openai",
         cannot={"finish": "it shows no finish reason"},
         shows_refusals="error",
+    ),
+    Client(
+        "langchain_responses",
+        "responses",
+        cannot={
+            "reasoning": "what it thinks is a block beside its text",
+            "finish": "it shows no finish reason",
+        },
+        program="langchain",
+    ),
+    Client("litellm_messages", "anthropic", program="litellm"),
+    Client(
+        "agents_responses",
+        "responses",
+        cannot={
+            "finish": "it shows no finish reason",
+            "incomplete": "it raises an error for what a filter or a limit has cut",
+        },
+        shows_refusals="error",
+        program="openai_agents",
     ),
     Client("openai", "openai", "node"),
     Client("ai_provider", "openai", "node", shows_refusals="text"),
@@ -108,6 +131,7 @@ def started(client: Client, url: str, folder: Path) -> Generator[Asked]:
     environment = {
         **os.environ,
         "MILLSTREAM_TEST_URL": url,
+        "MILLSTREAM_TEST_DIALECT": client.dialect,
         "PYTHONPATH": str(HERE / "python"),
         "HOME": str(folder),  # some keep a database or settings there
         "OPENAI_AGENTS_DISABLE_TRACING": "1",

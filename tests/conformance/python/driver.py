@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 URL = os.environ["MILLSTREAM_TEST_URL"]
+DIALECT = os.environ["MILLSTREAM_TEST_DIALECT"]
 QUESTION = "Hello"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 PICTURE = f"data:image/png;base64,{PIXEL}"

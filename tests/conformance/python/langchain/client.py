@@ -1,13 +1,18 @@
-"""langchain-openai."""
+"""langchain-openai, over Chat Completions or Responses."""
 
-from driver import PICTURE, QUESTION, TOOL, URL, look, serve
+from driver import DIALECT, PICTURE, QUESTION, TOOL, URL, look, serve
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 
 
 def model(request):
     chat = ChatOpenAI(
-        base_url=f"{URL}/v1", api_key=request.key, model=request.model, max_retries=0, stream_usage=True
+        base_url=f"{URL}/v1",
+        api_key=request.key,
+        model=request.model,
+        max_retries=0,
+        stream_usage=True,
+        use_responses_api=DIALECT == "responses",
     )
     return chat.bind_tools([TOOL]) if request.tools else chat
 

@@ -1,19 +1,19 @@
-"""litellm as a client."""
+"""litellm as a client, over Chat Completions or Messages."""
 
 import os
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it is fetched
 
 import litellm
-from driver import PICTURE, QUESTION, TOOL, URL, look, serve
+from driver import DIALECT, PICTURE, QUESTION, TOOL, URL, look, serve
 
 litellm.suppress_debug_info = True
 
 
 def complete(request, messages, **more):
     return litellm.completion(
-        model=f"openai/{request.model}",
-        api_base=f"{URL}/v1",
+        model=f"{DIALECT}/{request.model}",
+        api_base=f"{URL}/v1" if DIALECT == "openai" else URL,
         api_key=request.key,
         messages=messages,
         max_retries=0,

@@ -1,14 +1,15 @@
-"""openai-agents, over Chat Completions."""
+"""openai-agents, over Chat Completions or Responses."""
 
 from agents import (
     Agent,
     ModelSettings,
     OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
     Runner,
     function_tool,
     set_tracing_disabled,
 )
-from driver import PICTURE, QUESTION, URL, look, serve
+from driver import DIALECT, PICTURE, QUESTION, URL, look, serve
 from openai import AsyncOpenAI
 
 set_tracing_disabled(True)
@@ -22,9 +23,10 @@ def agent(request, said, **more):
         return look(q)
 
     sdk = AsyncOpenAI(base_url=f"{URL}/v1", api_key=request.key, max_retries=0)
+    model = OpenAIResponsesModel if DIALECT == "responses" else OpenAIChatCompletionsModel
     return Agent(
         "tester",
-        model=OpenAIChatCompletionsModel(request.model, openai_client=sdk),
+        model=model(request.model, openai_client=sdk),
         model_settings=ModelSettings(include_usage=True),
         tools=[observed] if request.tools else [],
         **more,
