@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import sys
 import urllib.request
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,11 @@ from live.conftest import Serve
 from millstream.events import TextDelta
 from millstream.prompt import Message, Prompt, Text
 from millstream.providers import Finish, UsageReport
+from millstream.providers.anthropic import AnthropicProvider
 from millstream.providers.local import LocalProvider, weights
+from millstream.providers.openai import OpenAIProvider
+from millstream.providers.responses import ResponsesProvider
+from millstream.providers.upstream import Upstream
 
 MODEL = "smollm2-135m"
 QUESTION = "Why is the sky blue?"
@@ -48,6 +54,42 @@ async def test_every_running_count_is_exact_and_the_last_is_the_final_one(model:
     assert counts[-1] == finish.usage.completion_tokens == 24
     assert pieces <= 24
     assert (finish.reason, finish.usage.source) == ("length", "provider_final")
+
+
+@pytest.fixture
+async def address() -> AsyncGenerator[str]:
+    """Of llama.cpp's server, which speaks all three formats."""
+    command = (sys.executable, "-m", "millstream.providers.local", str(weights()))
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(60):
+            yield (await process.stdout.readline()).decode().strip()
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@pytest.mark.parametrize("kind", [OpenAIProvider, ResponsesProvider, AnthropicProvider])
+async def test_the_same_server_is_understood_in_each_format_that_it_speaks(address: str, kind: Any) -> None:
+    provider = kind("llama", f"{address}/v1", Upstream("llama", {"Connection": "close"}, pings=True))
+    try:
+        for most, reason in ((16, "length"), (200, "stop")):
+            asked = ASKED if reason == "length" else (Message("user", (Text("Say hello."),)),)
+            prompt = Prompt(asked, max_tokens=most, temperature=0)
+            produced = [item async for batch in provider.stream(prompt, MODEL) for item in batch]
+            finish = produced[-1]
+            assert isinstance(finish, Finish)
+            if kind is ResponsesProvider:  # in which that server calls every end complete
+                reason = "stop"
+            assert finish.reason == reason
+            assert finish.usage is not None
+            assert finish.usage.source == "provider_final"
+            assert 0 < finish.usage.completion_tokens <= most
+            assert "".join(item.text for item in produced if isinstance(item, TextDelta)).strip()
+    finally:
+        await provider.close()
 
 
 async def test_a_cut_answer_is_settled_with_the_models_own_count(run: Run, model: LocalProvider) -> None:
