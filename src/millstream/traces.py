@@ -15,6 +15,7 @@ with suppress(ModuleNotFoundError):
     from opentelemetry import trace
 
 _NANOSECONDS = 1_000_000_000
+_COST = "millstream.cost_usd"  # to whoever runs Millstream, who reads the traces
 
 
 def record(opening: Opening, settlement: Settlement) -> None:
@@ -33,6 +34,8 @@ def record(opening: Opening, settlement: Settlement) -> None:
         "millstream.status": settlement.status,
         "millstream.key_id": opening.key_id,
     }
+    if settlement.charge.cost is not None:
+        attributes[_COST] = float(settlement.charge.cost)
     if settlement.finish_reason is not None:
         attributes["gen_ai.response.finish_reasons"] = [settlement.finish_reason]
     if settlement.first_event_at is not None:
@@ -55,6 +58,8 @@ def record(opening: Opening, settlement: Settlement) -> None:
         if attempt.bill is not None:
             about["gen_ai.usage.input_tokens"] = attempt.bill.usage.prompt_tokens
             about["gen_ai.usage.output_tokens"] = attempt.bill.usage.completion_tokens
+            if attempt.bill.cost_usd is not None:
+                about[_COST] = float(attempt.bill.cost_usd)
         span.add_event("attempt", about, timestamp=int(attempt.ended_at * _NANOSECONDS))
     if settlement.error_code is not None:
         span.set_status(trace.StatusCode.ERROR, settlement.error_code)

@@ -1,5 +1,7 @@
 """One span a stream, with numbers and names and nothing of what was said."""
 
+from decimal import Decimal
+
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -12,7 +14,7 @@ from millstream.errors import UpstreamError, UpstreamRefused
 from millstream.events import TextDelta
 from millstream.providers import Finish, UsageReport
 from millstream.providers.scripted import Script, ScriptedProvider
-from millstream.settings import ModelSettings
+from millstream.settings import ModelSettings, PriceSettings
 from millstream.usage import Usage
 
 
@@ -57,17 +59,19 @@ async def test_every_attempt_is_an_event_of_the_span(run: Run, monkeypatch: pyte
     }
     fallbacks = ("p/slow", "p/good")
     models = {"mine": ModelSettings(deployments=("p/down",), fallbacks=fallbacks, hedge_seconds=0.05)}
-    async with run({"p": ScriptedProvider(scripts)}, models=models) as app:
+    prices = {"mine": PriceSettings(input=Decimal(1), output=Decimal(1))}
+    async with run({"p": ScriptedProvider(scripts)}, models=models, prices=prices) as app:
         body = {"model": "mine", "messages": [{"role": "user", "content": "Hello"}]}
         async with post(app.app, "/v1/chat/stream", body, app.key) as call:
             await call.finished()
         await app.idle()
     (span,) = exporter.get_finished_spans()
-    names = ("gen_ai.request.model", "error.type", "gen_ai.usage.input_tokens")
+    names = ("gen_ai.request.model", "error.type", "gen_ai.usage.input_tokens", "millstream.cost_usd")
     assert [tuple((event.attributes or {}).get(name) for name in names) for event in span.events] == [
-        ("down", "upstream_error", None),
-        ("slow", "", 1200),
-        ("good", "", None),
+        ("down", "upstream_error", None, None),
+        ("slow", "", 1200, 0.001203),
+        ("good", "", None, None),
     ]
     assert span.attributes is not None
     assert span.attributes["gen_ai.usage.input_tokens"] == 9
+    assert span.attributes["millstream.cost_usd"] == 0.000011
