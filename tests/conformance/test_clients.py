@@ -50,6 +50,7 @@ def test_a_call_in_fragments_is_one_call(asker: Asker) -> None:
     assert said["calls"] == [{"name": "look", "arguments": {"q": 1}}]
 
 
+@pytest.mark.needs("mingled")
 def test_parallel_calls_whose_fragments_are_mingled_are_two_calls(asker: Asker) -> None:
     said = whole(asker("calls", tools=True))
     assert said["text"] == "I look."
