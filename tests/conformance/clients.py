@@ -11,6 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE / "node" / "node_modules"
+NODE_22 = (
+    NODE_MODULES / ".bin" / "node"
+)  # for clients that ask for it; of a package, beside the one that is there
 _SECONDS = 100  # to answer one request; the first one imports the client
 
 
@@ -30,16 +33,21 @@ class Client(NamedTuple):
     program: str = ""
 
     @property
+    def is_node(self) -> bool:
+        return self.language.startswith("node")
+
+    @property
     def command(self) -> list[str]:
-        if self.language == "node":
-            return ["node", str(HERE / "node" / f"{self.name}.mjs")]
         program = self.program or self.name
+        if self.is_node:
+            node = str(NODE_22) if self.language == "node22" else "node"
+            return [node, str(HERE / "node" / f"{program}.mjs")]
         python = HERE.parents[1] / ".venv-clients" / program / "bin" / "python"
         return [str(python), str(HERE / "python" / program / "client.py")]
 
     @property
     def installed(self) -> bool:
-        if self.language == "node":
+        if self.is_node:
             return NODE_MODULES.is_dir()
         return Path(self.command[0]).exists()
 
@@ -94,6 +102,7 @@ CLIENTS = (
         program="openai_agents",
     ),
     Client("openai", "openai", "node"),
+    Client("openai7", "openai", "node22", program="openai"),
     Client("ai_provider", "openai", "node", shows_refusals="text"),
     Client("anthropic", "anthropic", "node", in_slice=True),
     Client("ai_anthropic", "anthropic", "node"),
@@ -137,6 +146,7 @@ def started(client: Client, url: str, folder: Path) -> Generator[Asked]:
     environment = {
         **os.environ,
         "MILLSTREAM_TEST_URL": url,
+        "MILLSTREAM_TEST_CLIENT": client.name,
         "MILLSTREAM_TEST_DIALECT": client.dialect,
         "PYTHONPATH": str(HERE / "python"),
         "HOME": str(folder),  # some keep a database or settings there

@@ -7,24 +7,24 @@ from typing import Any
 
 import pytest
 
-from conformance.clients import HERE
+from conformance.clients import HERE, NODE_22
 
 FIXTURES = HERE.parents[1] / "spec" / "fixtures"
 
 
-def seen_by(program: str, fixtures: Path, *more: str) -> dict[str, dict[str, Any]]:
+def seen_by(program: str, fixtures: Path, *more: str, node: str | Path = "node") -> dict[str, dict[str, Any]]:
     """What the client makes of each case, by its name."""
-    command = ["node", str(HERE / "node" / program), str(fixtures), *more]
+    command = [str(node), str(HERE / "node" / program), str(fixtures), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     found: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return found
 
 
-@pytest.mark.parametrize("package", ["ai5", "ai", "ai7"])
-def test_the_ai_sdk_takes_every_case_for_what_it_is(package: str) -> None:
+@pytest.mark.parametrize(("package", "node"), [("ai5", "node"), ("ai", "node"), ("ai7", NODE_22)])
+def test_the_ai_sdk_takes_every_case_for_what_it_is(package: str, node: str | Path) -> None:
     """In all three versions of it that read this protocol; the one without a number is 6."""
     path = FIXTURES / "ai-sdk.json"
-    seen = seen_by("ai_fixtures.mjs", path, package)
+    seen = seen_by("ai_fixtures.mjs", path, package, node=node)
     for case in json.loads(path.read_text(encoding="utf-8")):
         said, end = seen[case["name"]], case["events"][-1]
         if end["type"] == "stream-failed":

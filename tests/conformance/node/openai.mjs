@@ -1,8 +1,8 @@
-// openai-node.
+// openai-node, in the version that the client's name says.
 
-import OpenAI from "openai";
 import { look, PICTURE, QUESTION, SCHEMA, serve, URL } from "./driver.mjs";
 
+const { default: OpenAI } = await import(process.env.MILLSTREAM_TEST_CLIENT);
 const TOOL = { type: "function", function: { name: "look", description: "Looks.", parameters: SCHEMA } };
 
 const client = (request) => new OpenAI({ baseURL: `${URL}/v1`, apiKey: request.key, maxRetries: 0 });
