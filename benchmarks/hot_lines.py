@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -31,7 +31,7 @@ from load import Load
 from measure import Row, Run, markdown, measure, tree
 
 RATE = 500  # looks a second
-SHOWN = 30  # lines of each table
+LINES, MODULES = 30, 20  # of each table
 SECONDS = 15.0
 
 _WARM_UP_SECONDS = 3.0
@@ -54,25 +54,33 @@ class Spent(NamedTuple):
     def us(self) -> float:
         return sum(places.total() for places in self.by.values())
 
-    def table(self) -> str:
-        lines: Counter[str] = Counter()
+    def table(self, name: Callable[[str], str], most: int) -> str:
+        """By what ``name`` makes of a line, the ``most`` of all."""
+        places: Counter[str] = Counter()
         below: dict[str, Counter[str]] = {}
-        for places in self.by.values():
-            for (line, inside), us in places.items():
-                lines[line] += us
-                below.setdefault(line, Counter())[inside] += us
-        shown = lines.most_common(SHOWN)
-        rows = [_row(us, line, below[line]) for line, us in shown]
-        rest = lines.total() - sum(us for _, us in shown)
-        rows.append(_row(rest, f"{len(lines) - len(shown)} more lines", Counter()))
-        rows.append(
-            _row(self.us, "all", Counter({thread: places.total() for thread, places in self.by.items()}))
-        )
-        return markdown(rows, {name: itemgetter(name) for name in ("us", "line", "of which")})
+        for looks in self.by.values():
+            for (line, inside), us in looks.items():
+                places[name(line)] += us
+                below.setdefault(name(line), Counter())[inside] += us
+        shown = places.most_common(most)
+        rows = [_row(us, place, below[place]) for place, us in shown]
+        rest = places.total() - sum(us for _, us in shown)
+        rows.append(_row(rest, f"{len(places) - len(shown)} more", Counter()))
+        threads = Counter({thread: looks.total() for thread, looks in self.by.items()})
+        rows.append(_row(self.us, "all", threads))
+        return markdown(rows, {column: itemgetter(column) for column in ("us", "where", "of which")})
 
 
-def _row(us: float, line: str, shares: Counter[str]) -> Row:
-    return {"us": f"{us:.1f}", "line": line, "of which": _list(shares)}
+def _line(line: str) -> str:
+    return line
+
+
+def _module(line: str) -> str:
+    return line.partition(":")[0]
+
+
+def _row(us: float, where: str, shares: Counter[str]) -> Row:
+    return {"us": f"{us:.1f}", "where": where, "of which": _list(shares)}
 
 
 def _list(shares: Counter[str]) -> str:
@@ -178,7 +186,8 @@ def main() -> None:
         got = uvloop.run(measure(target, argparse.Namespace(only=None), Watched))
         for name, spent in got.items():
             if isinstance(spent, Spent):
-                print(f"## {target}: {name}, {spent.us:.0f} µs\n\n{spent.table()}\n", flush=True)
+                print(f"## {target}: {name}, {spent.us:.0f} µs\n")
+                print(f"{spent.table(_module, MODULES)}\n\n{spent.table(_line, LINES)}\n", flush=True)
 
 
 if __name__ == "__main__":
