@@ -668,7 +668,7 @@ def _i12(case: Case) -> Iterator[Violation]:
             yield Violation("I12", "", f"bad input got {probe.status}: {probe.body[:80]!r}")
     for body in evidence.bodies:
         if '"internal"' in body:
-            yield Violation("I12", "", f"an internal error: {body[:120]}")
+            yield Violation("I12", "", f"an internal error: {body[:120]}: {_logged(evidence, body)}")
     for row in evidence.rows:
         if row["error_code"] == "internal":
             yield Violation("I12", row["id"], "failed with internal")
@@ -680,6 +680,13 @@ def _i12(case: Case) -> Iterator[Violation]:
         if name not in never_served and (place := text.find("Traceback (most recent call last)")) >= 0:
             last = text[place:].split("\n\n")[0].strip().splitlines()[-1]
             yield Violation("I12", "", f"an exception that nobody handled, in {name}: {last[:160]}")
+
+
+def _logged(evidence: Evidence, body: str) -> str:
+    """The line of a log about the error that a body tells of."""
+    named = re.search(r"details under ((?:req|str)_[\w-]+)", body)
+    lines = (line for text in evidence.logs.values() for line in text.splitlines() if " ERROR " in line)
+    return next((line[:600] for line in lines if named and named[1] in line), "nothing in the logs")
 
 
 def _may_end(case: Case, exit_: Exit) -> bool:

@@ -237,11 +237,13 @@ class _Server(uvicorn.Server):
             self._opening = None
 
     async def _serve_from_now_on(self) -> None:
+        # First what may fail: who is let in is answered.
+        key = None if self._banner is None else await self._known_key(self._banner)
         await super().startup(sockets=[])
         most = self._connections.most_a_turn
         self.servers = [cast("asyncio.Server", Acceptor(self._listener, self._make_protocol, most))]
-        if self._banner is not None:
-            await self._announce(self._banner)
+        if key is not None:
+            self._announce(key)
         if self._ready is not None:
             self._ready.send("ready")
             self._follow_parent()
@@ -317,20 +319,22 @@ class _Server(uvicorn.Server):
             "press Ctrl-C again to hurry" if self._stopped_by == signal.SIGINT else "a second signal hurries",
         )
 
-    async def _announce(self, banner: _Banner) -> None:
-        """The banner: where, with which key, which models, and why not others."""
+    @property
+    def _url(self) -> str:
         host, port = self._listener.getsockname()[:2]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        key = await self._known_key(banner, url)  # before the first line: whoever reads it finds them all
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def _announce(self, key: str) -> None:
+        """The banner: where, with which key, which models, and why not others."""
         console = Console(highlight=False, soft_wrap=True)
-        console.print(f"[bold]Millstream[/bold] {__version__}  [bold cyan]{url}[/bold cyan]\n{key}")
+        console.print(f"[bold]Millstream[/bold] {__version__}  [bold cyan]{self._url}[/bold cyan]\n{key}")
         if not pages.is_built():
             console.print("  chat    the chat page is not built: make web")
         self._announce_models(console)
         console.print("  stop    Ctrl-C")
         console.file.flush()
 
-    async def _known_key(self, banner: _Banner, url: str) -> str:
+    async def _known_key(self, banner: _Banner) -> str:
         """The lines about a key: one that works, or what is known of those that were made before."""
         keys = self._millstream.keys
         known = await keys.all()
@@ -343,7 +347,7 @@ class _Server(uvicorn.Server):
             self._temporary_key_id = key.id
             note = "until the server stops" + (f"; yours work too: {yours}" if yours else "")
         if secret is not None:
-            chat = f"\n  chat    {url}/#key={secret}" if pages.is_built() else ""
+            chat = f"\n  chat    {self._url}/#key={secret}" if pages.is_built() else ""
             return f"  key     [bold]{secret}[/bold]  ({escape(note)}){chat}"
         make = "millstream keys create --name me"
         if yours:
