@@ -101,6 +101,7 @@ CLIENTS = (
         shows_refusals="error",
         program="openai_agents",
     ),
+    Client("anthropic_sdk", "anthropic"),
     Client("openai", "openai", "node"),
     Client("openai7", "openai", "node22", program="openai"),
     Client("ai_provider", "openai", "node", shows_refusals="text"),
