@@ -27,7 +27,9 @@ def at(when: float, call: Callable[[], None]) -> Deadline:
     loop = asyncio.get_running_loop()
     if when - loop.time() <= _NEAR_SECONDS:
         return loop.call_at(when, call)
-    seconds = _SECONDS.setdefault(loop, {})
+    seconds = _SECONDS.get(loop)
+    if seconds is None:
+        seconds = _SECONDS[loop] = {}
     number = math.ceil(when)
     second = seconds.get(number)
     if second is None:

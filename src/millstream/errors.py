@@ -380,6 +380,8 @@ def printable(text: str, *, most: int = _MAX_LOGGED) -> str:
     obeys or that changes how the rest of the line is read.
     """
     shown = text[:most] + ("…" if len(text) > most else "")
+    if shown.isprintable() and "\\" not in shown:
+        return shown
     return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in shown)
 
 

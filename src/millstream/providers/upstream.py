@@ -7,6 +7,7 @@ import asyncio
 import json
 import math
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -276,14 +277,13 @@ class _Body:
         if self._decoder is None:
             return []
         messages: list[Message] = []
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.monotonic()
         try:
             for start in range(0, len(chunk), _SLICE_BYTES):
                 messages += self._decoder.feed(chunk[start : start + _SLICE_BYTES])
-                if loop.time() - began > _SLICE_SECONDS:
+                if time.monotonic() - began > _SLICE_SECONDS:
                     await asyncio.sleep(0)
-                    began = loop.time()
+                    began = time.monotonic()
         except SSELimitExceeded as error:
             messages += error.before
             self._fault = UpstreamError(f"provider '{self._name}' sent an event over the size limit")

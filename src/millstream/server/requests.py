@@ -89,8 +89,12 @@ def last_event_id(request: Request) -> str:
     """The id of the last frame that a client has seen, or ``""``. The header goes first, then what polyfills
     of EventSource add to the URL, which may have a position of its own already.
     """
+    if seen := request.headers.get("last-event-id"):
+        return seen
+    if not request.scope.get("query_string"):
+        return ""
     query = request.query_params
-    return request.headers.get("last-event-id") or query.get("lastEventId") or query.get("after") or ""
+    return query.get("lastEventId") or query.get("after") or ""
 
 
 def position(last_id: str) -> Position | None:

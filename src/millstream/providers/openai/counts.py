@@ -71,6 +71,8 @@ def usage_report(raw: object, quirks: Quirks) -> UsageReport | None:
 
 def _media(raw: dict[str, Any], details: tuple[str, ...]) -> tuple[int, int]:
     """Tokens of sound and of pictures."""
+    if not any(place in raw for place in details):
+        return 0, 0
     audio, image = (
         _count(raw, [(place, kind) for place in details]) or 0 for kind in ("audio_tokens", "image_tokens")
     )

@@ -19,6 +19,8 @@ def configure(level: str, form: Literal["text", "json"], *, access: bool) -> Non
     """``level`` is for records of ours; others' are written from WARNING on. ``access`` adds a line a
     request.
     """
+    # Names of threads and processes, which no line has, need not be looked up for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_Repeats())
