@@ -138,7 +138,7 @@ class Upkeep:
 
     async def _remove_expired_workers(self) -> None:
         if expired := await self._ledger.leases.remove_expired():
-            log.warning("%d workers have died", expired)
+            log.warning("workers that have died: %d", expired)
         if self._ledger.leases.has_company and not self._journal.is_shared and not self._has_warned:
             self._has_warned = True
             log.error(
