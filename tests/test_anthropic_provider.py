@@ -246,6 +246,17 @@ def test_what_nobody_here_knows_is_passed_over(odd: str) -> None:
     assert answer.terminal.bill.usage == Usage(9, 5, "provider_final")
 
 
+def test_zeros_at_the_end_take_no_counts_back() -> None:
+    """Gateways send them for what they do not know there."""
+    begun = BEGUN.replace('"input_tokens": 9', '"input_tokens": 9, "cache_read_input_tokens": 100')
+    ended = ENDED.replace(
+        '"output_tokens": 5', '"output_tokens": 5, "input_tokens": 0, "cache_read_input_tokens": 0'
+    )
+    answer = assembled(read(f"{begun}{SAID}{STOPPED}{ended}".encode()))
+    assert isinstance(answer.terminal, StreamEnd)
+    assert answer.terminal.bill.usage == Usage(109, 5, "provider_final", 100)
+
+
 def test_half_a_character_costs_that_character() -> None:
     broken = SAID.replace("Hello", "Hel\\ud83d")
     assert assembled(read(f"{BEGUN}{broken}{STOPPED}{ENDED}".encode())).text == "Hel\ufffd"

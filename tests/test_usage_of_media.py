@@ -1,4 +1,4 @@
-"""Tokens of sound and of pictures are read from every API's usage object."""
+"""Tokens of sound, of pictures and of the cache are read from every API's usage object."""
 
 from collections.abc import Callable
 from typing import Any
@@ -75,3 +75,70 @@ def test_without_details_there_are_none(api: str) -> None:
     assert (usage.prompt_tokens, usage.completion_tokens) == (20, 10)
     assert usage.prompt_audio_tokens + usage.prompt_image_tokens == 0
     assert usage.completion_audio_tokens + usage.completion_image_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "counted"),
+    [
+        # Portkey, of Claude: beside the prompt, and inside the total.
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 50,
+                "total_tokens": 10150,
+                "cache_read_input_tokens": 10000,
+            },
+            (10100, 50, 10000, 0),
+        ),
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 50,
+                "total_tokens": 450,
+                "cache_read_input_tokens": 200,
+                "cache_creation_input_tokens": 100,
+            },
+            (400, 50, 200, 100),
+        ),
+        # OpenAI and OpenRouter, LiteLLM: inside the prompt.
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 10,
+                "prompt_tokens_details": {"cached_tokens": 20, "cache_write_tokens": 70},
+            },
+            (100, 10, 20, 70),
+        ),
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 10,
+                "total_tokens": 110,
+                "cache_creation_input_tokens": 90,
+                "cache_read_input_tokens": 10,
+            },
+            (100, 10, 10, 90),
+        ),
+        # More than there is.
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 10,
+                "prompt_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 70},
+            },
+            (100, 10, 60, 40),
+        ),
+    ],
+)
+def test_what_the_cache_had_and_got_is_part_of_the_prompt(
+    said: dict[str, Any], counted: tuple[int, int, int, int]
+) -> None:
+    report = chat_completions(said)
+    assert report is not None
+    usage = report.usage
+    assert (
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.cached_tokens,
+        usage.cache_write_tokens,
+    ) == counted

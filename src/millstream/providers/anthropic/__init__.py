@@ -305,8 +305,9 @@ class Reading(reading.Reading):
         if not isinstance(usage, dict):
             return None
         told = {name: value for name, value in usage.items() if not _is_no_count(name, value)}
-        # Of later counts only what they say; the first one is kept with its nulls, as it came.
-        self._usage |= {name: value for name, value in told.items() if value is not None or not self._usage}
+        # Of later counts only what they say, which a zero behind a number is not (gateways send some); the
+        # first one is kept with its nulls, as it came.
+        self._usage |= {name: value for name, value in told.items() if value or not self._usage}
         read, written = _tokens(self._usage, "input_tokens"), _tokens(self._usage, "output_tokens")
         cached = _tokens(self._usage, "cache_read_input_tokens")
         cache_write = _tokens(self._usage, "cache_creation_input_tokens")

@@ -1,8 +1,10 @@
 """Counts: a server's usage object -> tokens in one meaning, reconciled by one rule.
 
-The rule, for servers that put reasoning inside the completion, beside it, or nowhere but in the total:
+The rule, for servers that put reasoning inside the completion, beside it, or nowhere but in the total, and
+what they read from a cache and wrote to it inside the prompt or beside it:
 
-    prompt     = total - completion        where the server counts no prompt
+    prompt     = prompt + cached + written where that and the completion are the total
+               = total - completion        where the server counts no prompt
     completion = total - prompt            where the total says more than prompt and completion together
                = completion + reasoning    where no total says so, and the vendor is known to keep
                                            them apart, or there is more reasoning than completion
@@ -31,6 +33,13 @@ _CACHED = (
     ("cached_tokens",),  # Moonshot, Together
     ("cache_read_input_tokens",),  # Anthropic
 )
+# Tokens written to the cache.
+_CACHE_WRITE = (
+    ("prompt_tokens_details", "cache_write_tokens"),  # OpenAI, OpenRouter
+    ("prompt_tokens_details", "cache_creation_tokens"),  # LiteLLM
+    ("cache_creation_input_tokens",),  # Anthropic
+)
+_OF_CLAUDE = (("cache_read_input_tokens",), ("cache_creation_input_tokens",))
 _REASONING = (
     ("completion_tokens_details", "reasoning_tokens"),  # OpenAI
     ("output_tokens_details", "reasoning_tokens"),
@@ -53,7 +62,10 @@ def usage_report(raw: object, quirks: Quirks) -> UsageReport | None:
     if completion is None and (prompt is None or total is None):
         return None
     written, prompt = completion or 0, prompt or 0
-    if total is not None and total > prompt + written:
+    beside = sum(_count(raw, (place,)) or 0 for place in _OF_CLAUDE)
+    if beside and total == prompt + written + beside:  # Portkey
+        prompt += beside
+    elif total is not None and total > prompt + written:
         if prompt:
             written = total - prompt
         else:
@@ -64,7 +76,8 @@ def usage_report(raw: object, quirks: Quirks) -> UsageReport | None:
         return None
     places = (*_CACHED, tuple(quirks.cached_at.split("."))) if quirks.cached_at else _CACHED
     cached = min(max(_count(raw, (place,)) or 0 for place in places), prompt)
-    usage = Usage(prompt, written, "provider_partial", cached, min(reasoning, written))
+    cache_write = min(_count(raw, _CACHE_WRITE) or 0, prompt - cached)
+    usage = Usage(prompt, written, "provider_partial", cached, min(reasoning, written), cache_write)
     usage = usage.with_media(_media(raw, _OF_PROMPT), _media(raw, _OF_COMPLETION))
     return UsageReport(usage, raw, _cost(raw))
 
