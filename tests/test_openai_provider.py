@@ -16,7 +16,7 @@ import trustme
 from descriptors import no_descriptors
 from millstream.answer import Answer
 from millstream.dialects.openai import OPENAI
-from millstream.errors import ProviderError
+from millstream.errors import ProviderError, UpstreamRateLimited
 from millstream.events import (
     AnswerStart,
     Batch,
@@ -396,6 +396,23 @@ async def test_what_text_is_worth_and_what_it_rests_on_is_kept() -> None:
     ]
 
 
+async def test_a_source_that_is_repeated_is_one() -> None:
+    def cited(number: int) -> dict[str, Any]:
+        return {"type": "url_citation", "url_citation": {"url": f"https://{number}.example/", "title": ""}}
+
+    async def handler(request: Request) -> None:
+        await request.head()
+        for words in ("Hel", "lo", "!"):
+            await request.event(chunk({"content": words, "annotations": [cited(1), cited(2)]}))
+        await request.event(chunk({"annotations": [cited(2), cited(3)]}, "stop"))
+        await request.finish()
+
+    produced = await produce(handler)
+    assert [item.url for item in produced if isinstance(item, Source)] == [
+        f"https://{number}.example/" for number in (1, 2, 3)
+    ]
+
+
 async def test_what_tokens_are_worth_is_kept_wherever_they_are() -> None:
     thought, name, arguments, half = (
         {"content": [{"token": token, "logprob": -0.1}], "refusal": None}
@@ -661,6 +678,7 @@ FAILURES = [
     (status(404), "model_not_found", False),
     (status(408), "upstream_timeout", True),
     (status(429), "upstream_rate_limited", True),
+    (status(524), "upstream_timeout", True),
     (status(500), "upstream_error", True),
     (status(503), "upstream_error", True),
     (status(529), "upstream_error", True),
@@ -678,6 +696,43 @@ async def test_every_failure_is_one_of_the_list_and_says_nothing_of_the_provider
     assert (error.code, error.retryable) == (code, retryable)
     assert "canary" not in str(error)
     assert "127.0.0.1" not in str(error)
+
+
+@pytest.mark.parametrize("cut", ["", "\n"])
+async def test_an_error_that_comes_late_and_outside_of_events_is_an_error(cut: str) -> None:
+    """Gemini writes it so, on many lines (google-genai's client reads lines until they are JSON)."""
+    error = {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "no more\n\nfor now"}}
+
+    async def handler(request: Request) -> None:
+        await request.head()
+        await request.event(chunk({"content": "Hel"}))
+        await request.chunk((json.dumps(error, indent=2) + cut).encode())
+        await request.end()
+
+    said, failed = (await produce(handler))[-2:]
+    assert said == TextDelta("Hel")
+    assert isinstance(failed, UpstreamRateLimited)
+
+
+@pytest.mark.parametrize("odd", ["{", '{"note": 1}\n', "[1]\n\n", '{"error": null}\n', "{" * 100_000 + "\n"])
+async def test_what_stands_outside_of_events_and_is_no_error_is_passed_over(odd: str) -> None:
+    async def handler(request: Request) -> None:
+        await request.head()
+        await request.event(chunk({"content": "Hello"}, "stop"))
+        await request.chunk(odd.encode())
+        await request.end()
+
+    assert isinstance((await produce(handler))[-1], Finish)
+
+
+async def test_a_whole_answer_with_bytes_that_are_no_characters_is_an_answer() -> None:
+    async def handler(request: Request) -> None:
+        body = b' \n{"choices":[{"index":0,"message":{"content":"h\xff i"},"finish_reason":"stop"}],"odd":"\xfe"}'
+        await request.answer(200, body)
+
+    produced = await produce(handler)
+    assert TextDelta("h\ufffd i") in produced
+    assert isinstance(produced[-1], Finish)
 
 
 @pytest.mark.parametrize("body", [b"[" * 30_000, b'{"error":' * 5000, b"\xff", b"1" * 60_000])

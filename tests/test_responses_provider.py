@@ -189,6 +189,51 @@ def test_what_comes_whole_counts_like_what_comes_in_pieces() -> None:
     assert read(answer)[1:-2] == whole
 
 
+def test_items_that_are_whole_behind_the_last_one_say_nothing_again() -> None:
+    """llama.cpp tells so of all items at the end."""
+    thought = {"type": "reasoning_text", "text": "hm"}
+    text = {"type": "output_text", "text": "Hello"}
+    assert said(
+        item("reasoning", 0, id="rs_1", summary=[]),
+        delta("reasoning_text", "hm", "rs_1"),
+        item("message", 1, id="msg_1", content=[]),
+        delta("output_text", "Hel", "msg_1"),
+        item("web_search_call", 2, id="ws_1"),
+        item("reasoning", 0, True, id="rs_1", summary=[], content=[thought], encrypted_content="sealed"),
+        delta("output_text", "lo", "msg_1"),
+        item("message", 1, True, id="msg_1", content=[text]),
+    ) == [
+        PartOpen(Reasoning(extra={"id": "rs_1"})),
+        ReasoningDelta("hm"),
+        PartOpen(Text(extra={"id": "msg_1"})),
+        TextDelta("Hel"),
+        Reasoning(redacted="responses:sealed", extra={"id": "rs_1"}),
+        PartOpen(Text(extra={"id": "msg_1"})),
+        TextDelta("lo"),
+    ]
+
+
+def test_an_item_whose_id_changes_with_every_event_is_one() -> None:
+    """GitHub Copilot's, for one."""
+    text = {"type": "output_text", "text": "Hello"}
+    assert said(
+        item("message", 0, id="a", content=[]),
+        delta("output_text", "Hel", "b", output_index=0, content_index=0),
+        delta("output_text", "lo", "c", output_index=0, content_index=0),
+        item("message", 0, True, id="d", content=[text]),
+    ) == [PartOpen(Text(extra={"id": "b"})), TextDelta("Hel"), TextDelta("lo")]
+
+
+@pytest.mark.parametrize("odd", ['"a\\ud83d"', "NaN", "1e400"])
+def test_a_whole_answer_that_msgspec_does_not_read_is_an_answer(odd: str) -> None:
+    message = {"type": "message", "id": "m", "content": [{"type": "output_text", "text": "Hi"}]}
+    answer = {"object": "response", "status": "completed", "output": [message, "odd"], "usage": RAW}
+    reading = Reading("p")
+    produced = reading.read([Sent(json.dumps(answer).replace('"odd"', odd).encode())])
+    assert reading.fault is None
+    assert TextDelta("Hi") in produced
+
+
 def test_what_llamacpp_leaves_out_is_not_missed() -> None:
     assert read(
         {

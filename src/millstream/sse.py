@@ -13,6 +13,8 @@ from msgspec import Struct
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
 _COMMENT = re.compile(rb"^:[^\n]*\n", re.MULTILINE)
+_JSON = (b"{", b"[")
+_MAX_STRAY_BYTES = 64 << 10
 
 
 # A comment line without a blank line after it. Some decoders dispatch an empty event at every blank line
@@ -70,6 +72,7 @@ class Decoder:
         "_pieces",
         "_skip_lf",
         "_started",
+        "_stray",
     )
 
     def __init__(self, *, max_event_bytes: int = 1 << 20) -> None:
@@ -82,11 +85,20 @@ class Decoder:
         self._id = ""
         self._started = False
         self._skip_lf = False  # the last line ended with CR; an LF that follows belongs to it
+        self._stray = bytearray()  # lines that are no fields, from one on that begins like JSON
 
     @property
     def pending_bytes(self) -> int:
         """Of an event that is not complete."""
         return self._buffered + self._data_bytes
+
+    @property
+    def stray(self) -> bytes:
+        """JSON that stands outside of events, as some servers write an error that comes late; the line that
+        is not complete included. Empty where nothing looks like it, cut where it is long.
+        """
+        stray = b"".join((self._stray, *self._pieces))
+        return stray[:_MAX_STRAY_BYTES] if stray.startswith(_JSON) else b""
 
     def feed(self, chunk: bytes) -> list[Message]:
         """Raises ``SSELimitExceeded``; after that the decoder is of no more use."""
@@ -138,7 +150,7 @@ class Decoder:
                 continue  # blank lines follow each other
             if block.startswith(b"data: ") and b"\n" not in block and len(block) <= limit:
                 data = block[6:]
-                messages.append(Message(data if data.isascii() else _valid(data), id=self._id))
+                messages.append(Message(data if data.isascii() else valid(data), id=self._id))
             else:
                 self._feed_lines(block + b"\n\n", messages)
         if b"\n" in rest:
@@ -172,17 +184,19 @@ class Decoder:
             self._event = value.decode("utf-8", "replace")
         elif name == b"id" and b"\0" not in value:
             self._id = value.decode("utf-8", "replace")
+        elif (line.startswith(_JSON) or self._stray) and len(self._stray) < _MAX_STRAY_BYTES:
+            self._stray += line[:_MAX_STRAY_BYTES] + b"\n"
 
     def _dispatch(self, messages: list[Message]) -> None:
         if self._data:
-            data = _valid(b"\n".join(self._data))
+            data = valid(b"\n".join(self._data))
             messages.append(Message(data, self._event or "message", self._id))
             self._data = []
             self._data_bytes = 0
         self._event = ""
 
 
-def _valid(data: bytes) -> bytes:
+def valid(data: bytes) -> bytes:
     """``data`` as valid UTF-8."""
     try:
         data.decode()

@@ -264,7 +264,7 @@ def _of_status(status: int, detail: object) -> Failure:
             return Failure(UpstreamRefused, "nothing answers at its base URL, which is up to and with /v1")
         case 413:
             return Failure(RequestRefused, "the request is longer than it takes")
-        case 408 | 504:
+        case 408 | 504 | 524:  # the last is Cloudflare's, of a server that has the request and says nothing
             return Failure(UpstreamTimeout)
         case _ if status < 400:  # a redirect, which would carry the key along
             return Failure(UpstreamError, "it sends us elsewhere; its base URL has to be where it is")

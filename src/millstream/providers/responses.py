@@ -272,6 +272,7 @@ class Reading(reading.Reading):
         self._has_begun = False
         self._item: dict[str, Any] = {}  # the last one that was added
         self._before_item = 0  # the contents until then
+        self._spoken: set[tuple[str, object]] = set()  # items that have said something, by all their names
         self._part: tuple[str, object, object] | None = None  # the open one of prose
         self._calls: list[_Call] = []
         self._calls_by: dict[object, _Call] = {}  # whatever names them
@@ -288,6 +289,7 @@ class Reading(reading.Reading):
             case "response.output_text.delta":
                 self._text(event, produced)
             case "response.refusal.delta":
+                self._spoken |= _spoken("message", event)
                 self._say(RefusalDelta(self._words(event)), produced)
             case "response.reasoning_summary_text.delta" | "response.reasoning_text.delta":
                 place = event.summary_index if event.content_index is None else event.content_index
@@ -308,7 +310,7 @@ class Reading(reading.Reading):
             case "error":
                 self._raise_error(message.data)
             case "message" if event.object == "response":  # the whole answer, though a stream was asked for
-                self._end(_decode_anything(message.data), produced)
+                self._end(reading.decoded(message.data), produced)
             case "message":
                 self._raise_error(message.data)
             case _:
@@ -332,10 +334,13 @@ class Reading(reading.Reading):
     def _open(self, kind: str, event: _Event, place: object, produced: list[Produced]) -> None:
         """A new part, where an event belongs to another one than the last."""
         identity = event.item_id if isinstance(event.item_id, str) else _text(self._item, "id")
-        part = (kind, identity, place)
+        # By its number where it has one: GitHub Copilot gives every event of an item another id.
+        part = (kind, identity if event.output_index is None else event.output_index, place)
         if part == self._part:
             return
         self._part = part
+        of = "message" if kind == "response.output_text.delta" else "reasoning"
+        self._spoken |= _spoken(of, event) | {(of, identity)}
         of_item = {"id": identity}
         if _text(self._item, "id") == identity and (phase := _text(self._item, "phase")):
             of_item["phase"] = phase
@@ -387,7 +392,9 @@ class Reading(reading.Reading):
     def _done(self, event: _Event, produced: list[Produced]) -> None:
         """An item is whole. It says here what it has not said in pieces."""
         item = event.item if isinstance(event.item, dict) else {}
-        is_new = self.contents == self._before_item
+        # Some servers say of all items that they are whole behind the last one.
+        has_spoken = not self._spoken.isdisjoint(_spoken(_text(item, "type"), event))
+        is_new = self.contents == self._before_item and not has_spoken
         match _text(item, "type"):
             case "message":
                 self._message_done(item, produced, is_new=is_new)
@@ -404,8 +411,9 @@ class Reading(reading.Reading):
                 produced.append(File(media_type, f"data:{media_type};base64,{image}"))
             case _:
                 pass
-        self._before_item = self.contents
-        self._part = None
+        if self._part is None or not (names := _names(event)) or self._part[1] in names:
+            self._before_item = self.contents
+            self._part = None
 
     def _message_done(self, item: dict[str, Any], produced: list[Produced], *, is_new: bool) -> None:
         if is_new:
@@ -432,7 +440,7 @@ class Reading(reading.Reading):
                 self._say(ReasoningDelta(_text(part, "text")), produced)
         sealed, identity = _text(item, "encrypted_content"), _text(item, "id")
         sealed = f"{RESPONSES_SEAL}{sealed}" if sealed else ""
-        if self.contents > self._before_item:
+        if self._part is not None and self._part[0] != "response.output_text.delta":
             produced.append(PartBreak(Reasoning(sealed)))
         elif sealed:
             self.contents += 1
@@ -532,6 +540,10 @@ def _names(event: _Event) -> list[object]:
     item = event.item if isinstance(event.item, dict) else {}
     names = (event.item_id, _text(item, "id"), _text(item, "call_id"), event.output_index)
     return [name for name in names if isinstance(name, (str, int)) and name != ""]
+
+
+def _spoken(kind: str, event: _Event) -> set[tuple[str, object]]:
+    return {(kind, name) for name in _names(event)}
 
 
 def _sources(annotations: object) -> Iterator[Source]:

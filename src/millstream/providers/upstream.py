@@ -36,7 +36,7 @@ from millstream.http import (
 )
 from millstream.providers.clocks import Clocks, Silence
 from millstream.providers.endings import MAX_RETRY_AFTER_SECONDS, failure, reported_error
-from millstream.sse import Decoder, Message, SSELimitExceeded
+from millstream.sse import Decoder, Message, SSELimitExceeded, valid
 from millstream.version import __version__
 
 PROXY_OF_ENVIRONMENT = "environment"  # HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide
@@ -242,6 +242,14 @@ async def read_to_end(batches: AsyncGenerator[object]) -> None:
                 pass
 
 
+def _is_error(data: bytes) -> bool:
+    """Whether ``data`` is JSON that says what went wrong."""
+    try:
+        return reported_error(tolerant_json(data)) is not None
+    except ValueError:
+        return False
+
+
 class _Body:
     """The body of an answer: bytes -> events, with every size bounded. What it is, a stream of events or
     JSON, its first character says.
@@ -296,7 +304,10 @@ class _Body:
 
     def rest(self) -> list[Message]:
         """What the end of the body completes."""
-        return [] if self._json is None else [Message(bytes(self._json))]
+        if self._json is None:
+            stray = self._decoder.stray if self._decoder is not None else b""
+            return [Message(valid(stray))] if stray and _is_error(stray) else []
+        return [Message(valid(bytes(self._json.removeprefix(_BOM).lstrip(_SPACE))))]
 
     def _begin(self, chunk: bytes) -> None:
         first = chunk.removeprefix(_BOM).lstrip(_SPACE)[:1]

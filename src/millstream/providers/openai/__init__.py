@@ -116,6 +116,9 @@ class Reading(reading.Reading):
         self._known_calls: ToolCalls | None = None  # from the first on
         self._others: dict[int, _Other] = {}  # the answers behind the first one
         self._has_begun = False
+        self._told: frozenset[tuple[int, str]] = (
+            frozenset()
+        )  # sources, by answer; some repeat them all the time
         self._begun: dict[int, Produced] = {}  # the answers of which there is something, and the last of that
 
     @property
@@ -244,7 +247,7 @@ class Reading(reading.Reading):
             calls = self._calls if calls is None else calls
             produced += calls.add([chunks.CallPiece(0, function=delta.function_call)])
         if delta.annotations:
-            produced += chunks.sources(delta.annotations)
+            self._tell_sources(choice.index, delta.annotations, produced)
         if delta.reasoning_details or self._details:
             self._tell_details(choice.index, chunks.details_of(delta), produced, before)
         if choice.logprobs is not None:
@@ -253,6 +256,12 @@ class Reading(reading.Reading):
             self.contents += said
             self._begun[choice.index] = produced[-1]
             self._report_is_stale = True
+
+    def _tell_sources(self, index: int, annotations: object, produced: list[Produced]) -> None:
+        for source in chunks.sources(annotations):
+            if (index, source.url) not in self._told:
+                self._told |= {(index, source.url)}
+                produced.append(source)
 
     def _tell_details(self, index: int, details: list[Any], produced: list[Produced], before: int) -> None:
         """Has the first words from ``before`` on tell them, and what waits."""

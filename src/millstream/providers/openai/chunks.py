@@ -184,7 +184,11 @@ def details_of(delta: Delta) -> list[Any]:
 
 def words_of_details(delta: Delta) -> str:
     """Of a server that says its reasoning nowhere else."""
-    return "".join(text for detail in details_of(delta) if (text := _words(detail)))
+    return _joined(details_of(delta))
+
+
+def _joined(parts: list[Any]) -> str:
+    return "".join(text for part in parts if (text := _words(part)))
 
 
 def prose(content: list[Any]) -> Iterator[TextDelta | ReasoningDelta | RefusalDelta | File]:
@@ -199,6 +203,8 @@ def prose(content: list[Any]) -> Iterator[TextDelta | ReasoningDelta | RefusalDe
             case {"type": "thinking", "thinking": list(inner)}:
                 yield from (ReasoningDelta(item.text) for item in prose(inner) if isinstance(item, TextDelta))
             case {"type": "thinking", "thinking": str(text)} if text:
+                yield ReasoningDelta(text)
+            case {"type": "reasoning", "summary": list(inner)} if text := _joined(inner):  # Databricks
                 yield ReasoningDelta(text)
             case {"type": "refusal", "refusal": str(text)} if text:
                 yield RefusalDelta(text)
