@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ from descriptors import no_descriptors
 from millstream.errors import ProviderError, UpstreamError, UpstreamRateLimited, UpstreamRefused
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
 from millstream.prompt import Prompt
-from millstream.providers import Finish, Produced, Provider, ToolCallPiece
+from millstream.providers import Finish, InChoice, Produced, Provider, ToolCallPiece, UsageReport
 from millstream.providers.scripted import Script, ScriptedProvider, Step
 from millstream.server.app import Millstream, create_app
 from millstream.server.streaming import event_stream as streaming
@@ -292,6 +292,40 @@ async def test_a_broken_provider_is_an_internal_error_without_its_text(
         assert b"secret" not in call.received
         assert "secret" not in caplog.text
         assert "RuntimeError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "text",
+        None,
+        5,
+        {"text": "Hello"},
+        TextDelta(5),  # type: ignore[arg-type]
+        ToolCallPiece(0, None, "c", "n"),  # type: ignore[arg-type]
+        InChoice(1, "text"),  # type: ignore[arg-type]
+        UsageReport(None, {}),  # type: ignore[arg-type]
+        UsageReport("text", {}),  # type: ignore[arg-type]
+        Finish("stop", "text"),  # type: ignore[arg-type]
+        Finish("stop", None, word=5),  # type: ignore[arg-type]
+    ],
+    ids=repr,
+)
+async def test_whatever_a_provider_yields_its_stream_ends_and_is_settled(run: Run, wrong: Any) -> None:
+    class Wrong(ScriptedProvider):
+        async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+            yield [TextDelta("Hello")]
+            yield [wrong]
+            yield [Finish("stop", None)]
+
+    async with run({"p": Wrong({"m": []})}) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            await call.finished()
+            assert "Hello" in call.text
+            assert call.frames[-1] is not None
+        (row,) = await app.receipts()
+        assert row["status"] != "running"
+        assert all(isinstance(row[name], int) for name in ("prompt_tokens", "completion_tokens"))
 
 
 async def test_a_stream_that_cannot_be_counted_is_settled_all_the_same(

@@ -122,7 +122,7 @@ class Assembler:
                     self._prose(first, 0, item, events)
             elif isinstance(item, ToolCallPiece):
                 self._call(self._first, 0, item, events)
-            elif isinstance(item, UsageReport):
+            elif isinstance(item, UsageReport) and isinstance(item.usage, Usage):
                 self.report = item
                 self.usage = item.usage
                 self.usage_is_stale = False
@@ -140,8 +140,14 @@ class Assembler:
                 self._said_tier = (item.extra or {}).get("service_tier")
             elif isinstance(item, InChoice):
                 self._in_choice(item, events)
-            else:
+            elif isinstance(item, Finish) and isinstance(item.usage, Usage | None):
                 self.finish = item
+            else:
+                raise TypeError(f"a provider yielded a {type(item).__name__}")
+
+    def disown_end(self) -> None:
+        """Forgets what the provider has said of its end, and what it counted."""
+        self.finish = self.report = self.usage = None
 
     def lost(self, events: Sequence[Event]) -> None:
         """Nobody will see these events, which came last: what began in them need not be ended, and what ended

@@ -78,7 +78,7 @@ from millstream.streams.allowance import Allowance
 from millstream.streams.audience import Audience, SendAway
 from millstream.streams.cancel_scope import CancelScope
 from millstream.streams.parts import Assembler
-from millstream.streams.tally import Tally
+from millstream.streams.tally import NOTHING, Tally
 from millstream.usage import UNKNOWN, Bill, Usage
 
 log = logging.getLogger("millstream.streams")
@@ -412,7 +412,12 @@ class Producer:
     async def _abandon(self, error: Internal) -> None:
         """The end of a stream whose proper end failed, with what needs no more work to be known."""
         if self._settlement is None:
-            self._decide("failed", "crash", self._tally.last_known(), error_code=error.code, priced=False)
+            ends = partial(self._decide, "failed", "crash", error_code=error.code, priced=False)
+            try:
+                ends(self._tally.last_known())
+            except Exception:  # what the provider says of its end is what is broken
+                self._assembler.disown_end()
+                ends(NOTHING)
         assert self._settlement is not None
         with suppress(JournalError):  # it has its terminal event
             failed = StreamFailed.of(error, Bill(self._settlement.usage, None))
