@@ -13,8 +13,9 @@ from sqlalchemy.engine import Connection
 from millstream import api_keys
 from millstream.api_keys import SCOPES, ApiKey, Changes, Scope
 from millstream.database import Database, DatabaseAway
-from millstream.errors import InvalidRequest, Overloaded, Unauthorized
+from millstream.errors import InvalidRequest, Misuse, Overloaded, Unauthorized, printable
 from millstream.limits import Applied, Limit, narrowest
+from millstream.schema import PAYER_LENGTH
 from millstream.signing import SigningSecrets
 from millstream.tickets import BrowserToken, Signer
 
@@ -28,9 +29,21 @@ _MAX_UNKNOWN = 1_000  # of which it is remembered for ``CACHE_SECONDS`` that the
 _IDS_PER_QUERY = 500
 
 
+def check_payer(identity: object) -> None:
+    """Raises ``Misuse`` for what cannot be the id of who pays. Behind a slash is an end user of theirs."""
+    if not isinstance(identity, str):
+        raise Misuse(f"the id of a Principal is a text, not a {type(identity).__name__}")
+    if not 0 < len(identity) <= PAYER_LENGTH or "/" in identity or not identity.isprintable():
+        raise Misuse(
+            f"the id of a Principal has 1 to {PAYER_LENGTH} printable characters without a slash, not "
+            f"'{printable(identity)}'"
+        )
+
+
 class Principal(Struct, frozen=True):
     """Who is asking: the API key ``id``, which pays, or somebody with a browser token of it. A ``test`` key
-    reaches models that cost nothing, and is never billed.
+    reaches models that cost nothing, and is never billed. With a login of an application's own, ``id`` is
+    whatever it calls a user: 1 to 128 printable characters without a slash.
     """
 
     id: str

@@ -4,9 +4,12 @@ import secrets
 import time
 from decimal import Decimal
 
+from millstream.auth import check_payer
+from millstream.errors import Misuse
 from millstream.ledger import Ledger, reports
 from millstream.ledger.reports import Asked, Total
 from millstream.ledger.rows import Opening, Settlement
+from millstream.schema import RECORD_LENGTH
 from millstream.usage import Charge, Usage
 
 
@@ -35,8 +38,12 @@ class Meter:
         characters) where a retry must not count twice: a second row of the same id raises
         ``sqlalchemy.exc.IntegrityError``. ``price_usd`` is what is charged, if
         that is not what it costs; without either the row counts as unpriced. ``test``
-        usage is kept apart from what is billed, and so is that of a test key.
+        usage is kept apart from what is billed, and so is that of a test key. Raises ``Misuse`` for an id
+        that the ledger does not take: ``key_id`` is one as a ``Principal`` has.
         """
+        check_payer(key_id)
+        if record_id is not None and not 0 < len(record_id) <= RECORD_LENGTH:
+            raise Misuse(f"a record_id has 1 to {RECORD_LENGTH} characters")
         if isinstance(usage, int):
             usage = Usage(0, usage, "counted")
         now = time.time()

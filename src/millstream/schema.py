@@ -4,7 +4,12 @@ import sqlalchemy as sa
 
 from millstream.usage import TOKEN_KINDS
 
-REVISION = "0011"  # the newest migration
+REVISION = "0012"  # the newest migration
+
+PAYER_LENGTH = 128  # of the id of whoever pays: a key, or a user of an application with a login of its own
+RECORD_LENGTH = 64  # of a stream's id
+# SQLite holds nobody to a length, and would write the whole table anew for another one.
+_PAYER = sa.String(32).with_variant(sa.String(PAYER_LENGTH), "postgresql")
 
 # Times that are dates of a calendar in every zone, and so are those of a day more: of 1970 to 9998.
 EARLIEST, LATEST = 0.0, 253_370_764_799.0
@@ -63,9 +68,9 @@ secrets = sa.Table(
 streams = sa.Table(
     "streams",
     metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("id", sa.String(RECORD_LENGTH), primary_key=True),
     sa.Column("owner_id", sa.String(320), nullable=False),  # who may see it: a key, or an end user of it
-    sa.Column("key_id", sa.String(32), nullable=False),  # who pays for it
+    sa.Column("key_id", _PAYER, nullable=False),  # who pays for it
     sa.Column("token_id", sa.String(32)),  # the browser token that it was started with
     sa.Column("user", sa.String(256)),
     sa.Column("is_test", sa.Boolean, nullable=False, server_default=sa.false()),  # of a test key: not billed
@@ -169,13 +174,13 @@ SUMS = (
 )
 
 
-def _sums(name: str, **of_whom: int) -> sa.Table:
+def _sums(name: str, **of_whom: sa.String) -> sa.Table:
     """Sums over the settled streams that were created in one hour, counted from 1970 in UTC.
 
     Of what is the same there may be several rows, by ``shard``: on PostgreSQL connections write rows of their
     own, so that no worker waits for another's transaction.
     """
-    columns = [sa.Column(column, sa.String(length), primary_key=True) for column, length in of_whom.items()]
+    columns = [sa.Column(column, kind, primary_key=True) for column, kind in of_whom.items()]
     return sa.Table(
         name,
         metadata,
@@ -193,8 +198,8 @@ def _sums(name: str, **of_whom: int) -> sa.Table:
 
 # Three times, from few rows to many: a report reads no more than it has to.
 hours = _sums("hours")
-key_hours = _sums("key_hours", key_id=32)
-user_hours = _sums("user_hours", key_id=32, user=256)  # an empty user is none
+key_hours = _sums("key_hours", key_id=_PAYER)
+user_hours = _sums("user_hours", key_id=_PAYER, user=sa.String(256))  # an empty user is none
 
 # What is on its way to an exporter: a row that is written with the settlement, and deleted when it is
 # delivered.

@@ -22,6 +22,7 @@ from millstream.errors import (
     ConfigurationError,
     IdempotencyConflict,
     InvalidRequest,
+    Misuse,
     NotFound,
     Overloaded,
     TooManyStreams,
@@ -584,6 +585,21 @@ async def test_totals_add_up_by_what_is_asked(db: Database, by: str) -> None:
         assert len(await meter.totals(by, since=day + 86_400)) == 1
         assert await meter.totals(by, until=day) == []
         assert sum(total.streams for total in await meter.totals(by, key_id="a")) == 2
+
+
+async def test_who_pays_may_have_a_long_id(db: Database) -> None:
+    """That of a user, in an application with a login of its own."""
+    payer = "82d2f0e9-674c-41f4-b118-194bd13ae66d".ljust(schema.PAYER_LENGTH, "x")
+    async with Ledger(db) as ledger:
+        await ledger.open(opening(key_id=payer))
+        await ledger.settle(settlement())
+        meter = Meter(ledger)
+        await meter.record(payer, 5, model="m", record_id="r" * schema.RECORD_LENGTH)
+        (total,) = await meter.totals()
+        assert (total.group["key"], total.streams) == (payer, 2)
+        for wrong, record_id in ((payer + "x", None), ("a/b", None), ("k", "r" * 65), ("k", "")):
+            with pytest.raises(Misuse):
+                await meter.record(wrong, 5, record_id=record_id)
 
 
 async def test_the_meter_records_once_for_each_id(db: Database) -> None:

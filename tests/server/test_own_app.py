@@ -2,9 +2,12 @@
 
 import asyncio
 import importlib.util
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any, TypeAlias
 
 import pytest
 from fastapi import Depends, FastAPI
@@ -208,3 +211,59 @@ async def test_a_login_of_ones_own_refuses_in_the_form_of_the_route(tmp_path: Pa
             await call.finished()
             assert call.status == 401
             assert "API key" in call.json["detail"]
+
+
+Login: TypeAlias = Callable[..., Any]
+
+
+@asynccontextmanager
+async def logged_in_by(login: Login, folder: Path) -> AsyncGenerator[FastAPI]:
+    millstream = Millstream(
+        Settings(data_dir=folder, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
+    )
+    app = FastAPI(lifespan=millstream.lifespan)
+    app.include_router(millstream.router)
+    app.dependency_overrides[get_api_key] = login
+    async with millstream.lifespan(app):
+        yield app
+
+
+def somebody(user: str = Depends(lambda: "ann")) -> Principal:
+    return Principal(user, frozenset({"chat"}))
+
+
+@pytest.mark.parametrize(
+    ("login", "words"),
+    [
+        # What is started by "bob/x" would be seen by "bob".
+        (lambda: Principal("bob/x", frozenset({"chat"})), "without a slash"),
+        (lambda: Principal("x" * 129, frozenset({"chat"})), "1 to 128"),
+        (lambda: Principal("", frozenset({"chat"})), "1 to 128"),
+        (lambda: Principal("a\x00", frozenset({"chat"})), "printable"),
+        (lambda: Principal(7, frozenset({"chat"})), "a text, not a int"),  # type: ignore[arg-type]
+        (lambda: "ann", "returns a Principal, not a str"),
+        (somebody, "takes the request or nothing"),
+    ],
+)
+async def test_a_login_that_cannot_work_is_told_in_the_log(
+    login: Login, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with logged_in_by(login, tmp_path) as app, get(app, "/v1/models") as call:
+        await call.finished()
+        assert (call.status, call.json["error"]["code"]) == (500, "internal")
+        assert words in caplog.text
+
+
+async def test_a_login_that_waits_holds_nobody_up(tmp_path: Path) -> None:
+    may_go_on = threading.Event()
+
+    def slow() -> Principal:
+        assert may_go_on.wait(10)
+        return Principal("ann", frozenset({"chat"}))
+
+    async with logged_in_by(slow, tmp_path) as app, get(app, "/v1/models") as call:
+        async with get(app, "/openapi.json") as other:
+            await other.finished()
+        may_go_on.set()
+        await call.finished()
+        assert call.status == 200

@@ -4,15 +4,16 @@ None of them holds anything while a response streams: no database session, no sl
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from inspect import isawaitable, signature
+from inspect import isawaitable, iscoroutinefunction, signature
 from typing import Any
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 
 from millstream.api_keys import Scope
-from millstream.auth import Principal
+from millstream.auth import Principal, check_payer
 from millstream.catalog import LLMService
-from millstream.errors import Forbidden, MillstreamError, Overloaded, Unauthorized
+from millstream.errors import Forbidden, MillstreamError, Misuse, Overloaded, Unauthorized
 from millstream.meter import Meter
 from millstream.runtime import NotRunning, Runtime
 from millstream.server.errors import Refused
@@ -85,11 +86,27 @@ async def identify(
     if instead is None:
         return await get(request)
     try:
-        found = instead(request) if signature(instead).parameters else instead()
-        principal: Principal = await found if isawaitable(found) else found
+        found = await _called(instead, request)
     except MillstreamError as error:
         raise Refused(error) from None
-    return principal
+    if not isinstance(found, Principal):
+        raise Misuse(f"the login of this application returns a Principal, not a {type(found).__name__}")
+    check_payer(found.id)
+    return found
+
+
+async def _called(login: Callable[..., Any], request: Request) -> object:
+    """What a login of the application's own says, in a thread where it is no coroutine function: it may look
+    into a database. Raises ``Misuse`` where it wants anything but the request.
+    """
+    wanted = signature(login).parameters.values()
+    if len(wanted) > 1 or any(one.default is not one.empty or one.kind is one.KEYWORD_ONLY for one in wanted):
+        raise Misuse("the login of this application takes the request or nothing; FastAPI fills in no more")
+    given = (request,) if wanted else ()
+    if iscoroutinefunction(login):
+        return await login(*given)
+    found = await run_in_threadpool(login, *given)
+    return await found if isawaitable(found) else found
 
 
 def _require(
