@@ -68,10 +68,11 @@ class Principal(Struct, frozen=True):
         token = self.token
         if not self.limits and (token is None or not token.limits):
             return ()
-        found = [Applied(self.id, limit) for limit in self.limits if not limit.each_user]
+        found = [Applied(self.id, limit, of_key=True) for limit in self.limits if not limit.each_user]
         if token is not None:
             of_users = [limit for limit in self.limits if limit.each_user]
-            found += [Applied(self.owner_id, limit) for limit in (*of_users, *token.limits)]
+            found += [Applied(self.owner_id, limit, of_key=True) for limit in of_users]
+            found += [Applied(self.owner_id, limit) for limit in token.limits]
         return narrowest(found)
 
     def owns(self, owner_id: str) -> bool:

@@ -9,7 +9,7 @@ from calendar import timegm
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Literal, TypeAlias, get_args
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 from msgspec import Struct
@@ -49,10 +49,13 @@ class Limit(Struct, frozen=True, omit_defaults=True):
 
 
 class Applied(Struct, frozen=True):
-    """A limit, and whose counter it is held to: a key's id, or a stream's owner."""
+    """A limit, and whose counter it is held to: a key's id, or a stream's owner. One ``of_key`` may change
+    while a stream runs, one of a token does not.
+    """
 
     subject: str
     limit: Limit
+    of_key: bool = False
 
     def counter(self, now: float) -> "Counter":
         """The counter of the window of ``now``, in Unix seconds."""
@@ -60,17 +63,27 @@ class Applied(Struct, frozen=True):
         start, end = window(limit.per, now)
         model = "*" if limit.model is None else quote(limit.model, safe="/:@.")
         identity = f"{limit.what} {limit.per} {start} {model} {self.subject}"
-        return Counter(identity, limit.what, limit.per, limit.amount, end)
+        return Counter(identity, limit.what, limit.per, limit.amount, end, self.of_key)
 
 
 class Counter(Struct, frozen=True, omit_defaults=True):
-    """One window of a limit. ``ends_at`` is None where it never does."""
+    """One window of a limit, as it was when a stream started. ``ends_at`` is None where it never does."""
 
     id: str
     what: What
     per: Per
     amount: int
     ends_at: int | None = None
+    of_key: bool = False
+
+    @property
+    def model(self) -> str | None:
+        model = self.id.split(" ", 4)[3]
+        return None if model == "*" else unquote(model)
+
+    @property
+    def subject(self) -> str:
+        return self.id.split(" ", 4)[4]
 
     @property
     def is_budget(self) -> bool:

@@ -317,6 +317,38 @@ async def test_a_running_stream_gets_more_as_long_as_there_is_more(
     assert {(used, reserved) for _, used, reserved in await rows_of(databases[0])} == {(7, 0)}
 
 
+@pytest.mark.parametrize("each_user", [False, True])
+@pytest.mark.parametrize("model", [None, "a model/1*"])
+async def test_a_running_stream_gets_more_by_the_limits_of_its_key_as_they_are_now(
+    ledgers: list[Ledger], databases: list[Database], each_user: bool, model: str | None
+) -> None:
+    keys = Keys(databases[0])
+    key, _ = await keys.create("k", ["chat"])
+    subject = f"{key.id}/some user" if each_user else key.id
+
+    async def budget(tokens: int | None) -> list[Limit]:
+        made = [] if tokens is None else [Limit("tokens", "day", tokens, model, each_user)]
+        await keys.set_limits(key.id, made, replace=True)
+        return made
+
+    async def held_of(wanted: int) -> int:
+        hold = await ledgers[0].extend("s", wanted, 0, {subject})
+        assert hold is not None
+        return hold.tokens
+
+    (first,) = await budget(100)
+    demand = Demand((Applied(subject, first, of_key=True),), (20, 0), (20, 0))
+    await ledgers[0].open(opening("s", key_id=key.id, demand=demand))
+    assert await held_of(60) == 60
+    await budget(50)
+    assert await held_of(70) == 60
+    await budget(1000)
+    assert await held_of(2000) == 1000
+    await budget(None)
+    assert await held_of(2000) == 2000
+    await ledgers[0].settle(settled("s", 7))
+
+
 async def test_an_end_beside_an_extension_leaves_nothing_reserved(
     ledgers: list[Ledger], databases: list[Database]
 ) -> None:

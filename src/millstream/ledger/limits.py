@@ -28,7 +28,7 @@ from millstream.limits import (
     limit_shown,
     shown,
 )
-from millstream.schema import counters, streams
+from millstream.schema import counters, key_limits, streams
 
 _TOKENS_AND_DOLLARS: tuple[What, What] = ("tokens", "usd")
 _CLOCK_SECONDS = 10.0  # for how long one look at the database's clock holds
@@ -81,6 +81,15 @@ _INTERRUPTED = Prepared(
 )
 _SET_HELD = Prepared(
     sa.update(streams).where(streams.c.id == sa.bindparam("stream_id", type_=sa.String)), ["held"]
+)
+_AMOUNT = Prepared(
+    sa.select(key_limits.c.amount).where(
+        *(
+            key_limits.c[name] == sa.bindparam(name, type_=key_limits.c[name].type)
+            for name in ("key_id", "what", "per", "model", "each_user")
+        )
+    ),
+    ["key_id", "what", "per", "model", "each_user"],
 )
 _PRUNE = Prepared(
     sa.delete(counters).where(counters.c.ends_at < sa.bindparam("before", type_=sa.BigInteger)), ["before"]
@@ -156,7 +165,8 @@ class Books:
         self._learn(budgets)
         more = {"tokens": max(0, tokens - hold.tokens), "usd": max(0, picodollars - hold.picodollars)}
         for counter in budgets:
-            more[counter.what] = min(more[counter.what], max(0, self._left(counter)))
+            if (left := self._left_now(counter)) is not None:
+                more[counter.what] = min(more[counter.what], max(0, left))
         if not hold.has_tokens:
             more["tokens"] = 0
         if not hold.has_dollars:
@@ -256,6 +266,15 @@ class Books:
     def _left(self, counter: Counter) -> int:
         used, reserved = self._known[counter.id]
         return counter.amount - used - reserved
+
+    def _left_now(self, counter: Counter) -> int | None:
+        """As the limit is now, which may have been changed since the stream began; None where it is gone."""
+        if not counter.of_key:
+            return self._left(counter)
+        key_id, slash, _ = counter.subject.partition("/")
+        limit = {"key_id": key_id, "what": counter.what, "per": counter.per, "model": counter.model or ""}
+        row = self._connection.first(_AMOUNT, {**limit, "each_user": bool(slash)})
+        return None if row is None else self._left(replace(counter, amount=row[0]))
 
     def _add(self, counter: Counter, *, used: int = 0, reserved: int = 0) -> None:
         _, added = self._added.setdefault(counter.id, (counter, [0, 0]))
