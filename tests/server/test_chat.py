@@ -13,6 +13,7 @@ from starlette.types import Message
 from application import Run
 from asgi import Exchange, get, post
 from descriptors import no_descriptors
+from millstream.database import DatabaseAway
 from millstream.errors import ProviderError, UpstreamError, UpstreamRateLimited, UpstreamRefused
 from millstream.events import ReasoningDelta, RefusalDelta, TextDelta
 from millstream.prompt import Prompt
@@ -326,6 +327,25 @@ async def test_whatever_a_provider_yields_its_stream_ends_and_is_settled(run: Ru
         (row,) = await app.receipts()
         assert row["status"] != "running"
         assert all(isinstance(row[name], int) for name in ("prompt_tokens", "completion_tokens"))
+
+
+async def test_of_what_is_refused_while_the_database_is_away_nothing_is_left(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(work: object) -> NoReturn:
+        raise DatabaseAway("away")
+
+    caplog.set_level("INFO", "millstream.stream")
+    async with run(scripted(m=[TextDelta("Hello")])) as app:
+        with monkeypatch.context() as patch:
+            patch.setattr(app.millstream.database, "run_by_hand", away)
+            for _ in range(5):
+                async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+                    await call.finished()
+                    assert (call.status, call.json["error"]["code"]) == (503, "overloaded")
+        assert await app.receipts() == []
+        # The row of the first one may have been written, for all that its worker knew.
+        assert [record.name for record in caplog.records].count("millstream.stream") == 1
 
 
 async def test_a_stream_that_cannot_be_counted_is_settled_all_the_same(

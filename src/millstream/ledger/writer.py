@@ -99,8 +99,16 @@ _LOCK_OWNER = Prepared(
 _LOCKED = ("owner_id", "idempotency_key")
 
 
+_NOT_OPENED = "the ledger cannot be written; nothing was started"
+
+
+class NeverWritten(Overloaded):
+    """An opening that was not even sent to the database: there is no row that has to be settled."""
+
+
 def not_opened() -> Overloaded:
-    return Overloaded("the ledger cannot be written; nothing was started")
+    """For an opening whose row may have been written all the same, where only the answer was lost."""
+    return Overloaded(_NOT_OPENED)
 
 
 class Opened(Struct, frozen=True):
@@ -345,7 +353,7 @@ class Writer:
         of its token, ``RowTaken``, and what a limit says (``limits.Books.reserve``).
         """
         if self.is_away:
-            raise not_opened()
+            raise NeverWritten(_NOT_OPENED)
         row = _Row(values, max_open=max_open, demand=demand)
         self._next.openings.append(row)
         self._write_soon(0)
@@ -446,8 +454,10 @@ class Writer:
             self._next.extensions[:0] = batch.extensions
             why = error if isinstance(error, DatabaseAway) else safe_traceback(error)
             log.error("the ledger cannot be written: %s; %d rows wait", why, len(self._next.settlements))
-            for row in (*batch.openings, *self._next.openings):
+            for row in batch.openings:
                 row.resolve(not_opened())
+            for row in self._next.openings:
+                row.resolve(NeverWritten(_NOT_OPENED))
             self._next.openings = []
         self._write_soon(seconds)
         if not self._next:

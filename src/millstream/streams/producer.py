@@ -69,7 +69,7 @@ from millstream.events import (
 from millstream.journals import Journal
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Opening, Settlement, Status, without_costs
-from millstream.ledger.writer import Opened
+from millstream.ledger.writer import NeverWritten, Opened
 from millstream.limits import Standing
 from millstream.log_ids import STREAM_ID
 from millstream.routing import Batch, Routed
@@ -278,6 +278,8 @@ class Producer:
             else:
                 # Its row may have been written all the same, where only the answer was lost: it is settled.
                 await self._fail(error, "crash" if isinstance(error, Overloaded) else "limit")
+                if isinstance(error, NeverWritten):
+                    self._settlement = None
             self._not_opened(error)
         else:
             self._allow()
