@@ -20,7 +20,7 @@ _KNOWN_SIGNS = {
     "read-?only": "it takes no writes",
     "misconf": "it takes no writes, because it cannot save them",
     "malformed|not a database": "its file is damaged",
-    "locked": "another process has locked it",
+    r"\blocked": "another process has locked it",
     "disk is full|diskfull|no space left": "its disk is full",
     "outofmemory|maxmemory": "its memory is full",
     "insufficientprivilege|nopermission|permission denied": "its user lacks a permission",

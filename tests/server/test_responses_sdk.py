@@ -317,6 +317,7 @@ async def test_a_response_is_kept_for_as_long_as_it_can_be_resumed(run: Run) -> 
     async with run({"p": ScriptedProvider({"m": SAID})}, resume_window_seconds=0.001) as running:
         async with asking(running) as client, asyncio.timeout(10):
             answer = await client.responses.create(model="m", input="Hello", store=True)
+            await running.idle()
             while running.millstream.journal.count():
                 running.millstream.journal.expire()
                 await asyncio.sleep(0)

@@ -144,6 +144,24 @@ async def test_a_stream_that_is_not_kept_any_more_is_a_410_and_one_that_never_wa
                 assert (call.status, call.json["error"]["code"]) == (status, code)
 
 
+async def test_a_running_stream_that_another_worker_cannot_read_is_not_gone(run: Run) -> None:
+    gate = asyncio.Event()
+    _, providers = gated(gate)
+    # The second worker has nothing of it, as where Redis has taken nothing for a while.
+    async with run(providers) as app, run(providers) as other:
+        made = await start(app, GRACE)
+        path = f"/v1/streams/{made['stream_id']}/events"
+        async with get(other.app, path, app.key) as call:
+            await call.finished()
+            assert (call.status, call.frames) == (200, [])
+            assert call.received.startswith(b"retry: ")
+        gate.set()
+        await app.idle()
+        async with get(other.app, path, app.key) as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (410, "stream_gone")
+
+
 async def test_a_stream_of_another_key_answers_like_none(run: Run) -> None:
     async with run(gated(asyncio.Event())[1]) as app:
         made = await start(app)

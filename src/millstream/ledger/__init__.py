@@ -20,7 +20,7 @@ from millstream.ledger.rows import Claim, Opening, Receipt, Settlement
 from millstream.ledger.verify import Verified
 from millstream.ledger.writer import Opened, Writer, not_opened
 from millstream.limits import Applied, Hold, Limit, limit_shown
-from millstream.schema import keys, streams
+from millstream.schema import keys, streams, workers
 from millstream.usage import Charge, Usage
 
 log = logging.getLogger("millstream.ledger")
@@ -188,6 +188,12 @@ class Ledger:
         if row is None:
             raise NotFound(f"there is no stream '{stream_id}'")
         return rows.to_receipt(row)
+
+    async def is_run(self, stream_id: str) -> bool:
+        """Whether a worker runs the stream that has its lease. Raises ``DatabaseAway``."""
+        its = sa.select(workers.c.id).join(streams, streams.c.worker_id == workers.c.id)
+        query = its.where(streams.c.id == stream_id)
+        return await self._db.read(lambda connection: connection.scalar(query)) is not None
 
     async def receipts(self, wanted: Wanted, cursor: str | None = None, size: int = 50) -> Page:
         """A page of receipts, the newest first. Raises ``InvalidRequest``."""

@@ -250,6 +250,8 @@ class Streams:
             receipt = await self._ledger.receipt(stream_id)
             if not principal.owns(receipt.owner_id):
                 raise NotFound(f"there is no stream '{stream_id}'")
+            if receipt.status == "running" and await self._ledger.is_run(stream_id):
+                raise Overloaded("this stream goes on, and cannot be followed here just now; try again")
             raise StreamGone(
                 "the events of this stream are no longer kept; its receipt is at /v1/streams/{id}"
             )

@@ -207,6 +207,8 @@ class RedisJournal:
         return self._signals.listen()
 
     async def ping(self) -> None:
+        if self.outbox.failing:  # it may answer, and take nothing
+            raise unreachable()
         try:
             await self._client.ping()
         except UNREACHABLE as error:
