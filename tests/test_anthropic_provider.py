@@ -693,6 +693,29 @@ def test_a_picture_has_the_type_that_the_api_knows() -> None:
     assert sent["messages"][0]["content"][0]["source"]["media_type"] == "image/jpeg"
 
 
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        (
+            Image("DATA:image/png;charset=utf-8;base64,AA=="),
+            {"type": "base64", "media_type": "image/png", "data": "AA=="},
+        ),
+        (Image("HTTPS://a.example/b"), {"type": "url", "url": "HTTPS://a.example/b"}),
+        (
+            File("text/plain", "data:text/plain;charset=utf-8;base64,SGk="),
+            {"type": "text", "media_type": "text/plain", "data": "Hi"},
+        ),
+        (
+            File("text/plain", "data:text/plain,Hi%21"),
+            {"type": "text", "media_type": "text/plain", "data": "Hi!"},
+        ),
+    ],
+)
+def test_a_url_has_parameters_and_no_case(part: Image | File, source: dict[str, Any]) -> None:
+    (sent,) = body("p", Prompt((Message("user", (part,)),)), OLD)["messages"]
+    assert [block["source"] for block in sent["content"]] == [source]
+
+
 def test_an_answer_to_a_schema() -> None:
     schema = {"type": "object", "properties": {}}
     sent = body("p", Prompt(ASKED, output=OutputFormat(schema), reasoning_effort="high"), NEW)
@@ -707,6 +730,8 @@ def test_an_answer_to_a_schema() -> None:
         Prompt((Message("user", (File("audio/wav", "data:audio/wav;base64,AA=="),)),)),
         Prompt((Message("user", (File("text/plain", "data:text/plain;base64,?"),)),)),
         Prompt((Message("user", (Image("ftp://a.example/b"),)),)),
+        Prompt((Message("user", (Image("data:image/png;base64"),)),)),
+        Prompt((Message("user", (Image("data:;base64,AA=="),)),)),
         Prompt((Message("assistant", (ToolCall("c", "look", "{half"),)),)),
     ],
 )

@@ -616,10 +616,16 @@ def test_arguments_that_are_no_object_are_none(arguments: str) -> None:
 
 def test_a_data_url_may_have_any_form() -> None:
     message = Message(
-        "user", (asked.Image("data:text/plain,a%20b"), asked.Image("https://a.example/b.webp?c=1"))
+        "user",
+        (
+            asked.Image("data:text/plain,a%20b"),
+            asked.Image("DATA:image/png;charset=utf-8;base64,AA=="),
+            asked.Image("https://a.example/b.webp?c=1"),
+        ),
     )
     assert sent(Prompt((message,)))["contents"][0]["parts"] == [
         {"inlineData": {"mimeType": "text/plain", "data": "YSBi"}},
+        {"inlineData": {"mimeType": "image/png", "data": "AA=="}},
         {"fileData": {"mimeType": "image/webp", "fileUri": "https://a.example/b.webp?c=1"}},
     ]
 

@@ -289,6 +289,7 @@ def test_files_of_tools_and_answers_are_shown_by_a_user_behind_all_results() -> 
             {"type": "text", "text": "aé"},
         ),
         (File("text/plain", "data:text/plain;base64,YcOp"), {"type": "text", "text": "aé"}),
+        (File("text/plain", "DATA:text/plain;a=b;base64,YcOp"), {"type": "text", "text": "aé"}),
         (
             File("text/plain", "data:text/plain;base64,/w=="),
             {"type": "file", "file": {"file_data": "data:text/plain;base64,/w==", "filename": "file"}},

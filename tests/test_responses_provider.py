@@ -534,6 +534,29 @@ def test_a_prompt_of_another_api_is_put_into_this_ones_words() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("file", "sent"),
+    [
+        (
+            asked.File("application/pdf", "DATA:application/pdf;base64,AA==", "a.pdf"),
+            {"type": "input_file", "file_data": "DATA:application/pdf;base64,AA==", "filename": "a.pdf"},
+        ),
+        (
+            asked.File("audio/wav", "data:audio/wav;base64,AA=="),
+            {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
+        ),
+    ],
+)
+def test_a_file_as_data(file: asked.File, sent: dict[str, Any]) -> None:
+    (item,) = body(Prompt((Message("user", (file,)),)))["input"]
+    assert item["content"] == [sent]
+
+
+def test_sound_that_would_have_to_be_fetched_is_refused_with_words() -> None:
+    with pytest.raises(RequestRefused, match="not by a URL"):
+        body(Prompt((Message("user", (asked.File("audio/wav", "https://a.example/b"),)),)))
+
+
 @pytest.mark.parametrize(("asked_for", "sent"), [(5, 16), (16, 16), (17, 17)])
 def test_a_limit_is_not_under_what_the_api_takes(asked_for: int, sent: int) -> None:
     assert body(msgspec.structs.replace(HELLO, max_tokens=asked_for))["max_output_tokens"] == sent

@@ -14,17 +14,17 @@ https://ai.google.dev/gemini-api/docs/thought-signatures. What holds for every a
    raised.
 """
 
-import base64
 import mimetypes
 import re
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote
 
 import msgspec
 
+from millstream import data_urls
 from millstream import prompt as asked
 from millstream.errors import UpstreamError
 from millstream.events import (
@@ -474,14 +474,12 @@ def _part(part: asked.Text | asked.Image | asked.File) -> dict[str, Any]:
     if isinstance(part, asked.Text):
         return {"text": part.text}
     media_type = part.media_type if isinstance(part, asked.File) else None
-    if not part.url.startswith("data:"):
+    held = data_urls.held_by(part.url)
+    if held is None:
         media_type = media_type or mimetypes.guess_type(part.url.partition("?")[0])[0] or "image/*"
         return {"fileData": {"mimeType": media_type, "fileUri": part.url}}
-    head, _, data = part.url[5:].partition(",")
-    if not head.endswith(";base64"):
-        data = base64.b64encode(unquote_to_bytes(data)).decode()
-    media_type = media_type or head.partition(";")[0]
-    return {"inlineData": {"mimeType": media_type or "image/*", "data": data}}
+    media_type = media_type or held.media_type or "image/*"
+    return {"inlineData": {"mimeType": media_type, "data": held.data}}
 
 
 def _result(result: asked.ToolResult, names: Mapping[str, str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream import data_urls
 from millstream import prompt as asked
 from millstream.errors import RequestRefused, UpstreamError
 from millstream.events import (
@@ -194,9 +195,12 @@ def _shown(part: asked.Part, role: str) -> dict[str, Any]:
         case asked.Image():
             return {"type": "input_image", "image_url": part.url, "detail": part.detail or "auto"}
         case asked.File() if part.media_type.startswith("audio/"):
-            data = {"data": part.url.partition(",")[2], "format": part.media_type.partition("/")[2]}
-            return {"type": "input_audio", "input_audio": data}
-        case asked.File() if part.url.startswith("data:"):
+            held = data_urls.held_by(part.url)
+            if held is None:
+                raise RequestRefused("this model's provider takes sound as data, not by a URL")
+            sound = {"data": held.data, "format": part.media_type.partition("/")[2]}
+            return {"type": "input_audio", "input_audio": sound}
+        case asked.File() if data_urls.held_by(part.url) is not None:
             return {"type": "input_file", "file_data": part.url, "filename": part.name or "file"}
         case asked.File():
             return {"type": "input_file", "file_url": part.url}

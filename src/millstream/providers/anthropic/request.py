@@ -4,12 +4,11 @@ What this API does not have is refused where it is about what is answered, and l
 the answer: ``seed``, penalties, a temperature over 1.
 """
 
-import base64
-import binascii
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from millstream import data_urls
 from millstream import prompt as asked
 from millstream.answer import arguments_of
 from millstream.errors import RequestRefused
@@ -157,23 +156,22 @@ def _call_id(given: str) -> str:
 
 
 def _source(name: str, url: str, what: str) -> dict[str, Any]:
-    if url.startswith(("http://", "https://")):
+    if url[:8].lower().startswith(("http://", "https://")):
         return {"type": "url", "url": url}
-    head, comma, data = url.partition(",")
-    media_type, _, encoding = head.removeprefix("data:").partition(";")
-    if not (head.startswith("data:") and comma and media_type and encoding == "base64"):
+    held = data_urls.held_by(url)
+    if held is None or not all(held):
         raise RequestRefused(f"provider '{name}' takes {what} as data:<type>;base64,… or https://…")
-    return {"type": "base64", "media_type": _MEDIA_TYPES.get(media_type, media_type), "data": data}
+    media_type = _MEDIA_TYPES.get(held.media_type, held.media_type)
+    return {"type": "base64", "media_type": media_type, "data": held.data}
 
 
 def _document(name: str, file: asked.File) -> dict[str, Any]:
-    if file.media_type.startswith("text/") and file.url.startswith("data:"):
-        source = _source(name, file.url, "documents")
+    held = data_urls.held_by(file.url)
+    if file.media_type.startswith("text/") and held is not None:
         try:
-            text = base64.b64decode(source["data"], validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError) as error:
+            return {"type": "text", "media_type": "text/plain", "data": held.text()}
+        except ValueError as error:
             raise RequestRefused("a document is no text in UTF-8 and base64") from error
-        return {"type": "text", "media_type": "text/plain", "data": text}
     if file.media_type != "application/pdf":
         raise RequestRefused(f"provider '{name}' takes images, PDFs and plain text, and no other files")
     return _source(name, file.url, "documents")

@@ -1,14 +1,14 @@
 """Requests: a prompt -> the body that a server of OpenAI's Chat Completions is sent."""
 
-import base64
 import hashlib
 import re
 import string
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
-from urllib.parse import unquote
 
+from millstream import data_urls
 from millstream import prompt as asked
 from millstream.errors import RequestRefused
 from millstream.prompt import Message, Prompt
@@ -173,36 +173,30 @@ def _part(part: object, quirks: Quirks) -> dict[str, Any]:
             detail = {} if part.detail is None else {"detail": part.detail}
             image = {"url": part.url, **detail}
             return {"type": "image_url", "image_url": image, **_extra(part.extra, quirks)}
-        case asked.File() if not part.url.startswith("data:"):
-            raise RequestRefused("this model's provider takes documents and sound as data, not by a URL")
-        case asked.File() if part.media_type.startswith("audio/"):
-            data = {"data": part.url.partition(",")[2], "format": part.media_type.partition("/")[2]}
-            return {"type": "input_audio", "input_audio": data, **_extra(part.extra, quirks)}
-        case asked.File() if (text := _text_of(part)) is not None:
-            return {"type": "text", "text": text}
         case asked.File():
-            file = {"file_data": part.url, "filename": part.name or "file"}
-            return {"type": "file", "file": file, **_extra(part.extra, quirks)}
+            return _file(part, quirks)
         case _:
             raise TypeError(part)
+
+
+def _file(file: asked.File, quirks: Quirks) -> dict[str, Any]:
+    """A document of text is its text, where that can be read."""
+    held = data_urls.held_by(file.url)
+    if held is None:
+        raise RequestRefused("this model's provider takes documents and sound as data, not by a URL")
+    if file.media_type.startswith("text/"):
+        with suppress(ValueError):
+            return {"type": "text", "text": held.text()}
+    if file.media_type.startswith("audio/"):
+        sound = {"data": held.data, "format": file.media_type.partition("/")[2]}
+        return {"type": "input_audio", "input_audio": sound, **_extra(file.extra, quirks)}
+    shown = {"file_data": file.url, "filename": file.name or "file"}
+    return {"type": "file", "file": shown, **_extra(file.extra, quirks)}
 
 
 def _extra(extra: asked.Extra, quirks: Quirks) -> dict[str, Any]:
     """What only this API knows of a part or a tool, without what this server refuses."""
     return {name: value for name, value in extra.get(API, {}).items() if name not in quirks.refused}
-
-
-def _text_of(file: asked.File) -> str | None:
-    """What a document of text says; None where it is another one, or cannot be read."""
-    if not file.media_type.startswith("text/"):
-        return None
-    head, _, data = file.url.partition(",")
-    try:
-        if head.endswith(";base64"):
-            return base64.b64decode(data, validate=True).decode()
-        return unquote(data, errors="strict")
-    except ValueError:
-        return None
 
 
 def _result(result: asked.ToolResult, quirks: Quirks) -> dict[str, Any]:
