@@ -23,6 +23,8 @@ from millstream.prompt import (
     ToolResult,
 )
 from millstream.providers import Finish
+from millstream.providers.anthropic import request as anthropic
+from millstream.providers.anthropic.models import of_name
 from millstream.providers.known import Quirks
 from millstream.providers.openai import request
 from millstream.providers.scripted import ScriptedProvider
@@ -117,6 +119,21 @@ def test_a_summary_of_what_was_said_is_text_to_other_providers() -> None:
     empty = {"type": "compaction", "content": None}
     prompt = parsed(messages=[{"role": "assistant", "content": [empty]}, *HELLO["messages"]])
     assert prompt.messages[0] == Message("assistant", (Text("", {"anthropic": empty}),))
+
+
+def test_pictures_in_a_document_are_beside_it_for_other_providers() -> None:
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+    words = {"type": "text", "text": "Hi"}
+    documents = [
+        {"type": "document", "source": {"type": "content", "content": content}}
+        for content in ([words, picture], [picture])
+    ]
+    prompt = parsed(messages=user(*documents))
+    seen = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    (there,) = request.body(prompt, Quirks())["messages"]
+    assert there["content"] == [words, seen, {"type": "text", "text": "See the pictures below."}, seen]
+    (same,) = anthropic.body("p", prompt, of_name("claude-sonnet-5"))["messages"]
+    assert same["content"] == documents
 
 
 def test_every_knob_has_its_place() -> None:

@@ -18,6 +18,7 @@ Extra: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 NO_EXTRA: Extra = {}
+WITHIN = "within"  # in ``extra`` of a picture: that API has it in a part before
 BETAS = "betas"  # in ``extra`` of a prompt: what its client wants to try, as that API names it
 RESPONSES_SEAL = "responses:"  # before a signature of that API, because any other would refuse it
 

@@ -478,6 +478,7 @@ def _of_user(parts: list[asked.Part]) -> Message:
 
 _OF_USER = ("text", "image", "document", "search_result", "tool_result", "compaction")
 _OF_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use", "compaction")
+_OF_DOCUMENT = ("text", "image")
 _OF_RESULT = ("text", "image", "document", "search_result", "tool_reference")
 
 
@@ -494,6 +495,8 @@ def _content(fields: Fields, name: str, allowed: tuple[str, ...]) -> Iterator[as
         if kind not in allowed:
             raise block.fault("type", f"is none of {', '.join(allowed)}")
         yield _block(block, kind)
+        if kind == "document":
+            yield from _pictures_in(block)
 
 
 def _block(block: Fields, kind: str) -> asked.Part:
@@ -559,14 +562,23 @@ def _document(block: Fields) -> asked.File:
             url = _as_data(media_type, source.needed("data"))
         case "content":  # blocks that citations count: they go on as they are
             media_type = "text/plain"
-            parts = _content(source, "content", ("text", "image"))
-            url = _as_data(media_type, _words(parts))
+            words = _words(_content(source, "content", _OF_DOCUMENT))
+            url = _as_data(media_type, words or "See the pictures below.")
             kept = block.these("source")
         case _:
             media_type = source.text("media_type", most=128) or "application/pdf"
             url = _url_of(source, media_type)
     extra = {**kept, **_more(block)}
     return asked.File(media_type, url, title, {_API: extra} if extra else {})
+
+
+def _pictures_in(document: Fields) -> Iterator[asked.Image]:
+    """Those among the blocks of a document: providers of this API get them with it, others beside it."""
+    source = _source(document)
+    if source.text("type") == "content":
+        for part in _content(source, "content", _OF_DOCUMENT):
+            if isinstance(part, asked.Image):
+                yield asked.Image(part.url, extra={_API: {asked.WITHIN: "document"}})
 
 
 def _as_data(media_type: str, text: str) -> str:

@@ -106,7 +106,11 @@ def _merged(name: str, messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _says_something(part: asked.Part) -> bool:
-    """Texts without a word are refused there, and so are thoughts that nobody has signed."""
+    """Texts without a word are refused there, and so are thoughts that nobody has signed. A picture may have
+    been said with its document.
+    """
+    if isinstance(part, asked.Image):
+        return asked.WITHIN not in part.extra.get(API, {})
     if isinstance(part, asked.Text):
         return bool(part.text.strip()) or "type" in part.extra.get(API, {})
     if isinstance(part, asked.Reasoning):
