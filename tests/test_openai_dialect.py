@@ -7,7 +7,7 @@ import pytest
 
 from millstream.dialects.openai import OPENAI
 from millstream.errors import InvalidRequest
-from millstream.prompt import Image, Message, OutputFormat, Prompt, Text, Tool, ToolResult
+from millstream.prompt import File, Image, Message, OutputFormat, Prompt, Text, Tool, ToolResult
 from millstream.providers.anthropic import models
 from millstream.providers.anthropic import request as of_anthropic
 from millstream.providers.known import OPENAI as OPENAI_ITSELF
@@ -92,3 +92,36 @@ def test_an_image_as_an_address_alone_has_its_mark() -> None:
     (part,) = message.parts
     assert isinstance(part, Image)
     assert part.extra["anthropic"] == {"cache_control": MARK}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            {"file_data": "aGk=", "filename": "a.txt"},
+            File("text/plain", "data:text/plain;base64,aGk=", "a.txt"),
+        ),
+        ({"file_data": "aGk="}, File("application/pdf", "data:application/pdf;base64,aGk=")),
+        (
+            {"file_data": "data:;base64,aGk=", "filename": "a.csv"},
+            File("text/csv", "data:text/csv;base64,aGk=", "a.csv"),
+        ),
+        (
+            {"file_data": "DATA:text/html;a=b;base64,aGk=", "filename": "a.txt"},
+            File("text/html", "DATA:text/html;a=b;base64,aGk=", "a.txt"),
+        ),
+    ],
+)
+def test_a_document_is_of_the_type_that_its_url_or_its_name_says(
+    given: dict[str, str], expected: File
+) -> None:
+    content = [{"type": "file", "file": given}]
+    (message,) = parsed(messages=[{"role": "user", "content": content}]).messages
+    assert message.parts == (expected,)
+
+
+@pytest.mark.parametrize("data", ["https://a.example/a.pdf", "aGk", "ä"])
+def test_a_document_that_is_no_base64_is_refused(data: str) -> None:
+    content = [{"type": "file", "file": {"file_data": data}}]
+    with pytest.raises(InvalidRequest, match=r"file.file_data: has to be a data: URL or base64"):
+        parsed(messages=[{"role": "user", "content": content}])

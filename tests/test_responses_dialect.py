@@ -184,6 +184,37 @@ def test_a_conversation_is_understood_item_by_item() -> None:
     assert second.parts == (asked.ToolResult("c2", (asked.Text("2"), asked.Image("data:,"))),)
 
 
+DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"file_url": "https://a.example/a.docx?b=c.txt"}, (DOCX, "https://a.example/a.docx?b=c.txt", None)),
+        (
+            {"file_url": "https://a.example/1", "filename": "a.txt"},
+            ("text/plain", "https://a.example/1", "a.txt"),
+        ),
+        ({"file_url": "https://a.example/1"}, ("application/pdf", "https://a.example/1", None)),
+        ({"file_data": "aGk=", "filename": "A.DOCX"}, (DOCX, f"data:{DOCX};base64,aGk=", "A.DOCX")),
+        ({"file_data": "data:,hi"}, ("application/pdf", "data:application/pdf;base64,aGk=", None)),
+    ],
+)
+def test_a_document_is_of_the_type_that_its_name_or_its_address_says(
+    given: dict[str, str], expected: tuple[str, str, str | None]
+) -> None:
+    (message,) = parsed(
+        input=[{"role": "user", "content": [{"type": "input_file", **given}]}]
+    ).prompt.messages
+    assert message.parts == (asked.File(*expected),)
+
+
+def test_a_document_that_is_no_base64_is_refused() -> None:
+    content = [{"type": "input_file", "file_data": "https://a.example/a.pdf"}]
+    with pytest.raises(InvalidRequest, match=r"file_data: has to be a data: URL or base64"):
+        parsed(input=[{"role": "user", "content": content}])
+
+
 @pytest.mark.parametrize(
     ("said", "media_type"),
     [

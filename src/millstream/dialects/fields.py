@@ -4,9 +4,14 @@ Nothing is assumed of a body but that it is JSON. What is there and wrong is ref
 nobody asks for is left over, to be ignored and named.
 """
 
+import base64
+import mimetypes
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
+from millstream import data_urls
+from millstream import prompt as asked
 from millstream.errors import InvalidRequest
 from millstream.messages import MAX_GRACE_SECONDS
 
@@ -16,6 +21,13 @@ MAX_TOOLS = 512
 MAX_TOKENS = 10_000_000
 
 _MAX_SHOWN = 100
+
+# What Python does not know everywhere.
+_OFFICE = {
+    ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+}
 
 
 class Fields:
@@ -200,3 +212,25 @@ def metadata(fields: Fields) -> dict[str, str] | None:
     if len(given) > 16 or not all(isinstance(value, str) and len(value) <= 512 for value in given.values()):
         raise fields.fault("metadata", "has at most 16 texts of at most 512 characters")
     return given
+
+
+def document(fields: Fields) -> asked.File:
+    """One of OpenAI's formats: a ``data:`` URL, or base64 alone, whose type its name tells."""
+    name, data = fields.text("filename", most=512), fields.needed("file_data")
+    held = data_urls.held_by(data)
+    if held is not None and held.media_type:
+        return asked.File(held.media_type, data, name)
+    bare = "".join((data if held is None else held.data).split())
+    try:
+        base64.b64decode(bare, validate=True)
+    except ValueError as error:
+        raise fields.fault("file_data", "has to be a data: URL or base64") from error
+    media_type = document_type(name or "")
+    return asked.File(media_type, f"data:{media_type};base64,{bare}", name)
+
+
+def document_type(name: str) -> str:
+    """What kind of document has such a name, or is at such an address: a PDF, where that does not tell."""
+    path = name.partition("?")[0]
+    known = mimetypes.guess_type(path)[0] or _OFFICE.get(PurePosixPath(path).suffix.lower())
+    return known or "application/pdf"

@@ -445,10 +445,7 @@ def _part(fields: Fields) -> asked.Part:
         case "file":
             file = fields.inner("file") or Fields({})
             file.refuse("file_id", because="files are not kept here; send file_data")
-            data = file.needed("file_data")
-            media_type = data[5:].partition(";")[0] if data.startswith("data:") else "application/pdf"
-            url = data if data.startswith("data:") else f"data:{media_type};base64,{data}"
-            return asked.File(media_type, url, file.text("filename", most=512), kept)
+            return msgspec.structs.replace(read.document(file), extra=kept)
         case _:
             raise fields.fault("type", "is none of text, image_url, input_audio, file, refusal")
 

@@ -837,13 +837,11 @@ def _no_file_id(fields: Fields, instead: str) -> None:
 
 
 def _file(fields: Fields) -> asked.File:
+    url = fields.text("file_url")
+    if not url:
+        return read.document(fields)
     name = fields.text("filename", most=512)
-    if url := fields.text("file_url"):
-        return asked.File("application/pdf", url, name)
-    data = fields.needed("file_data")
-    if not data.startswith("data:"):
-        return asked.File("application/pdf", f"data:application/pdf;base64,{data}", name)
-    return asked.File(data[5:].partition(",")[0].partition(";")[0] or "application/pdf", data, name)
+    return asked.File(read.document_type(name or url), url, name)
 
 
 _Choice: TypeAlias = Literal["none", "auto", "required"] | NamedTool | None
