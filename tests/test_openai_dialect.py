@@ -5,14 +5,18 @@ from typing import Any
 
 import pytest
 
+from millstream import events
+from millstream.answer import Answer
 from millstream.dialects.openai import OPENAI
 from millstream.errors import InvalidRequest
+from millstream.events import StreamEnd, StreamInfo, WholePart
 from millstream.prompt import File, Image, Message, OutputFormat, Prompt, Text, Tool, ToolResult
 from millstream.providers.anthropic import models
 from millstream.providers.anthropic import request as of_anthropic
 from millstream.providers.known import OPENAI as OPENAI_ITSELF
 from millstream.providers.known import Quirks
 from millstream.providers.openai import request
+from millstream.usage import Bill, Usage
 
 HELLO: Any = {"messages": [{"role": "user", "content": "Hello"}]}
 MARK = {"type": "ephemeral", "ttl": "1h"}
@@ -125,3 +129,15 @@ def test_a_document_that_is_no_base64_is_refused(data: str) -> None:
     content = [{"type": "file", "file": {"file_data": data}}]
     with pytest.raises(InvalidRequest, match=r"file.file_data: has to be a data: URL or base64"):
         parsed(messages=[{"role": "user", "content": content}])
+
+
+def test_pictures_of_an_answer_in_this_format_come_back() -> None:
+    answer = Answer()
+    drawn = WholePart(0, events.File("image/png", "data:image/png;base64,AA=="))
+    answer.add([drawn, StreamEnd("stop", Bill(Usage(1, 1, "counted"), None))])
+    whole = json.loads(OPENAI.answer(StreamInfo("str_1", "key_1", "m", 5.0), answer))
+    (message,) = parsed(messages=[whole["choices"][0]["message"]]).messages
+    assert message.role == "assistant"
+    assert [part for part in message.parts if isinstance(part, Image)] == [
+        Image("data:image/png;base64,AA==")
+    ]

@@ -403,6 +403,7 @@ def _message(fields: Fields) -> Message:
     if thought is not None:
         parts.append(asked.Reasoning(thought))
     parts += content
+    parts += [_picture(image, {}) for image in fields.objects("images", read.MAX_PARTS)]
     refusal = fields.text("refusal")
     if refusal and not content:
         parts.append(asked.Refusal(refusal))
@@ -434,10 +435,7 @@ def _part(fields: Fields) -> asked.Part:
         case "refusal":
             return asked.Refusal(fields.needed("refusal"))
         case "image_url":
-            if isinstance(url := fields.any("image_url"), str):
-                return asked.Image(url, extra=kept)
-            image = fields.inner("image_url") or Fields({})
-            return asked.Image(image.needed("url"), image.text("detail"), kept)
+            return _picture(fields, kept)
         case "input_audio":
             audio = fields.inner("input_audio") or Fields({})
             media_type = f"audio/{audio.needed('format', most=32)}"
@@ -448,6 +446,13 @@ def _part(fields: Fields) -> asked.Part:
             return msgspec.structs.replace(read.document(file), extra=kept)
         case _:
             raise fields.fault("type", "is none of text, image_url, input_audio, file, refusal")
+
+
+def _picture(fields: Fields, kept: asked.Extra) -> asked.Image:
+    if isinstance(url := fields.any("image_url"), str):
+        return asked.Image(url, extra=kept)
+    image = fields.inner("image_url") or Fields({})
+    return asked.Image(image.needed("url"), image.text("detail"), kept)
 
 
 def _marks(fields: Fields) -> asked.Extra:
