@@ -693,6 +693,28 @@ def test_a_picture_has_the_type_that_the_api_knows() -> None:
     assert sent["messages"][0]["content"][0]["source"]["media_type"] == "image/jpeg"
 
 
+def test_files_of_an_assistant_are_shown_by_the_user_behind_all_results() -> None:
+    """In turns of an assistant they are refused."""
+    picture = Image("https://a.example/b")
+    block = {"type": "image", "source": {"type": "url", "url": "https://a.example/b"}}
+    shown = {"type": "text", "text": "Files of what is above:"}
+    history = (
+        *ASKED,
+        Message("assistant", (Words("So:"), picture, ToolCall("c", "look", "{}"), ToolCall("d", "look", ""))),
+        Message("tool", (ToolResult("c", (Words("A"),)),)),
+        Message("tool", (ToolResult("d", (picture,)),)),
+        Message("assistant", (Thought("hm", "sig"), Words(""), picture)),
+        *ASKED,
+    )
+    _, said, answered, drawn, again = body("p", Prompt(history), OLD)["messages"]
+    assert [block["type"] for block in said["content"]] == ["text", "tool_use", "tool_use"]
+    assert (answered["role"], answered["content"][2:]) == ("user", [shown, block])
+    assert answered["content"][1] == {"type": "tool_result", "tool_use_id": "d", "content": [block]}
+    assert [one.get("thinking") or one["text"] for one in drawn["content"]] == ["hm", "See the files below."]
+    assert again["content"][:2] == [shown, block]
+    assert again["content"][2]["text"] == HELLO.messages[0].text
+
+
 @pytest.mark.parametrize(
     ("part", "source"),
     [

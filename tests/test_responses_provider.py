@@ -534,6 +534,32 @@ def test_a_prompt_of_another_api_is_put_into_this_ones_words() -> None:
     }
 
 
+def test_files_of_an_assistant_are_shown_by_the_user_behind_all_results() -> None:
+    """An assistant's messages have texts and refusals only."""
+    picture = asked.Image("data:image/png;base64,AA==")
+    shown = {
+        "type": "message",
+        "role": "user",
+        "content": [
+            {"type": "input_text", "text": "Files of what is above:"},
+            {"type": "input_image", "image_url": picture.url, "detail": "auto"},
+        ],
+    }
+    history = (
+        Message("assistant", (picture, asked.ToolCall("c1", "look", "{}"))),
+        Message("tool", (asked.ToolResult("c1", (asked.Text("1"),)),)),
+        Message("assistant", (picture,)),
+    )
+    call, result, behind, below, again = body(Prompt(history))["input"]
+    assert (call["type"], result["type"]) == ("function_call", "function_call_output")
+    assert below == {
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": "See the files below."}],
+    }
+    assert behind == again == shown
+
+
 @pytest.mark.parametrize(
     ("file", "sent"),
     [

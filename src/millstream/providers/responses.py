@@ -33,7 +33,16 @@ from millstream.events import (
     TextDelta,
 )
 from millstream.prompt import RESPONSES_SEAL, Message, Prompt
-from millstream.providers import Finish, PartBreak, PartOpen, Produced, ToolCallPiece, UsageReport, reading
+from millstream.providers import (
+    Finish,
+    PartBreak,
+    PartOpen,
+    Produced,
+    ToolCallPiece,
+    UsageReport,
+    media,
+    reading,
+)
 from millstream.providers.endings import failure, finish_reason, reported_error
 from millstream.providers.extra import merged
 from millstream.providers.upstream import Upstream, tolerant_json
@@ -108,7 +117,7 @@ def body(prompt: Prompt) -> dict[str, Any]:
     if messages and messages[0].role == "system" and _is_text(messages[0]):
         sent["instructions"] = messages[0].text
         messages = messages[1:]
-    sent["input"] = [item for message in messages for item in _items(message)]
+    sent["input"] = [item for message in media.shown_by_users(messages) for item in _items(message)]
     if prompt.user is not None:  # who it is, a browser token may have said, and not the body
         sent["safety_identifier" if "safety_identifier" in extra else "user"] = prompt.user
     if prompt.reasoning_effort is not None:

@@ -13,6 +13,7 @@ from millstream import prompt as asked
 from millstream.answer import arguments_of
 from millstream.errors import RequestRefused
 from millstream.prompt import BETAS, Effort, Message, Prompt
+from millstream.providers import media
 from millstream.providers.anthropic.models import Traits
 
 API = "anthropic"
@@ -89,7 +90,7 @@ def _merged(name: str, messages: Sequence[Message]) -> list[dict[str, Any]]:
     is said by the user.
     """
     merged: list[dict[str, Any]] = []
-    for message in messages:
+    for message in media.shown_by_users(messages):
         if _is_system(message):
             continue
         role = "user" if message.role == "tool" else message.role

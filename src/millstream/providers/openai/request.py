@@ -12,6 +12,7 @@ from millstream import data_urls
 from millstream import prompt as asked
 from millstream.errors import RequestRefused
 from millstream.prompt import Message, Prompt
+from millstream.providers import media
 from millstream.providers.known import Quirks
 
 API = "openai"
@@ -100,19 +101,15 @@ def _messages(messages: Sequence[Message], quirks: Quirks) -> Iterator[dict[str,
                 files += [part for part in content if part["type"] != "text"]
                 texts = [part for part in content if part["type"] == "text"]
                 one["content"] = _content(texts, one["role"], quirks) or (
-                    None if "tool_calls" in one else _BELOW
+                    None if "tool_calls" in one else media.BELOW
                 )
             yield one
     if files:
         yield _of_files(files)
 
 
-_BELOW = "See the files below."
-_ABOVE = {"type": "text", "text": "Files of what is above:"}
-
-
 def _of_files(files: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"role": "user", "content": [_ABOVE, *files]}
+    return {"role": "user", "content": [{"type": "text", "text": media.ABOVE}, *files]}
 
 
 def _as_sent(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
