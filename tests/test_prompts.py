@@ -27,6 +27,7 @@ from millstream.prompt import (
     ToolCall,
     ToolResult,
 )
+from millstream.providers import responses
 from millstream.providers.known import OPENAI, Quirks
 from millstream.providers.openai import request
 
@@ -300,6 +301,29 @@ def test_a_file_is_what_openai_calls_it(part: File, expected: dict[str, Any]) ->
     (found,) = request.body(Prompt((Message("user", (part,)),)), Quirks())["messages"]
     content = expected["text"] if expected["type"] == "text" else [expected]
     assert found == {"role": "user", "content": content}
+
+
+@pytest.mark.parametrize(
+    ("media_type", "called"),
+    [
+        ("audio/mpeg", "mp3"),
+        ("audio/mp3", "mp3"),
+        ("audio/x-mp3", "mp3"),
+        ("audio/mpga", "mp3"),
+        ("audio/wav", "wav"),
+        ("audio/x-wav", "wav"),
+        ("audio/vnd.wave", "wav"),
+        ("audio/WAV; codecs=1", "wav"),
+        ("audio/x-flac", "flac"),
+        ("audio/ogg;codecs=opus", "ogg"),
+    ],
+)
+def test_sound_has_the_name_that_openai_has_for_it(media_type: str, called: str) -> None:
+    sound = File(media_type, f"data:{media_type};base64,AA==")
+    expected = {"type": "input_audio", "input_audio": {"data": "AA==", "format": called}}
+    prompt = Prompt((Message("user", (sound,)),))
+    assert request.body(prompt, Quirks())["messages"][0]["content"] == [expected]
+    assert responses.body(prompt)["input"][0]["content"] == [expected]
 
 
 @pytest.mark.parametrize("media_type", ["application/pdf", "audio/wav", "text/plain"])

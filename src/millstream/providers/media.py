@@ -6,6 +6,17 @@ import msgspec
 
 from millstream.prompt import File, Image, Message, Part, Text, ToolCall
 
+# What OpenAI's formats call sound that has several media types.
+_SOUNDS = {
+    "mpeg": "mp3",
+    "mpeg-3": "mp3",
+    "mpeg3": "mp3",
+    "mpga": "mp3",
+    "pn-wav": "wav",
+    "vnd.wave": "wav",
+    "wave": "wav",
+}
+
 BELOW = "See the files below."
 ABOVE = "Files of what is above:"
 
@@ -36,3 +47,9 @@ def _without_files(message: Message) -> Message:
         parts = [part for part in parts if not isinstance(part, Text)]
         parts.append(Text(BELOW))
     return msgspec.structs.replace(message, parts=tuple(parts))
+
+
+def sound_format(media_type: str) -> str:
+    """``audio/x-wav;codecs=1`` -> ``wav``. OpenAI knows wav and mp3, other servers more."""
+    kind = media_type.partition(";")[0].partition("/")[2].strip().lower().removeprefix("x-")
+    return _SOUNDS.get(kind, kind)

@@ -207,7 +207,7 @@ def _shown(part: asked.Part, role: str) -> dict[str, Any]:
             held = data_urls.held_by(part.url)
             if held is None:
                 raise RequestRefused("this model's provider takes sound as data, not by a URL")
-            sound = {"data": held.data, "format": part.media_type.partition("/")[2]}
+            sound = {"data": held.data, "format": media.sound_format(part.media_type)}
             return {"type": "input_audio", "input_audio": sound}
         case asked.File() if data_urls.held_by(part.url) is not None:
             return {"type": "input_file", "file_data": part.url, "filename": part.name or "file"}

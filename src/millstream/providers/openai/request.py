@@ -185,7 +185,7 @@ def _file(file: asked.File, quirks: Quirks) -> dict[str, Any]:
         with suppress(ValueError):
             return {"type": "text", "text": held.text()}
     if file.media_type.startswith("audio/"):
-        sound = {"data": held.data, "format": file.media_type.partition("/")[2]}
+        sound = {"data": held.data, "format": media.sound_format(file.media_type)}
         return {"type": "input_audio", "input_audio": sound, **_extra(file.extra, quirks)}
     shown = {"file_data": file.url, "filename": file.name or "file"}
     return {"type": "file", "file": shown, **_extra(file.extra, quirks)}
