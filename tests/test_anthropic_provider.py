@@ -755,6 +755,10 @@ def test_an_answer_to_a_schema() -> None:
         Prompt((Message("user", (Image("data:image/png;base64"),)),)),
         Prompt((Message("user", (Image("data:;base64,AA=="),)),)),
         Prompt((Message("assistant", (ToolCall("c", "look", "{half"),)),)),
+        Prompt((Message("assistant", (ToolCall("c", "look", '{"a":1e400}'),)),)),
+        Prompt((Message("assistant", (ToolCall("c", "look", '{"a":"\\ud800"}'),)),)),
+        Prompt((Message("assistant", (ToolCall("c", "look", '{"a":1}x'),)),)),
+        Prompt((Message("assistant", (ToolCall("c", "look", "[1]"),)),)),
     ],
 )
 async def test_what_it_cannot_be_asked_is_refused_with_words(prompt: Prompt) -> None:

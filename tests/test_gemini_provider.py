@@ -19,7 +19,7 @@ from application import Run
 from asgi import post
 from gemini_server import HELLO, KEY, counted, error, gemini, said, text
 from millstream import prompt as asked
-from millstream.errors import ConfigurationError, ProviderError
+from millstream.errors import ConfigurationError, ProviderError, RequestRefused
 from millstream.events import AnswerStart, File, Reasoning, ReasoningDelta, Source, Text, TextDelta
 from millstream.prompt import Message, Prompt
 from millstream.providers import Finish, InChoice, PartBreak, Produced, ToolCallPiece, UsageReport
@@ -608,10 +608,18 @@ def test_a_tools_result_is_an_object(result: asked.ToolResult, expected: dict[st
     }
 
 
-@pytest.mark.parametrize("arguments", ["", "[1]", '{"a":', "null"])
-def test_arguments_that_are_no_object_are_none(arguments: str) -> None:
+@pytest.mark.parametrize("arguments", ["", " ", "{}"])
+def test_a_call_may_have_no_arguments(arguments: str) -> None:
     call = sent(asking(calling(arguments=arguments)))["contents"][0]["parts"][0]["functionCall"]
     assert call["args"] == {}
+
+
+@pytest.mark.parametrize(
+    "arguments", ["[1]", '{"a":', "null", '{"a":1}x', '{"a":1e400}', '{"a":NaN}', '{"a":"\\ud800"}']
+)
+def test_arguments_that_are_no_object_are_refused_with_words(arguments: str) -> None:
+    with pytest.raises(RequestRefused, match="JSON object"):
+        sent(asking(calling(arguments=arguments)))
 
 
 def test_a_data_url_may_have_any_form() -> None:

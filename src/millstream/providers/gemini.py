@@ -26,7 +26,7 @@ import msgspec
 
 from millstream import data_urls
 from millstream import prompt as asked
-from millstream.errors import UpstreamError
+from millstream.errors import RequestRefused, UpstreamError
 from millstream.events import (
     AnswerStart,
     File,
@@ -433,11 +433,7 @@ def _said(message: Message, signs: bool) -> list[dict[str, Any]]:
                 parts.append({"text": part.text, "thought": True, "thoughtSignature": signature})
             case asked.ToolCall():
                 signature = _signature(part.extra_content) or (_NOT_ITS_OWN if signs and is_first else "")
-                call: dict[str, Any] = {
-                    "id": part.call_id,
-                    "name": part.name,
-                    "args": _object(part.arguments) or {},
-                }
+                call: dict[str, Any] = {"id": part.call_id, "name": part.name, "args": _arguments(part)}
                 signed = {"thoughtSignature": signature} if signature else {}
                 parts.append({"functionCall": call, **signed})
                 is_first = False
@@ -494,11 +490,19 @@ def _result(result: asked.ToolResult, names: Mapping[str, str]) -> dict[str, Any
     return {"functionResponse": shown | ({"parts": media} if media else {})}
 
 
+def _arguments(call: asked.ToolCall) -> msgspec.Raw | dict[str, Any]:
+    if not call.arguments.strip():
+        return {}
+    if (arguments := _object(call.arguments)) is None:
+        raise RequestRefused("this model's provider takes tool calls whose arguments are a JSON object")
+    return arguments
+
+
 def _object(text: str) -> msgspec.Raw | None:
     """``text`` as it is, where it is a JSON object."""
     try:
         value = msgspec.json.decode(text) if text.lstrip().startswith("{") else None
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = None
     return msgspec.Raw(text.encode()) if isinstance(value, dict) else None
 

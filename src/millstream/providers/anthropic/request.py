@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from millstream import data_urls
 from millstream import prompt as asked
-from millstream.answer import arguments_of
 from millstream.errors import RequestRefused
 from millstream.prompt import BETAS, Effort, Message, Prompt
 from millstream.providers import media
@@ -184,8 +185,8 @@ def _document(name: str, file: asked.File) -> dict[str, Any]:
 
 def _input(name: str, call: asked.ToolCall) -> dict[str, Any]:
     try:
-        value = arguments_of(call.arguments)
-    except ValueError:
+        value = msgspec.json.decode(call.arguments) if call.arguments.strip() else {}
+    except (ValueError, RecursionError):  # among them half characters and numbers that no float can hold
         value = None
     if not isinstance(value, dict):
         raise RequestRefused(f"provider '{name}' takes tool calls whose arguments are a JSON object")
