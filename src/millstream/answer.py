@@ -199,3 +199,12 @@ def arguments_of(text: str, *, cut: bool = False) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     return value
+
+
+def input_of(call: ToolCall, *, cut: bool) -> dict[str, Any] | None:
+    """What a call gives its tool, where clients want an object of it; None where that cannot be had."""
+    try:
+        value = arguments_of(call.arguments, cut=cut)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

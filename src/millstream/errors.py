@@ -19,6 +19,7 @@
     │   └── Draining              draining                503
     ├── ProviderError             what a provider did to us; ends a stream
     │   ├── UpstreamError         upstream_error          502
+    │   │   └── UnreadableCall    upstream_error          502
     │   ├── UpstreamRefused       upstream_refused        502
     │   │   └── RequestRefused    upstream_refused        400
     │   │       └── PromptTooLong context_length_exceeded 400
@@ -260,6 +261,13 @@ class UpstreamError(ProviderError):
     code = "upstream_error"
     status = 502
     retryable = True
+
+
+class UnreadableCall(UpstreamError):
+    """The model called a tool with arguments that clients of some formats would take for none."""
+
+    def __init__(self) -> None:
+        super().__init__("the model has called a tool with arguments that are no JSON object; ask again")
 
 
 class UpstreamRefused(ProviderError):

@@ -16,13 +16,13 @@ import msgspec
 
 from millstream import prompt as asked
 from millstream import sse
-from millstream.answer import Answer, arguments_of
+from millstream.answer import Answer, arguments_of, input_of
 from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts
 from millstream.dialects import fields as read
 from millstream.dialects.fields import Fields
 from millstream.dialects.limit_headers import plain_limits
-from millstream.errors import Draining, MillstreamError
+from millstream.errors import Draining, MillstreamError, UnreadableCall
 from millstream.events import (
     AnswerStart,
     Batch,
@@ -44,6 +44,7 @@ from millstream.events import (
     ToolCall,
     ToolCallDelta,
     WholePart,
+    is_cut,
 )
 from millstream.prompt import Message, Prompt
 from millstream.usage import Bill
@@ -150,7 +151,7 @@ class AGUIDialect:
         whole = [
             part.content.call_id
             for part in answer.of(0)
-            if isinstance(part.content, ToolCall) and _parsed(part.content.arguments, part.cut) is not None
+            if isinstance(part.content, ToolCall) and input_of(part.content, cut=part.cut) is not None
         ]
         finished = self._finished(info, end, answer.start, whole)
         del finished["type"]
@@ -205,7 +206,7 @@ class AGUIDialect:
                 if event.arguments:
                     yield {"type": "TOOL_CALL_ARGS", "toolCallId": event.call_id, "delta": event.arguments}
             case PartEnd(content=ToolCall() as call):
-                if not event.cut:  # else it ends with the answer, and not at all where that fails
+                if not _is_late(call, event.cut):
                     yield from self._call_ends(call)
             case WholePart(content=File() as file):
                 value = {"mediaType": file.media_type, "url": file.url}
@@ -219,19 +220,16 @@ class AGUIDialect:
             case StreamEnd():
                 start = before().start or _start(batch)
                 calls = _calls(batch, before)
+                whole = [call.call_id for call, cut in calls if input_of(call, cut=cut) is not None]
+                if len(whole) < len(calls) and not is_cut(event):
+                    yield _run_error(UnreadableCall(), event.bill, info.model)
+                    return
                 for call, cut in calls:
-                    if cut:
-                        yield from self._call_ends(call, cut=True)
-                whole = [call.call_id for call, cut in calls if _parsed(call.arguments, cut) is not None]
+                    if _is_late(call, cut):
+                        yield from self._call_ends(call, cut=cut)
                 yield self._finished(info, event, start, whole)
             case StreamFailed():
-                yield {
-                    "type": "RUN_ERROR",
-                    "message": event.message,
-                    "code": event.code,
-                    "usage": [_usage(event.bill, info.model)],
-                    "metadata": {"millstream": {**_about(event.bill), "retryable": event.retryable}},
-                }
+                yield _run_error(event.error, event.bill, info.model)
             case _:
                 pass
 
@@ -239,9 +237,9 @@ class AGUIDialect:
         if call.extra_content:
             yield _encrypted("tool-call", call.call_id, call.extra_content)
         yield {"type": "TOOL_CALL_END", "toolCallId": call.call_id}
-        if self._tanstack and (arguments := _parsed(call.arguments, cut)) is not None:
+        if self._tanstack and (given := input_of(call, cut=cut)) is not None:
             # Without it TanStack AI does not run a tool that the page has.
-            ready = {"toolCallId": call.call_id, "toolName": call.name, "input": arguments}
+            ready = {"toolCallId": call.call_id, "toolName": call.name, "input": given}
             yield {"type": "CUSTOM", "name": "tool-input-available", "value": ready}
 
     def _run(self, info: StreamInfo) -> dict[str, str]:
@@ -334,12 +332,21 @@ def _about(bill: Bill) -> dict[str, Any]:
     return {"source": bill.usage.source, **cost}
 
 
-def _parsed(arguments: str, cut: bool = False) -> object:
-    """None where a cut answer has left no JSON."""
-    try:
-        return arguments_of(arguments, cut=cut)
-    except ValueError:
-        return None
+def _is_late(call: ToolCall, cut: bool) -> bool:
+    """Whether a call ends with its answer, and not at all where that fails. Clients run a call at its end,
+    and one that cannot be read with nothing.
+    """
+    return cut or input_of(call, cut=cut) is None
+
+
+def _run_error(error: MillstreamError, bill: Bill, model: str) -> dict[str, Any]:
+    return {
+        "type": "RUN_ERROR",
+        "message": error.message,
+        "code": error.code,
+        "usage": [_usage(bill, model)],
+        "metadata": {"millstream": {**_about(bill), "retryable": error.retryable}},
+    }
 
 
 # -- bodies ----------------------------------------------------------------------------------------

@@ -8,20 +8,20 @@ Files and sources that a model gives beside its words have no block there, and a
 """
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from millstream import prompt as asked
 from millstream import sse
-from millstream.answer import Answer, Part, arguments_of
+from millstream.answer import Answer, Part, input_of
 from millstream.bodies import read_object
 from millstream.dialects import Ask, Before, choice_of_parts
 from millstream.dialects import fields as read
 from millstream.dialects.fields import Fields
 from millstream.dialects.limit_headers import anthropic_limits
-from millstream.errors import Draining, InvalidRequest, MillstreamError
+from millstream.errors import Draining, InvalidRequest, MillstreamError, UnreadableCall
 from millstream.events import (
     AnswerStart,
     Batch,
@@ -43,6 +43,7 @@ from millstream.events import (
     ToolCall,
     ToolCallDelta,
     WholePart,
+    is_cut,
 )
 from millstream.prompt import Message, OutputFormat, Prompt
 from millstream.usage import Usage
@@ -129,7 +130,7 @@ class AnthropicDialect:
         answer = before()
         others = choice_of_parts(info, batch, before)
         start = answer.start
-        begun, blocks, refused, cut = answer.kept(_API) or _so_far(answer)
+        begun, blocks, refused, late = answer.kept(_API) or _so_far(answer)
         frames: list[bytes] = []
         for event in batch.events:
             # Nearly every event is a piece of text; its frame is put together by hand.
@@ -150,21 +151,26 @@ class AnthropicDialect:
             if isinstance(event, (PartStart, WholePart)) and not isinstance(event.content, _NO_BLOCK):
                 blocks[event.part] = len(blocks)
                 refused = refused or isinstance(event.content, Refusal)
-            if isinstance(event, PartEnd) and event.cut:
-                cut[event.part] = event  # which is told, or not, with the end of the answer
+            if isinstance(event, PartEnd) and _is_late(event.content, event.cut):
+                late[event.part] = event
             elif isinstance(event, StreamEnd):
-                frames += _ends_of_cut(cut, blocks, start)
-                frames += _end(start, event, refused=refused)
+                frames += _late_ends(late, blocks, start)
+                if _is_unreadable(event, late.values()):
+                    frames.append(_failure(UnreadableCall()))
+                else:
+                    frames += _end(start, event, refused=refused)
             elif isinstance(event, StreamFailed):
                 frames.append(_failure(event.error))
             else:
                 frames += _of_block(event, blocks, start)
-        answer.keep(_API, (begun, blocks, refused, cut), len(batch.events))
+        answer.keep(_API, (begun, blocks, refused, late), len(batch.events))
         return sse.one_line(b"".join(frames))
 
     def answer(self, info: StreamInfo, answer: Answer) -> bytes:
         end, start = answer.terminal, answer.start
         assert isinstance(end, StreamEnd)
+        if _is_unreadable(end, answer.of(0)):
+            raise UnreadableCall
         said = _of_end(start, end, refused=_is_refused(answer.of(0)))
         shown = {
             **_message_start(info, start),
@@ -205,13 +211,17 @@ def _frame(kind: str, **fields: Any) -> bytes:
 
 def _so_far(answer: Answer) -> tuple[bool, dict[int, int], bool, dict[int, PartEnd]]:
     """Whether it has begun, the index of its block for every part that has one, whether it is refused, and
-    the ends of the parts that were cut.
+    the ends that are late.
     """
     parts = answer.of(0)
     shown = (part for part in parts if not isinstance(part.content, _NO_BLOCK))
     blocks = {part.number: index for index, part in enumerate(shown)}
-    cut = {part.number: PartEnd(part.number, part.content, cut=True) for part in parts if part.cut}
-    return answer.start is not None or bool(parts), blocks, _is_refused(parts), cut
+    late = {
+        part.number: PartEnd(part.number, part.content, cut=part.cut)
+        for part in parts
+        if part.ended and _is_late(part.content, part.cut)
+    }
+    return answer.start is not None or bool(parts), blocks, _is_refused(parts), late
 
 
 def _is_refused(parts: list[Part]) -> bool:
@@ -274,26 +284,32 @@ def _of_block(event: Event, blocks: Mapping[int, int], start: AnswerStart | None
             pass
 
 
-def _ends_of_cut(
-    cut: Mapping[int, PartEnd], blocks: Mapping[int, int], start: AnswerStart | None
+def _is_late(content: Content, cut: bool) -> bool:
+    """Whether the end of a part is told, or not, with the end of the answer."""
+    return cut or _is_torn(content, cut)
+
+
+def _late_ends(
+    late: Mapping[int, PartEnd], blocks: Mapping[int, int], start: AnswerStart | None
 ) -> Iterator[bytes]:
     """The ends of the blocks that a limit or the reader has cut. A failure leaves them open."""
-    for _, end in sorted(cut.items()):
+    for _, end in sorted(late.items()):
         if not _is_torn(end.content, end.cut):
             yield from _of_block(end, blocks, start)
 
 
 def _is_torn(content: Content, cut: bool) -> bool:
-    """Whether it is a call that was cut in its arguments. Clients run a call at the end of its block, and one
-    without any input with none.
+    """Whether it is a call whose arguments are no object, or were cut. Clients run a call at the end of its
+    block, and one without any input with none.
     """
-    if not cut or not isinstance(content, ToolCall):
-        return False
-    try:
-        arguments_of(content.arguments, cut=True)
-    except ValueError:
-        return True
-    return False
+    return isinstance(content, ToolCall) and input_of(content, cut=cut) is None
+
+
+def _is_unreadable(end: StreamEnd, parts: Iterable[Part | PartEnd]) -> bool:
+    """Whether an answer that nothing has cut has a call that cannot be read. Some clients run a call that has
+    begun, ended or not, as soon as the answer is whole.
+    """
+    return not is_cut(end) and any(_is_torn(part.content, part.cut) for part in parts)
 
 
 def _delta(index: int, kind: str, **fields: Any) -> bytes:
@@ -325,22 +341,13 @@ def _whole_block(part: Part, start: AnswerStart | None) -> dict[str, Any]:
         case Reasoning() if block["type"] == "thinking":
             return {**block, "thinking": part.text, "signature": part.content.signature}
         case ToolCall():
-            return {**block, "input": _input(part.text)}
+            return {**block, "input": input_of(part.content, cut=part.cut)}
         case Text() | Refusal():
             block["text"] = part.text
             extras = part.extras if _own(start) else []
             if cited := [extra["citation"] for extra in extras if "citation" in extra]:
                 block["citations"] = cited
     return block
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call as an object, which they have to be there; empty where they are none."""
-    try:
-        value = arguments_of(arguments)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _end(start: AnswerStart | None, end: StreamEnd, *, refused: bool) -> Iterator[bytes]:
