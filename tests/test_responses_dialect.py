@@ -358,6 +358,16 @@ def test_a_tool_that_is_not_run_here_and_only_offered_is_left_out_and_named(choi
     )
 
 
+def test_what_only_this_api_knows_of_thinking_and_of_functions_goes_on_to_it() -> None:
+    look = {"type": "function", "name": "look", "parameters": SCHEMA, "strict": True}
+    more = {"defer_loading": True, "output_schema": SCHEMA}
+    ask = parsed(reasoning={"effort": "high", "mode": "pro", "context": "all_turns"}, tools=[look | more])
+    assert ask.ignored == ()
+    sent = body(ask.prompt)
+    assert sent["reasoning"] == {"effort": "high", "mode": "pro", "context": "all_turns"}
+    assert sent["tools"] == [look | more]
+
+
 def test_what_is_long_is_not_said_back_with_every_response() -> None:
     tools = [{"type": "function", "name": "look", "description": "x" * 3000}]
     ask = parsed(tools=tools, instructions="short")

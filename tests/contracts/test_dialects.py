@@ -362,6 +362,34 @@ def test_what_nobody_knows_is_ignored_and_named_but_in_our_own_format(dialect: D
         assert asked(dialect, some_knob=1).ignored == ("some_knob",)
 
 
+FUNCTION = {"name": "look", "paramters": {}}
+SCHEMA: dict[str, Any] = {"type": "object"}
+NAMED = {"name": "n", "schema": SCHEMA, "strct": True}
+# What is in an object of the body that nobody knows -> its path.
+MISSPELT: list[tuple[str, dict[str, Any], str]] = [
+    ("openai", {"stream_options": {"include_usge": True}}, "stream_options.include_usge"),
+    ("openai", {"tools": [{"type": "function", "function": FUNCTION}]}, "tools.function.paramters"),
+    (
+        "openai",
+        {"response_format": {"type": "json_schema", "json_schema": NAMED}},
+        "response_format.json_schema.strct",
+    ),
+    ("openai", {"tool_choice": {"function": {"name": "a", "nme": 1}}}, "tool_choice.function.nme"),
+    ("anthropic", {"metadata": {"user": "u"}}, "metadata.user"),
+    ("anthropic", {"tool_choice": {"type": "auto", "parallel": True}}, "tool_choice.parallel"),
+    ("responses", {"reasoning": {"efort": "high"}}, "reasoning.efort"),
+    ("responses", {"text": {"format": {"type": "json_schema", **NAMED}}}, "text.format.strct"),
+    ("ai-sdk", {"tools": {"look": {"paramters": {}}}}, "tools.look.paramters"),
+    ("ag-ui", {"tools": [FUNCTION, FUNCTION]}, "tools.paramters"),
+    ("ag-ui", {"forwardedProps": {"on_disconnect": {"grace_seconds": 1, "x": 1}}}, "on_disconnect.x"),
+]
+
+
+@pytest.mark.parametrize(("name", "more", "path"), MISSPELT)
+def test_what_nobody_knows_of_an_object_in_a_body_is_named_too(name: Any, more: Any, path: str) -> None:
+    assert asked(DIALECTS[name], **more).ignored == (path,)
+
+
 # Each asks for JSON of a schema and has none.
 NO_SCHEMA: dict[str, tuple[dict[str, Any], str]] = {
     "millstream": ({"response_format": {"type": "json_schema"}}, "json_schema"),

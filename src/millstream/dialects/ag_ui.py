@@ -91,13 +91,13 @@ class AGUIDialect:
         for about in ("protocolVersion", "parentRunId"):  # what the client is and does, which changes nothing
             fields.text(about, most=_MAX_ID)
         fields.refuse("resume", because="no run is interrupted here, so there is nothing to go on with")
-        knobs = fields.inner("forwardedProps")
-        mirrored = fields.inner("data")  # TanStack AI says the same twice
-        knobs = knobs or mirrored or Fields({})
+        given, mirrored = fields.mapping("forwardedProps"), fields.mapping("data")
+        # TanStack AI says the same twice.
+        knobs = Fields(mirrored or {}, "data") if given is None else Fields(given, "forwardedProps")
         prompt = Prompt(
             tuple(_conversation(fields)),
             read.model(knobs) or read.model(fields),
-            tuple(_tool(tool) for tool in fields.objects("tools", read.MAX_TOOLS)),
+            tuple(_tool(tool) for tool in fields.objects("tools", read.MAX_TOOLS, are_knobs=True)),
             max_tokens=_either(
                 knobs.count("max_tokens", 1, read.MAX_TOKENS), knobs.count("maxTokens", 1, read.MAX_TOKENS)
             ),
@@ -110,9 +110,9 @@ class AGUIDialect:
         )
         policy = read.on_disconnect(fields if "on_disconnect" in fields else knobs)
         # Clients always send a state, mostly an empty one; it is no news that nobody reads that.
-        ignored = tuple(name for name in fields.left_over() if fields.any(name)) + knobs.left_over()
+        ignored = (name for name in fields.ignored() if "." in name or fields.any(name))
         reply = AGUIDialect(thread, run, tanstack=mirrored is not None)
-        return Ask(prompt, policy, False, ignored, reply, thread or None)
+        return Ask(prompt, policy, False, (*ignored, *knobs.ignored()), reply, thread or None)
 
     def encode(self, info: StreamInfo, batch: Batch, before: Before) -> bytes:
         others = choice_of_parts(info, batch, before)

@@ -96,7 +96,7 @@ class AISDKDialect:
             metadata=read.metadata(fields),
         )
         thread = fields.identity("id")
-        return Ask(prompt, read.on_disconnect(fields), False, fields.left_over(), self, thread)
+        return Ask(prompt, read.on_disconnect(fields), False, fields.ignored(), self, thread)
 
     def encode(self, info: StreamInfo, batch: Batch, before: Before) -> bytes:
         others = choice_of_parts(info, batch, before)

@@ -120,7 +120,7 @@ class AnthropicDialect:
         if prompt.max_tokens is None:
             raise fields.fault("max_tokens", "is missing")
         whole = not fields.flag("stream")
-        return Ask(prompt, read.on_disconnect(fields), whole, fields.left_over())
+        return Ask(prompt, read.on_disconnect(fields), whole, fields.ignored())
 
     def parse_prompt(self, body: bytes) -> Prompt:
         """What is asked of a model, of a body that asks for no answer. Raises what ``parse`` does."""

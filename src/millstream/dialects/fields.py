@@ -37,6 +37,8 @@ class Fields:
         self._value = value
         self._path = path
         self._asked: set[str] = set()
+        self._kept: set[str] = set()
+        self._inner: list[tuple[str, Fields]] = []
 
     def __contains__(self, name: str) -> bool:
         return self._value.get(name) is not None
@@ -123,7 +125,11 @@ class Fields:
     def inner(self, name: str) -> "Fields | None":
         """An object that is read in turn."""
         value = self.mapping(name)
-        return None if value is None else Fields(value, self._at(name))
+        if value is None:
+            return None
+        fields = Fields(value, self._at(name))
+        self._inner.append((name, fields))
+        return fields
 
     def items(self, name: str, most: int) -> list[Any]:
         """A list, empty where there is none."""
@@ -136,12 +142,15 @@ class Fields:
             raise self.fault(name, f"has at most {most} entries")
         return value
 
-    def objects(self, name: str, most: int) -> Iterator["Fields"]:
-        """The objects of a list."""
+    def objects(self, name: str, most: int, *, are_knobs: bool = False) -> Iterator["Fields"]:
+        """The objects of a list. Of knobs it is named what nobody asks for."""
         for index, value in enumerate(self.items(name, most)):
             if not isinstance(value, dict):
                 raise self.fault(f"{name}.{index}", "has to be an object")
-            yield Fields(value, self._at(f"{name}.{index}"))
+            fields = Fields(value, self._at(f"{name}.{index}"))
+            if are_knobs:
+                self._inner.append((name, fields))
+            yield fields
 
     def texts(self, name: str, most: int) -> tuple[str, ...]:
         """A text, or a list of them."""
@@ -155,6 +164,7 @@ class Fields:
 
     def these(self, *names: str) -> dict[str, Any]:
         """Those of the fields that are there, as they are: what only one API knows."""
+        self._kept.update(names)
         return {name: value for name in names if (value := self.any(name)) is not None}
 
     def refuse(self, *names: str, because: str) -> None:
@@ -168,6 +178,16 @@ class Fields:
         return tuple(
             name for name, value in self._value.items() if value is not None and name not in self._asked
         )
+
+    def ignored(self) -> tuple[str, ...]:
+        """Those, and by their path those of the objects in it that were read and are not kept as they are."""
+        inner = [
+            f"{name}.{left}"
+            for name, fields in self._inner
+            if name not in self._kept
+            for left in fields.ignored()
+        ]
+        return (*self.left_over(), *dict.fromkeys(inner))
 
     def _at(self, name: str) -> str:
         return f"{self._path}.{name}" if self._path else name

@@ -100,6 +100,7 @@ class OpenAIDialect:
         fields = Fields(read_object(body))
         options = fields.inner("stream_options") or Fields({})
         include_usage = bool(options.flag("include_usage"))
+        options.flag("include_obfuscation")  # nothing is hidden here, either way
         fields.refuse("store", because="stored completions are not kept here; leave it out")
         fields.refuse("web_search_options", because="hosted tools are not run here")
         fields.refuse("audio", because="audio answers are not carried")
@@ -129,7 +130,7 @@ class OpenAIDialect:
             raise fields.fault("messages", "is missing")
         whole = not fields.flag("stream")
         policy = read.on_disconnect(fields)
-        return Ask(prompt, policy, whole, fields.left_over(), OpenAIDialect(include_usage=include_usage))
+        return Ask(prompt, policy, whole, fields.ignored(), OpenAIDialect(include_usage=include_usage))
 
     def encode(self, info: StreamInfo, batch: Batch, before: Before) -> bytes:
         answer = before()
@@ -496,7 +497,7 @@ def _tool(fields: Fields) -> asked.Tool:
 
 def _tools(fields: Fields) -> tuple[tuple[asked.Tool, ...], Any]:
     """The functions that may be called, and the choice among them."""
-    tools = tuple(_tool(tool) for tool in fields.objects("tools", read.MAX_TOOLS))
+    tools = tuple(_tool(tool) for tool in fields.objects("tools", read.MAX_TOOLS, are_knobs=True))
     if not isinstance(fields.any("tool_choice"), dict):
         return tools, fields.one_of("tool_choice", "none", "auto", "required")
     choice = fields.inner("tool_choice") or Fields({})

@@ -157,7 +157,7 @@ class ResponsesDialect:
         policy = read.on_disconnect(fields)
         if background and "on_disconnect" not in fields:
             policy = "continue"
-        ignored = (*fields.left_over(), *left_out)
+        ignored = (*fields.ignored(), *left_out)
         echo = {name: value for name, value in fields.these(*_ECHO).items() if _is_short(value)}
         return Ask(prompt, policy, not stream, ignored, self, background=background, echo=echo)
 
@@ -693,7 +693,7 @@ def _extra(fields: Fields, reasoning: Fields, text: Fields) -> dict[str, dict[st
     extra = fields.these(*_PASSED_ON)
     if "safety_identifier" in fields:
         extra |= fields.these("user")  # the older name, which may say something else
-    if more := reasoning.these("summary", "generate_summary"):
+    if more := reasoning.these("summary", "generate_summary", "mode", "context"):
         extra["reasoning"] = more
     if more := text.these("verbosity"):
         extra["text"] = more
@@ -888,13 +888,12 @@ _FUNCTIONS = "only functions are passed on; hosted tools, such as mcp, and custo
 def _tool(fields: Fields) -> asked.Tool:
     if fields.text("type") != "function":
         raise fields.fault("type", _FUNCTIONS)
-    return asked.Tool(
-        fields.needed("name", most=128),
-        fields.text("description"),
-        fields.mapping("parameters"),
-        strict := fields.flag("strict"),
-        {_API: {"strict": None}} if strict is None else {},  # which is true here, and false elsewhere
-    )
+    name, description = fields.needed("name", most=128), fields.text("description")
+    parameters, strict = fields.mapping("parameters"), fields.flag("strict")
+    extra: dict[str, Any] = fields.these(*fields.left_over())
+    if strict is None:
+        extra["strict"] = None  # which is true here, and false elsewhere
+    return asked.Tool(name, description, parameters, strict, {_API: extra} if extra else {})
 
 
 def _output(text: Fields) -> OutputFormat | None:

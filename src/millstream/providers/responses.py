@@ -219,9 +219,11 @@ def _shown(part: asked.Part, role: str) -> dict[str, Any]:
 
 def _tool(tool: asked.Tool) -> dict[str, Any]:
     """Nothing said of ``strict`` is false in every other API, and true in this one."""
-    strict = tool.strict if tool.strict is not None or _API in tool.extra else False
+    extra = tool.extra.get(_API, {})
+    strict = tool.strict if tool.strict is not None or "strict" in extra else False
     described = {} if tool.description is None else {"description": tool.description}
     return {
+        **extra,
         "type": "function",
         "name": tool.name,
         "parameters": tool.parameters,
