@@ -52,6 +52,44 @@ def test_a_call_that_nobody_has_answered_cannot_go_back() -> None:
     assert len(parsed(answer(call)).messages) == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "arguments"),
+    [
+        ({"input": {"city": "Bonn"}, "rawInput": "x"}, {"city": "Bonn"}),
+        ({"rawInput": {"city": "Ber"}}, {"city": "Ber"}),
+        ({"input": None, "rawInput": '{"city": "Ber'}, {"input": '{"city": "Ber'}),
+        ({"input": '{"city": "Ber"}'}, {"city": "Ber"}),
+        ({"input": [1]}, {"input": [1]}),
+        ({}, {}),
+    ],
+)
+def test_a_call_that_has_failed_goes_back_with_what_it_was_given(given: Any, arguments: Any) -> None:
+    call = {"type": "tool-look", "toolCallId": "c1", "state": "output-error", "errorText": "no such city"}
+    _, called, told = parsed(answer(call | given)).messages
+    assert isinstance(called.parts[0], ToolCall)
+    assert json.loads(called.parts[0].arguments) == arguments
+    assert told.parts == (ToolResult("c1", (Text("no such city"),), is_error=True, name="look"),)
+
+
+@pytest.mark.parametrize("state", ["output-denied", "approval-responded"])
+@pytest.mark.parametrize(
+    ("approval", "words"),
+    [
+        ({"id": "a", "approved": False, "reason": "too dear"}, "too dear"),
+        ({"id": "a", "approved": False}, "the user has not allowed it"),
+    ],
+)
+def test_a_model_is_told_why_a_call_was_denied(approval: Any, words: str, state: str) -> None:
+    call = {"type": "tool-look", "toolCallId": "c1", "state": state, "input": {}}
+    told = parsed(answer(call | {"approval": approval})).messages[-1]
+    assert told.parts == (ToolResult("c1", (Text(words),), is_error=True, name="look"),)
+
+
+def test_a_call_that_is_allowed_and_has_not_run_cannot_go_back() -> None:
+    call = {"type": "tool-look", "toolCallId": "c1", "state": "approval-responded", "input": {}}
+    assert len(parsed(answer(call | {"approval": {"id": "a", "approved": True}})).messages) == 1
+
+
 SIGNED: dict[str, Any] = {"google": {"thought_signature": "signed"}}
 
 

@@ -341,17 +341,33 @@ def _tool_part(fields: Fields, kind: str) -> tuple[asked.ToolCall, asked.ToolRes
     name = fields.needed("toolName", most=128) if kind == "dynamic-tool" else kind.removeprefix("tool-")[:128]
     state = fields.text("state", most=64)
     kept = _objects(fields.mapping("callProviderMetadata")) or None
-    call = asked.ToolCall(call_id, name, _text_of(fields.any("input"), if_none="{}"), kept)
+    given = fields.any("input")
+    if given is None:
+        given = fields.any("rawInput")  # of a call that the page could not read
+    call = asked.ToolCall(call_id, name, _arguments(given), kept)
     if state == "output-available":
         output = (asked.Text(_text_of(fields.any("output"), if_none="null")),)
         return call, asked.ToolResult(call_id, output, name=name)
     if state == "output-error":
         failed = (asked.Text(fields.text("errorText") or "the tool failed"),)
         return call, asked.ToolResult(call_id, failed, is_error=True, name=name)
-    if state == "output-denied":
-        denied = (asked.Text("the user has not allowed it"),)
+    approval = fields.inner("approval") or Fields({})
+    if state == "output-denied" or (state == "approval-responded" and approval.flag("approved") is False):
+        denied = (asked.Text(approval.text("reason") or "the user has not allowed it"),)
         return call, asked.ToolResult(call_id, denied, is_error=True, name=name)
     return call, None
+
+
+def _arguments(value: object) -> str:
+    """The input of a call, which providers want to be an object."""
+    if isinstance(value, str):
+        try:
+            if isinstance(arguments_of(value), dict):
+                return value
+        except ValueError:
+            pass
+    given = {} if value is None else value if isinstance(value, dict) else {"input": value}
+    return _json(given).decode()
 
 
 def _text_of(value: object, *, if_none: str) -> str:
