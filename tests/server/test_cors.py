@@ -63,9 +63,15 @@ async def test_a_page_reads_what_a_client_needs_of_every_answer(run: Run, origin
                 "request-id",
                 "retry-after",
                 "x-request-id",
+                "x-should-retry",
                 "x-stream-id",
                 *(
                     f"x-ratelimit-{said}-{what}"
+                    for said in ("limit", "remaining", "reset")
+                    for what in ("requests", "tokens", "usd", "streams")
+                ),
+                *(
+                    f"anthropic-ratelimit-{what}-{said}"
                     for said in ("limit", "remaining", "reset")
                     for what in ("requests", "tokens", "usd", "streams")
                 ),

@@ -12,6 +12,7 @@ import pytest
 
 from application import Run, Running
 from asgi import Exchange, get, post
+from millstream.errors import UpstreamError
 from millstream.events import StreamInfo, TextDelta
 from millstream.ledger.leases import Leases
 from millstream.ledger.rows import Receipt
@@ -416,6 +417,18 @@ async def test_racing_duplicates_are_one_generation(run: Run, journal_url: str) 
         async with post(app.app, "/v1/chat", BODY, app.key, idempotency_key="k") as later:
             assert (await later.finished()).json["content"] == "Hello"
         assert len(await app.receipts()) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/chat/stream"])
+async def test_a_failure_that_a_repetition_would_find_again_is_not_to_be_repeated(
+    run: Run, path: str
+) -> None:
+    async with run({"s": ScriptedProvider({"m": [UpstreamError("it broke")]})}) as app:
+        for key, retry in [(None, "true"), ("k", "false"), ("k", "false"), ("other", "false")]:
+            named = {} if key is None else {"idempotency_key": key}
+            async with post(app.app, path, BODY, app.key, **named) as call:
+                await call.finished()
+            assert (call.status, call.response_headers["x-should-retry"]) == (502, retry)
 
 
 async def test_an_idempotency_key_is_for_one_request_of_one_caller(run: Run) -> None:

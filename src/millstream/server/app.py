@@ -56,12 +56,12 @@ _ROUTES = [
 ]
 
 
-_LIMITS = [
-    f"X-RateLimit-{said}-{what.capitalize()}" for said in ("Limit", "Remaining", "Reset") for what in WHATS
-]
+_SAID = ("Limit", "Remaining", "Reset")
 _EXPOSED = [
-    *("Location", "Millstream-Ignored", "Request-Id", "Retry-After", "X-Request-Id", "X-Stream-Id"),
-    *_LIMITS,
+    *("Location", "Millstream-Ignored", "Request-Id", "Retry-After"),
+    *("X-Request-Id", "X-Should-Retry", "X-Stream-Id"),
+    *(f"X-RateLimit-{said}-{what.capitalize()}" for said in _SAID for what in WHATS),
+    *(f"Anthropic-RateLimit-{what.capitalize()}-{said}" for said in _SAID for what in WHATS),
 ]
 
 

@@ -108,6 +108,13 @@ def error_headers(error: MillstreamError, request_id: str, stream_id: str = "") 
     return headers
 
 
+def end_of_stream(error: MillstreamError, request: Request) -> MillstreamError:
+    """How the stream of ``request`` has ended; with an Idempotency-Key a repetition would find the same."""
+    if "idempotency-key" in request.headers:
+        error.retryable = False
+    return error
+
+
 def error_response(
     error: MillstreamError, request: Request, dialect: Dialect = NATIVE, stream_id: str = ""
 ) -> Response:

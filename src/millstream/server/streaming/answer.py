@@ -13,7 +13,7 @@ from millstream.errors import Draining, MillstreamError
 from millstream.events import Batch, StreamEnd, StreamFailed, StreamInfo
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
-from millstream.server.errors import error_response, fault_of, request_id
+from millstream.server.errors import end_of_stream, error_response, fault_of, request_id
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.streams.audience import ReadableStream
 
@@ -69,15 +69,18 @@ class AnswerResponse(Response):
             async with aclosing(self._journal.read(info.stream_id, push=take)) as batches:
                 async for batch in batches:
                     answer.add(batch.events)
-        if isinstance(answer.terminal, StreamFailed):
-            raise answer.terminal.error
-        if (
-            isinstance(answer.terminal, StreamEnd)
-            and answer.terminal.because
-            and not self._dialect.tells_cuts
-        ):
-            raise Draining
-        return _response(self._request, info, answer, self._dialect, self._more_headers)
+        try:
+            if isinstance(answer.terminal, StreamFailed):
+                raise answer.terminal.error
+            if (
+                isinstance(answer.terminal, StreamEnd)
+                and answer.terminal.because
+                and not self._dialect.tells_cuts
+            ):
+                raise Draining
+            return _response(self._request, info, answer, self._dialect, self._more_headers)
+        except MillstreamError as error:
+            raise end_of_stream(error, self._request) from None
 
     def _error_response(self, error: MillstreamError) -> Response:
         return error_response(error, self._request, self._dialect, self._source.info.stream_id)

@@ -39,7 +39,7 @@ from millstream.errors import BadPosition, Draining, MillstreamError, Overloaded
 from millstream.events import TERMINAL_TYPES, AnswerStart, Batch, Position, StreamFailed, StreamStart
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
-from millstream.server.errors import error_response, fault_of, request_id
+from millstream.server.errors import end_of_stream, error_response, fault_of, request_id
 from millstream.server.root_path import stream_url
 from millstream.server.streaming.client_watch import ClientWatch, client_of
 from millstream.streams.audience import ReadableStream
@@ -141,7 +141,7 @@ class EventStreamResponse(Response):
                     async with self._sending:
                         await self._send_batch(batch)
         if self._failure is not None:
-            await self._fail(self._failure.error)
+            await self._fail(end_of_stream(self._failure.error, self._request))
             return
         async with self._sending:
             if self._state is State.HELD:
