@@ -17,7 +17,7 @@ from millstream import prompt as asked
 from millstream.answer import Answer, Fold
 from millstream.dialects import Ask
 from millstream.dialects.responses import RESPONSES, ResponsesDialect, response_id, stream_id
-from millstream.errors import InvalidRequest
+from millstream.errors import BadPosition, InvalidRequest
 from millstream.events import (
     AnswerStart,
     Batch,
@@ -31,6 +31,7 @@ from millstream.events import (
     StreamEnd,
     StreamInfo,
     WholePart,
+    from_json,
 )
 from millstream.providers.responses import body
 from millstream.usage import Bill, Usage
@@ -366,6 +367,16 @@ def test_what_only_this_api_knows_of_thinking_and_of_functions_goes_on_to_it() -
     sent = body(ask.prompt)
     assert sent["reasoning"] == {"effort": "high", "mode": "pro", "context": "all_turns"}
     assert sent["tools"] == [look | more]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_the_last_frame_of_an_answer_is_the_last_that_can_be_seen(case: Any) -> None:
+    info, answer = StreamInfo("str_1", "key_1", "m", 5.0, case["choices"], case.get("echo")), Answer()
+    answer.add(from_json(json.dumps(case["events"]).encode()))
+    last = case["frames"].count("event: ") - 1
+    ResponsesDialect(after=last).check_position(info, answer)
+    with pytest.raises(BadPosition, match=f"ends at {last}"):
+        ResponsesDialect(after=last + 1).check_position(info, answer)
 
 
 def test_what_is_long_is_not_said_back_with_every_response() -> None:

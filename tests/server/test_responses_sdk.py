@@ -331,8 +331,13 @@ async def test_a_position_that_is_none_is_refused_in_their_form(run: Run) -> Non
         with pytest.raises(openai.BadRequestError) as refused:
             await client.responses.retrieve(answer.id, stream=True, starting_after=-4)
         assert "starting_after" in refused.value.message
-        ends = await client.responses.retrieve(answer.id, stream=True, starting_after=1000)
+        whole = await client.responses.retrieve(answer.id, stream=True)
+        last = [event.sequence_number async for event in whole][-1]
+        ends = await client.responses.retrieve(answer.id, stream=True, starting_after=last)
         assert [event async for event in ends] == []
+        with pytest.raises(openai.BadRequestError, match=f"the response ends at {last}") as refused:
+            await client.responses.retrieve(answer.id, stream=True, starting_after=last + 1)
+        assert refused.value.code == "bad_position"
 
 
 async def test_a_response_that_goes_on_elsewhere_is_an_error_to_the_sdk() -> None:

@@ -22,7 +22,7 @@ from millstream.dialects import Ask, Before, choice_of_parts, openai_errors
 from millstream.dialects import fields as read
 from millstream.dialects.fields import Fields
 from millstream.dialects.limit_headers import openai_limits
-from millstream.errors import Draining, MillstreamError
+from millstream.errors import BadPosition, Draining, MillstreamError
 from millstream.events import (
     AnswerStart,
     Batch,
@@ -179,6 +179,14 @@ class ResponsesDialect:
         answer.keep(_API, encoder, len(batch.events))
         seen = max(0, self._after + 1 - number)
         return sse.one_line(b"".join(encoder.frames[seen:]))
+
+    def check_position(self, info: StreamInfo, so_far: Answer) -> None:
+        """Raises ``BadPosition`` where a response that has ended has no such frame. One that goes on may be
+        ahead of what is known of it here.
+        """
+        last = _Encoder(info, so_far, has_begun=True).number  # behind which is only the end
+        if so_far.terminal is not None and self._after > last:
+            raise BadPosition(f"the response ends at {last}")
 
     def answer(self, info: StreamInfo, answer: Answer) -> bytes:
         """Also of a stream that still runs, or has failed: the response as far as it is."""

@@ -14,7 +14,7 @@ from millstream.server import openapi
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import route_in
 from millstream.server.routes.chat import Caller, speak
-from millstream.server.streaming.answer import unfinished_answer
+from millstream.server.streaming.answer import answer_so_far, unfinished_answer
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
 from millstream.streams.registry import SETTLING_SECONDS, FoundStream
@@ -51,7 +51,11 @@ async def retrieve(
     journal = get_runtime(request).journal
     if not stream:
         return await unfinished_answer(request, found.state.info, journal, RESPONSES)
-    dialect = RESPONSES if starting_after is None else ResponsesDialect(after=starting_after)
+    dialect = RESPONSES
+    if starting_after is not None:
+        dialect = ResponsesDialect(after=starting_after)
+        info = found.state.info
+        dialect.check_position(info, await answer_so_far(journal, info.stream_id))
     client = ClientWatch.of(request)
     return EventStreamResponse(request, client, found.source, journal, dialect, followed=True)
 

@@ -98,18 +98,24 @@ async def unfinished_answer(
     """The answer as far as it is now, where ``dialect`` can say so of one; or its end, if that comes
     ``within_seconds``. A stream that has failed is an answer too. Raises ``StreamGone``, ``Overloaded``.
     """
-    answer, last = Answer(), (await journal.state(info.stream_id)).last
+    answer = await answer_so_far(journal, info.stream_id, within_seconds=within_seconds)
+    return _response(request, info, answer, dialect, headers or {})
+
+
+async def answer_so_far(journal: Journal, stream_id: str, *, within_seconds: float = 0) -> Answer:
+    """The answer as far as it is now, or its end, if that comes ``within_seconds``. Raises as above."""
+    answer, last = Answer(), (await journal.state(stream_id)).last
     loop = asyncio.get_running_loop()
     until = loop.time() + within_seconds
     with suppress(TimeoutError):
-        async with asyncio.timeout(None) as clock, aclosing(journal.read(info.stream_id)) as batches:
+        async with asyncio.timeout(None) as clock, aclosing(journal.read(stream_id)) as batches:
             async for batch in batches:
                 answer.add(batch.events)
                 if batch.last >= last:  # all that was there
                     if not within_seconds:
                         break
                     clock.reschedule(until)
-    return _response(request, info, answer, dialect, headers or {})
+    return answer
 
 
 def _response(
