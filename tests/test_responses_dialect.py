@@ -393,6 +393,7 @@ def test_what_is_long_is_not_said_back_with_every_response() -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id: no history is kept here"),
         ({"conversation": "conv_1"}, "conversation: no history is kept here"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt: prompts are not kept here"),
+        ({"safety_identifier": "u1", "user": {"a": [1]}}, "user: has to be text"),
         ({"tools": [{"type": "mcp", "server_url": "https://x"}]}, "tools.0.type: only functions"),
         ({"tools": [{"type": "customs"}]}, "tools.0.type: only functions are passed on"),
         ({"tools": [{"type": "web_search"}, {"type": "shell"}]}, "tools.1.type: only functions"),

@@ -143,7 +143,11 @@ def invalid(errors: Sequence[Any]) -> InvalidRequest:
     shown = []
     for error in errors[:_MAX_SHOWN_ERRORS]:
         where = ".".join(map(str, error["loc"]))[:_MAX_SHOWN_LOCATION]
-        what = "unknown field" if error["type"] == "extra_forbidden" else error["msg"]
+        what = (
+            "unknown field"
+            if error["type"] == "extra_forbidden"
+            else error["msg"].removeprefix("Value error, ")
+        )
         shown.append(f"{where}: {what}" if where else what)
     more = len(errors) - len(shown)
     return InvalidRequest("; ".join(shown) + (f"; and {more} more" if more else ""))

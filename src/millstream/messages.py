@@ -36,6 +36,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("has to be a number")
+    return value
+
+
+# JSON's ``true`` would be 1.
+Whole: TypeAlias = Annotated[int, BeforeValidator(_no_flag)]
+Number: TypeAlias = Annotated[float, BeforeValidator(_no_flag)]
+
+
 def _finite(value: JsonValue) -> JsonValue:
     """JSON has no NaN and no infinities, but Python's readers make them of ``NaN`` and ``1e999``."""
     stack = [value]
@@ -191,7 +202,7 @@ class ResponseFormat(_Strict):
 class Grace(_Strict):
     """How long a stream waits for a reader to come back, in seconds."""
 
-    grace_seconds: Annotated[float, Field(ge=0, le=MAX_GRACE_SECONDS)]
+    grace_seconds: Annotated[Number, Field(ge=0, le=MAX_GRACE_SECONDS)]
 
 
 OnDisconnect: TypeAlias = Literal["cancel", "continue"] | Grace
@@ -202,11 +213,11 @@ class ChatRequest(_Strict):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
     model: Annotated[str, Field(pattern=r"^[!-~]([ -~]{0,254}[!-~])?$")] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     stop: StopWord | Annotated[list[StopWord], Field(max_length=16, fail_fast=True)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
     tools: Annotated[list[Tool], Field(max_length=512, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     response_format: ResponseFormat | None = None

@@ -579,6 +579,8 @@ BAD: dict[str, tuple[object, int, str]] = {
     ),
     "an unknown role": ({"messages": [{"role": "root", "content": "x"}]}, 422, "messages.0.role"),
     "a wrong type": ({**BODY, "max_tokens": "many"}, 422, "max_tokens"),
+    "true for a number": ({**BODY, "max_tokens": True}, 422, "max_tokens: has to be a number"),
+    "false for seconds": ({**BODY, "on_disconnect": {"grace_seconds": False}}, 422, "has to be a number"),
     "not a number": (b'{"messages":[{"role":"user","content":"x"}],"temperature":NaN}', 422, "finite"),
     "not a number in a schema": (
         b'{"messages":[{"role":"user","content":"x"}],"tools":[{"function":{"name":"f","parameters":{"x":NaN}}}]}',

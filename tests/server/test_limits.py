@@ -386,6 +386,25 @@ async def test_limits_are_set_shown_and_replaced(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("amount", "shown"),
+    [(1.5, "1.500000"), (0.1, "0.100000"), (2, "2.000000"), ("0.25", "0.250000"), (1e-7, "0.0000001")],
+)
+async def test_dollars_may_be_a_number_or_a_text(run: Run, amount: object, shown: str) -> None:
+    limits = [{"what": "usd", "per": "day", "amount": amount}]
+    async with run() as app:
+        made = await set_over_http(app, limits)
+        assert [one["amount"] for one in made.json["data"]] == [shown]
+        assert [one["amount"] for one in (await token(app, user="ann", limits=limits))["limits"]] == [shown]
+
+
+async def test_an_amount_that_is_no_number_is_refused_in_words(run: Run) -> None:
+    async with run() as app:
+        refused = await set_over_http(app, [{"what": "usd", "per": "day", "amount": True}])
+        said = "limits.0.amount: has to be a number, or a decimal number as text, such as 60 or '0.25'"
+        assert refused.json["error"]["message"] == said
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"what": "requests", "per": "week", "amount": 1},
@@ -397,6 +416,10 @@ async def test_limits_are_set_shown_and_replaced(run: Run) -> None:
         {"what": "tokens", "per": "day", "amount": 10**16},
         {"what": "tokens", "per": "day", "amount": 1, "model": " a"},
         {"what": "tokens", "per": "day"},
+        {"what": "requests", "per": "day", "amount": 1.5},
+        {"what": "usd", "per": "day", "amount": 1e99},
+        {"what": "usd", "per": "day", "amount": True},
+        {"what": "usd", "per": "day", "amount": [1]},
     ],
 )
 async def test_a_limit_that_makes_no_sense_is_refused(run: Run, wrong: object) -> None:

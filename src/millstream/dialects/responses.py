@@ -699,8 +699,8 @@ def _is_short(value: object) -> bool:
 
 def _extra(fields: Fields, reasoning: Fields, text: Fields) -> dict[str, dict[str, Any]]:
     extra = fields.these(*_PASSED_ON)
-    if "safety_identifier" in fields:
-        extra |= fields.these("user")  # the older name, which may say something else
+    if "safety_identifier" in fields and (user := read.user(fields)):
+        extra["user"] = user  # the older name, which may say something else
     if more := reasoning.these("summary", "generate_summary", "mode", "context"):
         extra["reasoning"] = more
     if more := text.these("verbosity"):

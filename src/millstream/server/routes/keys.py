@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from millstream.api_keys import MAX_OVERLAP_SECONDS, ApiKey, Changes, Scope
 from millstream.auth import Principal
 from millstream.errors import InvalidRequest, NotFound
 from millstream.limits import PERS, WHATS, Limit, Per, What, limit_shown, make
+from millstream.messages import Number, Whole
 from millstream.runtime import Runtime
 from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
@@ -41,6 +42,7 @@ _LIMIT = {
         "resets_in_seconds": {"type": ["integer", "null"]},
     },
 }
+_DECIMAL = re.compile(r"\d{1,16}(\.\d{1,12})?", re.ASCII)
 _KEY_ID = re.compile(r"key_\w{1,28}", re.ASCII)
 
 Admin = Annotated[Principal, Depends(require_api_key(scopes=["admin"]))]
@@ -56,7 +58,7 @@ class NewKey(BaseModel):
     test: bool = False
     owner: str | None = None
     labels: dict[str, str] = {}
-    expires_at: Annotated[float | None, Field(description="Unix seconds")] = None
+    expires_at: Annotated[Number | None, Field(description="Unix seconds")] = None
 
 
 class KeyChanges(BaseModel):
@@ -67,7 +69,7 @@ class KeyChanges(BaseModel):
     name: str = ""
     owner: str | None = None
     labels: dict[str, str] = {}
-    expires_at: Annotated[float | None, Field(description="Unix seconds; null: never")] = None
+    expires_at: Annotated[Number | None, Field(description="Unix seconds; null: never")] = None
 
 
 class Rotation(BaseModel):
@@ -75,7 +77,7 @@ class Rotation(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    overlap_seconds: Annotated[float, Field(ge=0, le=MAX_OVERLAP_SECONDS)] = 86_400
+    overlap_seconds: Annotated[Number, Field(ge=0, le=MAX_OVERLAP_SECONDS)] = 86_400
 
 
 @router.post(
@@ -128,6 +130,14 @@ async def rotate_key(request: Request, key_id: str, caller: Admin) -> dict[str, 
     return {"key": secret, **_shown(key)}
 
 
+def _amount(value: object) -> Decimal:
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        return Decimal(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return Decimal(repr(value))  # of the shortest number that is this one
+    raise ValueError("has to be a number, or a decimal number as text, such as 60 or '0.25'")
+
+
 class LimitOfToken(BaseModel):
     """A limit (docs/guides/limits.md). ``amount`` is in dollars where it is of ``usd``."""
 
@@ -135,7 +145,13 @@ class LimitOfToken(BaseModel):
 
     what: What
     per: Per
-    amount: int | Annotated[str, Field(pattern=r"^\d{1,16}(\.\d{1,12})?$")]
+    amount: Annotated[
+        Decimal,
+        PlainValidator(_amount),
+        WithJsonSchema(
+            {"anyOf": [{"type": "number"}, {"type": "string", "pattern": f"^{_DECIMAL.pattern}$"}]}
+        ),
+    ]
     model: Annotated[str, Field(max_length=256)] | None = None
 
 
@@ -185,7 +201,7 @@ async def _standing(runtime: Runtime, key_id: str, user: str | None) -> dict[str
 
 def _limit(asked: LimitOfToken, *, each_user: bool = False) -> Limit:
     try:
-        return make(asked.what, asked.per, Decimal(asked.amount), asked.model, each_user=each_user)
+        return make(asked.what, asked.per, asked.amount, asked.model, each_user=each_user)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
 
@@ -197,9 +213,9 @@ class NewToken(BaseModel):
 
     user: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,256}$")] | None = None
     models: Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=64)] = []
-    max_streams: Annotated[int, Field(ge=1, le=1000)] = 4
-    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    expires_in_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
+    max_streams: Annotated[Whole, Field(ge=1, le=1000)] = 4
+    max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
+    expires_in_seconds: Annotated[Whole, Field(ge=10, le=86_400)] = 600
     limits: Annotated[list[LimitOfToken], Field(max_length=_MAX_LIMITS)] = []
 
 
