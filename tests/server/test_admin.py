@@ -1,10 +1,13 @@
 import asyncio
+import json
 import time
 
 import pytest
 
 from application import Run
-from asgi import delete, get, patch, post
+from asgi import Exchange, delete, get, patch, post
+from millstream.dialects.table import DIALECTS, DialectName
+from millstream.errors import NotFound
 from millstream.events import TextDelta
 from millstream.ledger.receipts import Wanted
 from millstream.providers import Finish, Provider
@@ -234,6 +237,44 @@ async def test_the_frameworks_own_errors_have_our_shape(run: Run) -> None:
             await call.finished()
             assert (call.status, call.response_headers["allow"]) == (405, "POST")
             assert call.json["error"]["code"] == "invalid_request"
+
+
+# What no route is at, or none of that method, beside the endpoints of other formats; whose error it is.
+NEIGHBOURS = [
+    ("GET", "/v1/messages/batches", 404, "anthropic"),
+    ("GET", "/v1/messages", 405, "anthropic"),
+    ("POST", "/v1/responses/compact", 405, "responses"),
+    ("DELETE", "/v1/responses/resp_x", 405, "responses"),
+    ("GET", "/v1/chat/completions/x", 404, "openai"),
+    ("PUT", "/api/chat/x/stream", 405, "ai-sdk"),
+    ("GET", "/v1/messages_of_nobody", 404, "millstream"),
+]
+
+
+@pytest.mark.parametrize("root_path", [None, "/below"])
+@pytest.mark.parametrize(("method", "path", "status", "name"), NEIGHBOURS)
+async def test_errors_beside_an_endpoint_have_the_shape_that_its_clients_read(
+    run: Run, method: str, path: str, status: int, name: DialectName, root_path: str | None
+) -> None:
+    async with run(PROVIDERS, root_path=root_path) as app:
+        async with Exchange(app.app, method, (root_path or "") + path) as call:
+            await call.finished()
+        _, body = DIALECTS[name].error(NotFound("x"), "req_1")
+        expected = json.loads(body)
+        assert (call.status, call.json.keys()) == (status, expected.keys())
+        assert call.json["error"].keys() == expected["error"].keys()
+
+
+async def test_a_wrong_method_is_told_all_that_are_right(run: Run) -> None:
+    async with run(PROVIDERS) as app:
+        for path, allowed in [
+            ("/v1/streams", "GET, POST"),
+            ("/v1/keys/key_x", "DELETE, PATCH"),
+            ("/v1/messages", "POST"),
+        ]:
+            async with Exchange(app.app, "PUT", path) as call:
+                await call.finished()
+            assert (call.status, call.response_headers["allow"]) == (405, allowed)
 
 
 async def test_the_openapi_schema_names_the_stream_and_the_key(run: Run) -> None:

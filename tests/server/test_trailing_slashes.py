@@ -67,7 +67,7 @@ async def refused(app: Any, method: str, path: str) -> None:
     async with Exchange(app, method, path, HOST) as call:
         await call.finished()
         assert (call.status, "location" in call.response_headers) == (404, False), (method, path)
-        assert call.json["error"]["code"] == "not_found"
+        assert "not_found" in str(call.json["error"])
         assert "evil" not in call.received.decode()
 
 

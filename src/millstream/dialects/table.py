@@ -21,3 +21,12 @@ DIALECTS: Mapping[DialectName, Dialect] = {
     "ai-sdk": AI_SDK,
     "ag-ui": AG_UI,
 }
+
+# By the paths at which their clients ask.
+FOREIGN: Mapping[str, Dialect] = {
+    "/v1/chat/completions": OPENAI,
+    "/v1/messages": ANTHROPIC,
+    "/v1/responses": RESPONSES,
+    "/api/chat": AI_SDK,
+    "/ag-ui": AG_UI,
+}

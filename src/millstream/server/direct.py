@@ -4,18 +4,14 @@ What FastAPI keeps around a response for as long as it streams is a quarter of a
 (docs/decisions/0005-direct-routes.md).
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from millstream.dialects import Dialect
-from millstream.dialects.ag_ui import AG_UI
-from millstream.dialects.ai_sdk import AI_SDK
-from millstream.dialects.anthropic import ANTHROPIC
-from millstream.dialects.openai import OPENAI
-from millstream.dialects.responses import RESPONSES
+from millstream.dialects.table import FOREIGN
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Handler, with_errors
 from millstream.server.routes import chat
@@ -29,7 +25,7 @@ class DirectRoutes:
         self._routes: dict[str, Handler] = {
             "/v1/chat/stream": with_errors(_stream),
             "/v1/chat": with_errors(_answer),
-            **{path: with_errors(_speaking(dialect), dialect) for path, dialect in _FOREIGN.items()},
+            **{path: with_errors(_speaking(dialect), dialect) for path, dialect in FOREIGN.items()},
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,15 +40,7 @@ class DirectRoutes:
         await response(scope, receive, send)
 
 
-_FOREIGN: Mapping[str, Dialect] = {
-    "/v1/chat/completions": OPENAI,
-    "/v1/messages": ANTHROPIC,
-    "/v1/responses": RESPONSES,
-    "/api/chat": AI_SDK,
-    "/ag-ui": AG_UI,
-}
-
-_PATHS = frozenset(("/v1/chat/stream", "/v1/chat", *_FOREIGN))
+_PATHS = frozenset(("/v1/chat/stream", "/v1/chat", *FOREIGN))
 
 
 class Door:

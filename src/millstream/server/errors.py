@@ -19,6 +19,7 @@ from millstream.bodies import invalid
 from millstream.database import DatabaseAway
 from millstream.dialects import Dialect
 from millstream.dialects.native import NATIVE
+from millstream.dialects.table import FOREIGN
 from millstream.errors import (
     BudgetExceeded,
     Draining,
@@ -197,7 +198,7 @@ class Route(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].endswith("/"):
-            response = error_response(_nothing_at(scope["path"]), Request(scope))
+            response = error_response(_nothing_at(scope["path"]), Request(scope), self.dialect)
             await response(scope, receive, send)
         elif (asked := self._as_get(scope)) is scope:
             await super().handle(scope, receive, send)
@@ -224,13 +225,31 @@ def _nothing_at(path: str) -> NotFound:
 
 
 async def http_error(request: Request, error: Exception) -> Response:
-    """Errors of the framework's own (no such path, wrong method) in our shape."""
+    """Errors of the framework's own (no such path, wrong method) in our shape, or in that of the clients who
+    ask for the neighbours of the path.
+    """
     assert isinstance(error, HTTPException)
     ours: MillstreamError
     if error.status_code == 404:
         ours = _nothing_at(request.scope["path"])
     else:
         ours = ReportedError(InvalidRequest.code, str(error.detail), status=error.status_code)
-    response = error_response(ours, request)
+    response = error_response(ours, request, _spoken_at(request.scope))
     response.headers.update(error.headers or {})
+    if error.status_code == 405 and (allowed := _allowed(request)):
+        response.headers["Allow"] = ", ".join(allowed)
     return response
+
+
+def _spoken_at(scope: Scope) -> Dialect:
+    """The dialect of what is at or below the path."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    below = (dialect for at, dialect in FOREIGN.items() if path == at or path.startswith(f"{at}/"))
+    return next(below, NATIVE)
+
+
+def _allowed(request: Request) -> list[str]:
+    """What the path may be asked with: each of its routes has one method, and the error names one."""
+    routes = [route for route in request.app.routes if isinstance(route, APIRoute)]
+    there = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in there for method in route.methods or ()})
