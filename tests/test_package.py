@@ -3,6 +3,7 @@
 import ast
 import email
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -149,3 +150,16 @@ def test_what_a_message_points_to_is_there() -> None:
     }
     assert pages
     assert [page for page in pages if not (ROOT / f"docs{page}").is_file()] == []
+
+
+def test_its_types_need_no_plugin(tmp_path: Path) -> None:
+    """As those see them who have mypy or pyright without pydantic's plug-in, which our own check has."""
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent"]
+    checked = subprocess.run(
+        [*command, f"--cache-dir={tmp_path}", "tests/typing/public_names.py"],
+        cwd=ROOT,
+        env={**os.environ, "MYPYPATH": "src"},
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr

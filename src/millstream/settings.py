@@ -68,41 +68,51 @@ _PROXY = "`environment` for `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, or a pro
 class QuirkSettings(_Section):
     """What a server does differently: ``[providers.<name>.quirks]`` in the file."""
 
-    stream_options: bool = Field(True, description="whether it takes that field, by which usage is asked for")
-    renamed: dict[str, str] = Field({}, description="fields of a request that have another name there")
+    stream_options: bool = Field(
+        default=True, description="whether it takes that field, by which usage is asked for"
+    )
+    renamed: dict[str, str] = Field(
+        default={}, description="fields of a request that have another name there"
+    )
     refused: tuple[str, ...] = Field(
-        (), description="fields of a request, a part or a tool that it refuses: they are left out"
+        default=(), description="fields of a request, a part or a tool that it refuses: they are left out"
     )
     developer_role: bool = Field(
-        False, description="whether it knows messages of that role; elsewhere they are `system`, and one"
+        default=False,
+        description="whether it knows messages of that role; elsewhere they are `system`, and one",
     )
     text_parts: bool = Field(
-        True, description="whether a message may have its text in several parts; else they are one"
+        default=True, description="whether a message may have its text in several parts; else they are one"
     )
     user_after_tool: bool = Field(
-        True, description="whether a user may speak behind results of tools; else the assistant says a word"
+        default=True,
+        description="whether a user may speak behind results of tools; else the assistant says a word",
     )
     short_call_ids: bool = Field(
-        False, description="it takes ids of tool calls of nine letters and digits only"
+        default=False, description="it takes ids of tool calls of nine letters and digits only"
     )
     longest_call_id: int | None = Field(
-        None, ge=37, description="how many characters an id of a tool call may have"
+        default=None, ge=37, description="how many characters an id of a tool call may have"
     )
     reasoning_field: str = Field(
-        "reasoning_content",
+        default="reasoning_content",
         description="its name for the reasoning of earlier answers; empty where it refuses that",
     )
-    extra_content: bool = Field(True, description="whether it takes back what it has sent in that field")
-    ends: dict[str, FinishReason | Literal["failed"]] = Field(
-        {}, description="finish reasons in words of its own -> ours, or `failed`"
+    extra_content: bool = Field(
+        default=True, description="whether it takes back what it has sent in that field"
     )
-    cached_at: str | None = Field(None, description="where its usage has the cached tokens, such as `a.b`")
-    models_path: str = Field("models", description="where it lists its models, below its base URL")
+    ends: dict[str, FinishReason | Literal["failed"]] = Field(
+        default={}, description="finish reasons in words of its own -> ours, or `failed`"
+    )
+    cached_at: str | None = Field(
+        default=None, description="where its usage has the cached tokens, such as `a.b`"
+    )
+    models_path: str = Field(default="models", description="where it lists its models, below its base URL")
     reasoning_beside: bool = Field(
-        False, description="its completion tokens are without the reasoning, and it gives no total"
+        default=False, description="its completion tokens are without the reasoning, and it gives no total"
     )
     pings: bool = Field(
-        False, description="comments and empty events are signs of life while it has nothing to say"
+        default=False, description="comments and empty events are signs of life while it has nothing to say"
     )
 
     def quirks(self) -> Quirks:
@@ -113,34 +123,41 @@ class ProviderSettings(_Section):
     """A provider: ``[providers.<name>]`` in the file."""
 
     type: str = Field(
-        "openai",
+        default="openai",
         description="`openai` is every server that speaks OpenAI's Chat Completions, `anthropic` one that "
         "speaks Anthropic's Messages, `responses` one that speaks OpenAI's Responses, `gemini` Gemini's own "
         "API; others are `local`, `scripted` and those of installed plug-ins",
     )
-    base_url: str | None = Field(None, description="up to and with `/v1`; for `gemini` without `/v1beta`")
-    api_key: SecretStr | None = Field(None, description="sent to that server only")
-    azure: bool = Field(False, description="send the key as Azure wants it, in `api-key`")
-    headers: dict[str, str] = Field({}, description="more headers for every request")
-    models: tuple[str, ...] = Field((), description="its models; without, it is asked for them")
+    base_url: str | None = Field(
+        default=None, description="up to and with `/v1`; for `gemini` without `/v1beta`"
+    )
+    api_key: SecretStr | None = Field(default=None, description="sent to that server only")
+    azure: bool = Field(default=False, description="send the key as Azure wants it, in `api-key`")
+    headers: dict[str, str] = Field(default={}, description="more headers for every request")
+    models: tuple[str, ...] = Field(default=(), description="its models; without, it is asked for them")
     extra: dict[str, Any] = Field(
-        {}, description="merged into every request's body, object by object, except `n` and `stream`"
+        default={}, description="merged into every request's body, object by object, except `n` and `stream`"
     )
-    price_id: str | None = Field(None, description="its id in genai-prices, for list prices")
-    path: str | None = Field(None, description="of a GGUF file, for `local`")
-    preferred: tuple[str, ...] = Field((), description="models to take as the default, best first")
-    hidden: tuple[str, ...] = Field((), description="parts of model names not to list")
-    proxy: Proxy | None = Field(None, description=f"{_PROXY}; else what `MILLSTREAM_PROXY` says")
-    ca_file: Path | None = Field(None, description=f"{_CA_FILE}; else `MILLSTREAM_CA_FILE`")
-    connect_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_CONNECT_SECONDS`")
-    first_byte_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_FIRST_BYTE_SECONDS`")
-    first_content_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_FIRST_CONTENT_SECONDS`")
-    idle_seconds: Seconds | None = Field(None, description="else `MILLSTREAM_IDLE_SECONDS`")
+    price_id: str | None = Field(default=None, description="its id in genai-prices, for list prices")
+    path: str | None = Field(default=None, description="of a GGUF file, for `local`")
+    preferred: tuple[str, ...] = Field(default=(), description="models to take as the default, best first")
+    hidden: tuple[str, ...] = Field(default=(), description="parts of model names not to list")
+    proxy: Proxy | None = Field(default=None, description=f"{_PROXY}; else what `MILLSTREAM_PROXY` says")
+    ca_file: Path | None = Field(default=None, description=f"{_CA_FILE}; else `MILLSTREAM_CA_FILE`")
+    connect_seconds: Seconds | None = Field(default=None, description="else `MILLSTREAM_CONNECT_SECONDS`")
+    first_byte_seconds: Seconds | None = Field(
+        default=None, description="else `MILLSTREAM_FIRST_BYTE_SECONDS`"
+    )
+    first_content_seconds: Seconds | None = Field(
+        default=None, description="else `MILLSTREAM_FIRST_CONTENT_SECONDS`"
+    )
+    idle_seconds: Seconds | None = Field(default=None, description="else `MILLSTREAM_IDLE_SECONDS`")
     stream_seconds: Seconds | None = Field(
-        None, description="longest time of an answer, if that is less than `MILLSTREAM_STREAM_SECONDS`"
+        default=None,
+        description="longest time of an answer, if that is less than `MILLSTREAM_STREAM_SECONDS`",
     )
-    quirks: QuirkSettings | None = Field(None, description="what it does differently, see below")
-    options: dict[str, Any] = Field({}, description="what a plug-in wants to know")
+    quirks: QuirkSettings | None = Field(default=None, description="what it does differently, see below")
+    options: dict[str, Any] = Field(default={}, description="what a plug-in wants to know")
 
     @field_validator("type")
     @classmethod
@@ -165,14 +182,18 @@ Markup = Annotated[Decimal, Field(ge=0, le=1000)]
 
 
 class _OptionalRates(_Section):
-    cached_input: Rate | None = Field(None, description="else `input`")
-    cache_write: Rate | None = Field(None, description="else `input`")
-    reasoning: Rate | None = Field(None, description="else `output`")
-    audio_input: Rate | None = Field(None, description="else a prompt with sound has no known price")
-    audio_output: Rate | None = Field(None, description="else an answer with sound has no known price")
-    image_input: Rate | None = Field(None, description="else `input`")
-    image_output: Rate | None = Field(None, description="else an answer with pictures has no known price")
-    request: Rate | None = Field(None, description="US dollars for an answer, besides its tokens")
+    cached_input: Rate | None = Field(default=None, description="else `input`")
+    cache_write: Rate | None = Field(default=None, description="else `input`")
+    reasoning: Rate | None = Field(default=None, description="else `output`")
+    audio_input: Rate | None = Field(default=None, description="else a prompt with sound has no known price")
+    audio_output: Rate | None = Field(
+        default=None, description="else an answer with sound has no known price"
+    )
+    image_input: Rate | None = Field(default=None, description="else `input`")
+    image_output: Rate | None = Field(
+        default=None, description="else an answer with pictures has no known price"
+    )
+    request: Rate | None = Field(default=None, description="US dollars for an answer, besides its tokens")
 
 
 class RateSettings(_OptionalRates):
@@ -191,19 +212,25 @@ class RateAboveSettings(RateSettings):
 class PriceSettings(_OptionalRates):
     """A model's prices in US dollars per million tokens: ``[prices."<model>"]`` in the file."""
 
-    input: Rate | None = Field(None, description="what its tokens cost; without, the list price holds")
-    output: Rate | None = Field(None, description="belongs to `input`")
+    input: Rate | None = Field(
+        default=None, description="what its tokens cost; without, the list price holds"
+    )
+    output: Rate | None = Field(default=None, description="belongs to `input`")
     above: tuple[RateAboveSettings, ...] = Field(
-        (), description="rates for long prompts: `[{tokens = 200000, input = …, output = …}]`"
+        default=(), description="rates for long prompts: `[{tokens = 200000, input = …, output = …}]`"
     )
     tiers: dict[str, RateSettings] = Field(
-        {}, description="rates of service tiers that the provider names, such as `flex`, `batch`"
+        default={}, description="rates of service tiers that the provider names, such as `flex`, `batch`"
     )
-    version: str = Field("", max_length=64, description="is noted with every stream, such as `2026-07`")
+    version: str = Field(
+        default="", max_length=64, description="is noted with every stream, such as `2026-07`"
+    )
     markup: Markup | None = Field(
-        None, description="what is charged, as a multiple of the cost; else `MILLSTREAM_MARKUP`"
+        default=None, description="what is charged, as a multiple of the cost; else `MILLSTREAM_MARKUP`"
     )
-    charged: RateSettings | None = Field(None, description="rates of what is charged, instead of a mark-up")
+    charged: RateSettings | None = Field(
+        default=None, description="rates of what is charged, instead of a mark-up"
+    )
 
     @model_validator(mode="after")
     def _is_whole(self) -> "PriceSettings":
@@ -221,7 +248,7 @@ class DeploymentSettings(_Section):
     """One of several that a model's name stands for."""
 
     model: str = Field(description="a model, with its provider's name or without")
-    weight: int = Field(1, ge=1, le=1000, description="its share of the streams")
+    weight: int = Field(default=1, ge=1, le=1000, description="its share of the streams")
 
 
 class ModelSettings(_Section):
@@ -230,11 +257,18 @@ class ModelSettings(_Section):
     deployments: tuple[str | DeploymentSettings, ...] = Field(
         min_length=1, description="models, each a name or `{model = …, weight = …}`"
     )
-    fallbacks: tuple[str, ...] = Field((), description="models to ask where none of those answers, in order")
-    attempts: int = Field(3, ge=1, le=10, description="how often it is tried, before the first content only")
-    attempt_seconds: Seconds = Field(10, description="how long after the start a last attempt may begin")
+    fallbacks: tuple[str, ...] = Field(
+        default=(), description="models to ask where none of those answers, in order"
+    )
+    attempts: int = Field(
+        default=3, ge=1, le=10, description="how often it is tried, before the first content only"
+    )
+    attempt_seconds: Seconds = Field(
+        default=10, description="how long after the start a last attempt may begin"
+    )
     hedge_seconds: Seconds | None = Field(
-        None, description="after how long without content another is asked as well, which may cost twice"
+        default=None,
+        description="after how long without content another is asked as well, which may cost twice",
     )
 
     @model_validator(mode="after")
@@ -256,39 +290,41 @@ class ExporterSettings(_Section):
         description="`stripe` is Stripe's meter events, `cloudevents` every service that takes CloudEvents "
         "over HTTP, such as OpenMeter, `webhook` a server of yours"
     )
-    url: str | None = Field(None, description="where to send them; for `stripe` Stripe's own by default")
+    url: str | None = Field(
+        default=None, description="where to send them; for `stripe` Stripe's own by default"
+    )
     secret: SecretStr | None = Field(
-        None,
+        default=None,
         description="Stripe's API key; the bearer token of `cloudevents`, if it needs one; what signs a "
         "webhook, `whsec_` and 24 to 64 bytes in base64. Several are separated by commas: all of them sign",
     )
     event_name: str | None = Field(
-        None,
+        default=None,
         max_length=100,
         description="of Stripe's meter; the type of `cloudevents`, else `millstream.stream`",
     )
     value: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="for `stripe`, what the meter counts: the sum of "
         + ", ".join(f"`{name}`" for name in EXPORTED_VALUES)
         + "; with a minus before it, one is taken away",
     )
     customer: Literal["key", "owner", "user"] = Field(
-        "user", description="who pays: the stream's `user`, its key by its id, or the `owner` of that"
+        default="user", description="who pays: the stream's `user`, its key by its id, or the `owner` of that"
     )
     customers: dict[str, str] = Field(
-        {},
+        default={},
         description="the service's name for each of them; without it, their own. An empty one is not "
         "billed, and a stream of one that is not listed is kept as failed",
     )
-    source: str = Field("millstream", min_length=1, description="the source of `cloudevents`")
-    batch: int = Field(100, ge=1, le=1000, description="most `cloudevents` in a request")
+    source: str = Field(default="millstream", min_length=1, description="the source of `cloudevents`")
+    batch: int = Field(default=100, ge=1, le=1000, description="most `cloudevents` in a request")
     per_second: Annotated[float, Field(gt=0, le=100_000)] | None = Field(
-        None, description="most streams that a worker sends in a second; for `stripe` 500 by default"
+        default=None, description="most streams that a worker sends in a second; for `stripe` 500 by default"
     )
-    headers: dict[str, str] = Field({}, description="more headers for every request")
-    proxy: Proxy | None = Field(None, description=f"{_PROXY}; else what `MILLSTREAM_PROXY` says")
-    ca_file: Path | None = Field(None, description=f"{_CA_FILE}; else `MILLSTREAM_CA_FILE`")
+    headers: dict[str, str] = Field(default={}, description="more headers for every request")
+    proxy: Proxy | None = Field(default=None, description=f"{_PROXY}; else what `MILLSTREAM_PROXY` says")
+    ca_file: Path | None = Field(default=None, description=f"{_CA_FILE}; else `MILLSTREAM_CA_FILE`")
 
     @field_validator("value")
     @classmethod
@@ -332,96 +368,105 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,  # secrets may be among it
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
-    data_dir: Path = Field(Path("millstream-data"), description="folder of the SQLite database")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
+    data_dir: Path = Field(default=Path("millstream-data"), description="folder of the SQLite database")
     recordings_dir: Path | None = Field(
-        None,
+        default=None,
         description="folder of the answers that `millstream record` has written and `replay/<name>` plays; "
         "else `recordings` in the data folder",
     )
     database_url: str | None = Field(
-        None,
+        default=None,
         description="`sqlite:///file` or `postgresql://…`; else a file in the data folder",
     )
     signing_secret: SecretStr | None = Field(
-        None,
+        default=None,
         description="signs browser tokens and tickets instead of the secret in the database; at least 32 "
         "bytes. Several are separated by commas: the first signs, all are believed",
     )
     journal_url: str = Field(
-        "memory:",
+        default="memory:",
         description="where streams live: `memory:`, or `redis://host:6379/0` for several workers",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="the least that `serve` writes to its standard error; `info` has a line a stream"
+        default="info",
+        description="the least that `serve` writes to its standard error; `info` has a line a stream",
     )
-    log_format: Literal["text", "json"] = Field("text", description="of what it writes there")
-    access_log: bool = Field(False, description="also a line a request")
+    log_format: Literal["text", "json"] = Field(default="text", description="of what it writes there")
+    access_log: bool = Field(default=False, description="also a line a request")
     workers: int = Field(
-        1, ge=1, le=256, description="processes that serve; over 1 with a shared journal only"
+        default=1, ge=1, le=256, description="processes that serve; over 1 with a shared journal only"
     )
     root_path: str | None = Field(
-        None,
+        default=None,
         description="path below which a proxy serves this, such as `/ai`; addresses in answers begin with it",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="other origins whose pages may call, separated by commas; `*` for all"
+        default=(), description="other origins whose pages may call, separated by commas; `*` for all"
     )
     require_provider: bool | None = Field(
-        None,
+        default=None,
         description="refuse to start without a provider, instead of serving a small local model or a script. "
         "Without it: unless this runs in a terminal",
     )
     chaos: bool | None = Field(
-        None,
+        default=None,
         description="whether models that fail on purpose (`chaos/cut@40`) can be named, by every key. "
         "Without it: where a script would be served if there were no provider",
     )
-    default_model: str | None = Field(None, description="for requests that name none")
-    max_body_bytes: int = Field(4 << 20, ge=1024, description="longest request body")
-    max_streams: int = Field(10_000, ge=1, description="most streams that run at a time")
+    default_model: str | None = Field(default=None, description="for requests that name none")
+    max_body_bytes: int = Field(default=4 << 20, ge=1024, description="longest request body")
+    max_streams: int = Field(default=10_000, ge=1, description="most streams that run at a time")
     max_readers: int = Field(
-        1_000,
+        default=1_000,
         ge=1,
         description="most connections of a worker on which one key or end user follows streams",
     )
     max_lag_seconds: Seconds = Field(
-        0.1, description="how late the event loop may be, on average over a second, until starts are refused"
+        default=0.1,
+        description="how late the event loop may be, on average over a second, until starts are refused",
     )
-    stream_seconds: Seconds = Field(900, description="longest time a stream may take")
-    connect_seconds: Seconds = Field(10, description="to get a connection to a provider")
-    first_byte_seconds: Seconds = Field(120, description="from a request to a provider's first byte")
+    stream_seconds: Seconds = Field(default=900, description="longest time a stream may take")
+    connect_seconds: Seconds = Field(default=10, description="to get a connection to a provider")
+    first_byte_seconds: Seconds = Field(default=120, description="from a request to a provider's first byte")
     first_content_seconds: Seconds = Field(
-        300, description="from there to its first word, thought or tool call: models may think in silence"
+        default=300,
+        description="from there to its first word, thought or tool call: models may think in silence",
     )
-    idle_seconds: Seconds = Field(60, description="longest silence of a provider between two of them")
+    idle_seconds: Seconds = Field(default=60, description="longest silence of a provider between two of them")
     proxy: Proxy | None = Field(
-        None, description=f"for requests to providers: {_PROXY}; without, they are asked directly"
+        default=None, description=f"for requests to providers: {_PROXY}; without, they are asked directly"
     )
-    ca_file: Path | None = Field(None, description=f"{_CA_FILE}, for providers and their proxies")
-    drain_seconds: float = Field(10, ge=0, le=3600, description="what running streams get at shutdown")
-    resume_window_seconds: Seconds = Field(300, description="how long a finished stream is kept")
+    ca_file: Path | None = Field(default=None, description=f"{_CA_FILE}, for providers and their proxies")
+    drain_seconds: float = Field(
+        default=10, ge=0, le=3600, description="what running streams get at shutdown"
+    )
+    resume_window_seconds: Seconds = Field(default=300, description="how long a finished stream is kept")
     journal_max_bytes: int = Field(
-        512 << 20, ge=1 << 20, description="most memory that finished streams are kept in"
+        default=512 << 20, ge=1 << 20, description="most memory that finished streams are kept in"
     )
     retention_days: float | None = Field(
-        None,
+        default=None,
         ge=1,
         le=36_500,
         description="how long the row of a stream is kept, with its receipt; the sums of its hour stay. "
         "Without it: for ever",
     )
-    providers: dict[str, ProviderSettings] = Field({}, description="more providers, by name")
+    providers: dict[str, ProviderSettings] = Field(default={}, description="more providers, by name")
     markup: Markup = Field(
-        Decimal(1), description="what is charged for a stream, as a multiple of what it costs"
+        default=Decimal(1), description="what is charged for a stream, as a multiple of what it costs"
     )
-    prices: dict[str, PriceSettings] = Field({}, description="prices, by model")
-    models: dict[str, ModelSettings] = Field({}, description="names of your own for models, by name")
-    exporters: dict[str, ExporterSettings] = Field({}, description="where settled streams are sent, by name")
-    unready_providers: dict[str, str] = Field({}, exclude=True, repr=False)
-    unused_proxy: str | None = Field(None, exclude=True, repr=False)  # the variable that names one
-    old_names: dict[str, str] = Field({}, exclude=True, repr=False)  # that were used -> what they are now
+    prices: dict[str, PriceSettings] = Field(default={}, description="prices, by model")
+    models: dict[str, ModelSettings] = Field(default={}, description="names of your own for models, by name")
+    exporters: dict[str, ExporterSettings] = Field(
+        default={}, description="where settled streams are sent, by name"
+    )
+    unready_providers: dict[str, str] = Field(default={}, exclude=True, repr=False)
+    unused_proxy: str | None = Field(default=None, exclude=True, repr=False)  # the variable that names one
+    old_names: dict[str, str] = Field(
+        default={}, exclude=True, repr=False
+    )  # that were used -> what they are now
 
     @model_validator(mode="before")
     @classmethod
