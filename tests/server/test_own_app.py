@@ -10,18 +10,23 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
+from starlette.testclient import WebSocketDenialResponse
 
 from application import Run
 from asgi import get, post
 from millstream import (
     ChatMessage,
     ChunkResponse,
+    LLMService,
+    Meter,
     Millstream,
     Principal,
     Settings,
     get_api_key,
+    get_llm_service,
+    get_meter,
     require_api_key,
 )
 from millstream.errors import ConfigurationError, ModelNotFound, Unauthorized, UpstreamError
@@ -267,3 +272,43 @@ async def test_a_login_that_waits_holds_nobody_up(tmp_path: Path) -> None:
         may_go_on.set()
         await call.finished()
         assert call.status == 200
+
+
+@pytest.fixture
+def own_app(tmp_path: Path) -> FastAPI:
+    """An application with a Millstream, under its most natural name."""
+    millstream = Millstream(
+        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
+    )
+    app = FastAPI(lifespan=millstream.lifespan)
+    app.include_router(millstream.router)
+    app.state.millstream = millstream
+    return app
+
+
+def test_the_dependencies_work_on_a_web_socket(own_app: FastAPI) -> None:
+    @own_app.websocket("/ws")
+    async def talk(
+        socket: WebSocket,
+        key: Principal = Depends(get_api_key),
+        caller: Principal = Depends(require_api_key()),
+        llm: LLMService = Depends(get_llm_service),
+        meter: Meter = Depends(get_meter),
+    ) -> None:
+        await socket.accept()
+        await socket.send_json([key.id, caller.id, *llm.models, len(await meter.totals())])
+        await socket.close()
+
+    with TestClient(own_app) as client:
+        assert client.portal is not None
+        create = own_app.state.millstream.keys.create
+        _, secret = client.portal.call(create, "n", ["chat"])
+        _, other = client.portal.call(create, "n", ["usage"])
+        with client.websocket_connect("/ws", headers={"X-API-Key": secret}) as socket:
+            key_id, caller_id, *_, totals = socket.receive_json()
+            assert (key_id, totals) == (caller_id, 0)
+        for key, status in [("wrong", 401), (other, 403)]:
+            with pytest.raises(WebSocketDenialResponse) as refused:
+                with client.websocket_connect("/ws", headers={"X-API-Key": key}):
+                    pass
+            assert refused.value.status_code == status

@@ -10,7 +10,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, assert_type
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.requests import HTTPConnection
 
 from millstream import (
     ChatMessage,
@@ -68,8 +69,8 @@ def whole() -> FastAPI:
 # -- dependencies ----------------------------------------------------------------------------------
 
 router = APIRouter()
-assert_type(require_api_key(), Callable[[Request], Awaitable[Principal]])
-assert_type(require_api_key(scopes=["usage", "admin"]), Callable[[Request], Awaitable[Principal]])
+assert_type(require_api_key(), Callable[[HTTPConnection], Awaitable[Principal]])
+assert_type(require_api_key(scopes=["usage", "admin"]), Callable[[HTTPConnection], Awaitable[Principal]])
 require_api_key(scopes=["root"])  # type: ignore[list-item]  # there is no such scope
 
 

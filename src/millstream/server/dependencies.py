@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from inspect import isawaitable, iscoroutinefunction, signature
 from typing import Any
 
-from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
+from starlette.requests import HTTPConnection
 
 from millstream.api_keys import Scope
 from millstream.auth import Principal, check_payer
@@ -20,10 +20,10 @@ from millstream.server.errors import Refused
 from millstream.tickets import is_signed
 
 _CHAT: tuple[Scope, ...] = ("chat",)
-STATE = "millstream"  # its name in ``app.state``
+STATE = "_millstream"  # its name in ``app.state``
 
 
-def get_runtime(request: Request) -> Runtime:
+def get_runtime(request: HTTPConnection) -> Runtime:
     """What runs in the application. Raises ``NotRunning`` where its lifespan does not."""
     runtime: Runtime | None = getattr(request.app.state, STATE, None)
     if runtime is None:
@@ -31,7 +31,7 @@ def get_runtime(request: Request) -> Runtime:
     return runtime
 
 
-def _credential(request: Request) -> str:
+def _credential(request: HTTPConnection) -> str:
     header = request.headers.get("authorization")
     if header is None:
         return request.headers.get("x-api-key", "").strip()
@@ -41,7 +41,7 @@ def _credential(request: Request) -> str:
     return credential.strip()
 
 
-async def get_api_key(request: Request) -> Principal:
+async def get_api_key(request: HTTPConnection) -> Principal:
     """Whoever sent a valid key, in ``Authorization: Bearer`` or ``X-API-Key``. Otherwise 401, or 503 where
     too many unknown keys are being tried.
     """
@@ -51,7 +51,7 @@ async def get_api_key(request: Request) -> Principal:
         raise Refused(error) from None
 
 
-async def get_principal(request: Request) -> Principal:
+async def get_principal(request: HTTPConnection) -> Principal:
     """Whoever sent a valid key, or a browser token of one. Otherwise 401."""
     credential = _credential(request)
     if not is_signed(credential):
@@ -62,7 +62,7 @@ async def get_principal(request: Request) -> Principal:
         raise Refused(error) from None
 
 
-def require_api_key(*, scopes: Collection[Scope] = _CHAT) -> Callable[[Request], Awaitable[Principal]]:
+def require_api_key(*, scopes: Collection[Scope] = _CHAT) -> Callable[[HTTPConnection], Awaitable[Principal]]:
     """A dependency like ``get_api_key`` that also asks for scopes: 403 where the key lacks one.
 
     ``Depends(require_api_key(scopes=["usage"]))``
@@ -70,13 +70,15 @@ def require_api_key(*, scopes: Collection[Scope] = _CHAT) -> Callable[[Request],
     return _require(get_api_key, scopes)
 
 
-def require_principal(*, scopes: Collection[Scope] = _CHAT) -> Callable[[Request], Awaitable[Principal]]:
+def require_principal(
+    *, scopes: Collection[Scope] = _CHAT
+) -> Callable[[HTTPConnection], Awaitable[Principal]]:
     """The same for ``get_principal``. A browser token has the scope ``chat`` and no other."""
     return _require(get_principal, scopes)
 
 
 async def identify(
-    request: Request, get: Callable[[Request], Awaitable[Principal]] = get_principal
+    request: HTTPConnection, get: Callable[[HTTPConnection], Awaitable[Principal]] = get_principal
 ) -> Principal:
     """What ``get`` says, or what the application has put in its place or in that of ``get_api_key``
     (``app.dependency_overrides``), which takes the request or nothing.
@@ -95,7 +97,7 @@ async def identify(
     return found
 
 
-async def _called(login: Callable[..., Any], request: Request) -> object:
+async def _called(login: Callable[..., Any], request: HTTPConnection) -> object:
     """What a login of the application's own says, in a thread where it is no coroutine function: it may look
     into a database. Raises ``Misuse`` where it wants anything but the request.
     """
@@ -110,11 +112,11 @@ async def _called(login: Callable[..., Any], request: Request) -> object:
 
 
 def _require(
-    get: Callable[[Request], Awaitable[Principal]], scopes: Collection[Scope]
-) -> Callable[[Request], Awaitable[Principal]]:
+    get: Callable[[HTTPConnection], Awaitable[Principal]], scopes: Collection[Scope]
+) -> Callable[[HTTPConnection], Awaitable[Principal]]:
     needed = frozenset(scopes)
 
-    async def principal(request: Request) -> Principal:
+    async def principal(request: HTTPConnection) -> Principal:
         found = await identify(request, get)
         if not found.may(needed):
             lacking = ", ".join(sorted(needed - found.scopes))
@@ -124,11 +126,11 @@ def _require(
     return principal
 
 
-async def get_llm_service(request: Request) -> LLMService:
+async def get_llm_service(request: HTTPConnection) -> LLMService:
     """Models by name, for your own code."""
     return get_runtime(request).llm_service
 
 
-async def get_meter(request: Request) -> Meter:
+async def get_meter(request: HTTPConnection) -> Meter:
     """Where your own routes record usage."""
     return get_runtime(request).meter
