@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 import pytest
-from fastapi import Depends, FastAPI, WebSocket
+from fastapi import Depends, FastAPI, Request, Response, WebSocket
 from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketDenialResponse
 
@@ -312,3 +312,34 @@ def test_the_dependencies_work_on_a_web_socket(own_app: FastAPI) -> None:
                 with client.websocket_connect("/ws", headers={"X-API-Key": key}):
                     pass
             assert refused.value.status_code == status
+
+
+class NotLoggedIn(Exception):
+    pass
+
+
+class Expired(NotLoggedIn):
+    pass
+
+
+def test_exceptions_of_ones_own_have_ones_own_handlers_on_every_route(own_app: FastAPI) -> None:
+    @own_app.exception_handler(NotLoggedIn)
+    async def to_login(request: Request, error: Exception) -> Response:
+        return Response("log in", 401)
+
+    @own_app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return Response("broken", 500)
+
+    raised: list[Exception] = [NotLoggedIn(), Expired(), ValueError("x")]
+
+    def nobody() -> Principal:
+        raise raised.pop(0)
+
+    own_app.dependency_overrides[get_api_key] = nobody
+    with TestClient(own_app) as client:
+        for _ in range(2):
+            answer = client.post("/v1/chat", json={})
+            assert (answer.status_code, answer.text) == (401, "log in")
+        answer = client.post("/v1/chat", json={})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")

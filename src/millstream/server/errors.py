@@ -161,11 +161,17 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]], dialect: Diale
             log.error("%s: %s: the database: %s", request_id(request), where, error)
             return answered(Overloaded("the database does not answer; try again"), request)
         except Exception as error:
-            if isinstance(error, HTTPException):
+            if isinstance(error, HTTPException) or _is_handled(request, error):
                 raise
             return answered(fault_of(request, error), request)
 
     return handler
+
+
+def _is_handled(request: Request, error: Exception) -> bool:
+    """Whether the application has a handler for this class of errors, or for one that it is of."""
+    handlers, _ = request.scope.get("starlette.exception_handlers", ({}, {}))
+    return any(kind in handlers for kind in type(error).__mro__)
 
 
 def route_in(dialect: Dialect) -> type["Route"]:
