@@ -3,7 +3,7 @@
 import asyncio
 import importlib.util
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -277,9 +277,8 @@ async def test_a_login_that_waits_holds_nobody_up(tmp_path: Path) -> None:
 @pytest.fixture
 def own_app(tmp_path: Path) -> FastAPI:
     """An application with a Millstream, under its most natural name."""
-    millstream = Millstream(
-        Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": ScriptedProvider()}
-    )
+    provider = ScriptedProvider({"silent": [asyncio.Event().wait]})
+    millstream = Millstream(Settings(data_dir=tmp_path, max_lag_seconds=3600), providers={"s": provider})
     app = FastAPI(lifespan=millstream.lifespan)
     app.include_router(millstream.router)
     app.state.millstream = millstream
@@ -343,3 +342,28 @@ def test_exceptions_of_ones_own_have_ones_own_handlers_on_every_route(own_app: F
             assert (answer.status_code, answer.text) == (401, "log in")
         answer = client.post("/v1/chat", json={})
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/chat/stream"])
+async def test_who_leaves_before_the_response_begins_breaks_no_middleware(
+    own_app: FastAPI, path: str
+) -> None:
+    """``BaseHTTPMiddleware`` raises where nothing was sent."""
+    passed: list[int] = []
+
+    @own_app.middleware("http")
+    async def passes_on(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        passed.append(response.status_code)
+        return response
+
+    millstream: Millstream = own_app.state.millstream
+    body = {"model": "silent", "messages": [{"role": "user", "content": "Hello"}]}
+    async with millstream.lifespan(own_app):
+        _, key = await millstream.keys.create("n", ["chat"])
+        async with post(own_app, path, body, key) as call, asyncio.timeout(10):
+            while not millstream.streams:
+                await asyncio.sleep(0.01)
+            call.leave()
+            await call.finished()
+        assert passed == [499]

@@ -130,6 +130,11 @@ def error_response(
     return response
 
 
+def unread_response() -> Response:
+    """To a client that has left. No server sends it, but a middleware may wait for a response to pass on."""
+    return Response(status_code=499)  # as nginx calls it in its log
+
+
 def with_errors(handle: Callable[[Request], Awaitable[Response]], dialect: Dialect = NATIVE) -> Handler:
     """``handle``, whose errors become responses in ``dialect``. No cache may keep any response of ours: each
     is about one caller, and some carry a secret.
@@ -155,7 +160,7 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]], dialect: Diale
         except RequestValidationError as error:
             return answered(invalid(error.errors()), request)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody is there to read it
+            return unread_response()
         except DatabaseAway as error:
             where = printable(f"{request.method} {request.scope['path']}")
             log.error("%s: %s: the database: %s", request_id(request), where, error)

@@ -13,7 +13,7 @@ from millstream.errors import Draining, MillstreamError
 from millstream.events import Batch, StreamEnd, StreamFailed, StreamInfo
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
-from millstream.server.errors import end_of_stream, error_response, fault_of, request_id
+from millstream.server.errors import end_of_stream, error_response, fault_of, request_id, unread_response
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.streams.audience import ReadableStream
 
@@ -52,9 +52,12 @@ class AnswerResponse(Response):
                     response = self._error_response(fault_of(self._request, error, stream_id=stream_id))
                 client.served()
                 await response(scope, receive, send)
+                return
             if client.sent_away:
                 async with client.goodbye():
                     await self._error_response(Draining())(scope, receive, send)
+            else:
+                await unread_response()(scope, receive, send)
         finally:
             self._client.stop()
 

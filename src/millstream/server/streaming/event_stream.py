@@ -15,7 +15,7 @@ How a response ends:
     the journal fails                       its HTTP status: complete             no terminal frame: complete
     the client is sent away,
       or its request is cancelled       503: complete                         a retry frame: complete
-    the client leaves                   nothing more is sent; a reader has left
+    the client leaves                   499, which no server sends: complete  nothing more is sent
 
 A response to a reader that joins (``followed``) is held for 0.2 s. A failure of the stream is a frame there,
 never an HTTP status. If the journal cannot be reached, or the client is sent away, it gets 200 and a retry
@@ -39,7 +39,7 @@ from millstream.errors import BadPosition, Draining, MillstreamError, Overloaded
 from millstream.events import TERMINAL_TYPES, AnswerStart, Batch, Position, StreamFailed, StreamStart
 from millstream.journals import Journal
 from millstream.log_ids import STREAM_ID
-from millstream.server.errors import end_of_stream, error_response, fault_of, request_id
+from millstream.server.errors import end_of_stream, error_response, fault_of, request_id, unread_response
 from millstream.server.root_path import stream_url
 from millstream.server.streaming.client_watch import ClientWatch, client_of
 from millstream.streams.audience import ReadableStream
@@ -127,6 +127,9 @@ class EventStreamResponse(Response):
             if self._client.sent_away:
                 async with self._client.goodbye():
                     await self._fail(Draining(), reconnect=True)
+            elif self._state is State.HELD:
+                self._mark_complete()
+                await unread_response()(scope, receive, send)
         finally:
             self._client.stop()
             self._timer.cancel()
