@@ -209,6 +209,11 @@ def test_the_guides_own_lifespan_and_login_work() -> None:
         assert client.portal is not None
         (row,) = client.portal.call(names["millstream"].meter.totals)
         assert row.group == {"key": "ann"}
+        page = {"Origin": "https://page.example"}
+        asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "X-Request-Id"}
+        assert client.options("/ai/v1/chat", headers=page | asks).status_code == 200
+        exposed = client.post("/ai/v1/chat", json=body, headers=page).headers["access-control-expose-headers"]
+        assert {"X-Stream-Id", "X-RateLimit-Limit-Tokens"} <= set(exposed.split(", "))
 
 
 def test_the_guides_test_passes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from millstream.catalog import ChunkResponse, LLMService
     from millstream.messages import ChatMessage, ChatRequest
     from millstream.meter import Meter
-    from millstream.server.app import Millstream, create_app
+    from millstream.server.app import EXPOSED_HEADERS, Millstream, create_app
     from millstream.server.dependencies import (
         get_api_key,
         get_llm_service,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from millstream.settings import Settings
 
 __all__ = [
+    "EXPOSED_HEADERS",
     "ChatMessage",
     "ChatRequest",
     "ChunkResponse",
@@ -45,6 +46,7 @@ _HOMES = {
     "ChatMessage": "messages",
     "ChatRequest": "messages",
     "Meter": "meter",
+    "EXPOSED_HEADERS": "server.app",
     "Millstream": "server.app",
     "create_app": "server.app",
     "get_api_key": "server.dependencies",

@@ -400,10 +400,13 @@ class Settings(BaseSettings):
     )
     root_path: str | None = Field(
         default=None,
-        description="path below which a proxy serves this, such as `/ai`; addresses in answers begin with it",
+        description="path below which a proxy serves this, such as `/ai`; addresses in answers begin with "
+        "it. For `serve` and `create_app`",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="other origins whose pages may call, separated by commas; `*` for all"
+        default=(),
+        description="other origins whose pages may call, separated by commas; `*` for all. For `serve` and "
+        "`create_app`: an application of yours adds its own `CORSMiddleware`",
     )
     require_provider: bool | None = Field(
         default=None,

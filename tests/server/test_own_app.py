@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import pytest
 from fastapi import Depends, FastAPI, Request, Response, WebSocket
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketDenialResponse
 
@@ -367,3 +368,21 @@ async def test_who_leaves_before_the_response_begins_breaks_no_middleware(
             call.leave()
             await call.finished()
         assert passed == [499]
+
+
+async def test_settings_that_have_no_effect_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(data_dir=tmp_path, cors_origins=("https://page.example",), root_path="/ai")
+    millstream = Millstream(settings, providers={"s": ScriptedProvider()})
+    app = FastAPI(lifespan=millstream.lifespan)
+    async with millstream.lifespan(app):
+        assert "MILLSTREAM_CORS_ORIGINS lets no page in here" in caplog.text
+        assert "MILLSTREAM_ROOT_PATH has no effect here" in caplog.text
+    caplog.clear()
+    app.add_middleware(CORSMiddleware, allow_origins=["https://page.example"])
+    async with millstream.lifespan(app):
+        assert "MILLSTREAM_CORS_ORIGINS" not in caplog.text
+    caplog.clear()
+    async with create_app(millstream).router.lifespan_context(app):
+        assert "MILLSTREAM_" not in caplog.text

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cached_property
+from typing import cast
 
 from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
@@ -33,7 +34,7 @@ from millstream.server.routes import (
     streams,
     usage,
 )
-from millstream.version import __version__
+from millstream.version import DOCS, __version__
 
 log = logging.getLogger("millstream")
 
@@ -57,12 +58,13 @@ _ROUTES = [
 
 
 _SAID = ("Limit", "Remaining", "Reset")
-_EXPOSED = [
+# What a page of another origin needs to read of an answer, for `CORSMiddleware(expose_headers=…)`.
+EXPOSED_HEADERS: tuple[str, ...] = (
     *("Location", "Millstream-Ignored", "Request-Id", "Retry-After"),
     *("X-Request-Id", "X-Should-Retry", "X-Stream-Id"),
     *(f"X-RateLimit-{said}-{what.capitalize()}" for said in _SAID for what in WHATS),
     *(f"Anthropic-RateLimit-{what.capitalize()}-{said}" for said in _SAID for what in WHATS),
-]
+)
 
 
 class Millstream(Runtime):
@@ -89,6 +91,7 @@ class Millstream(Runtime):
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(self.running_in(app))
+                self._say_what_has_no_effect(app)
                 await self._say_what_is_ready()
             except (ConfigurationError, DatabaseAway) as error:
                 startup_errors.say_in_one_line(error)
@@ -113,6 +116,17 @@ class Millstream(Runtime):
             for task in drains:
                 task.cancel()  # what it has not ended, the end of the lifespan ends
             await asyncio.gather(*drains, return_exceptions=True)
+
+    def _say_what_has_no_effect(self, app: FastAPI) -> None:
+        settings = self.settings
+        cors = any(cast("object", middleware.cls) is CORSMiddleware for middleware in app.user_middleware)
+        if settings.cors_origins and not cors:
+            log.warning(
+                "MILLSTREAM_CORS_ORIGINS lets no page in here: an application of yours adds a "
+                f"CORSMiddleware; see {DOCS}/guides/library.md"
+            )
+        if settings.root_path:
+            log.warning("MILLSTREAM_ROOT_PATH has no effect here: give the root_path to your server")
 
     async def _say_what_is_ready(self) -> None:
         service = self.llm_service
@@ -158,7 +172,7 @@ def create_app(millstream: Millstream) -> FastAPI:
             allow_methods=["GET", "POST"],
             # Whatever tracing and SDKs add. No cookie counts here: what a page can do, its credential can.
             allow_headers=["*"],
-            expose_headers=_EXPOSED,
+            expose_headers=EXPOSED_HEADERS,
             max_age=3600,
         )
     for router in (millstream.router, health.router, pages.router):
