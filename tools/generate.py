@@ -263,8 +263,9 @@ def _first_sentence(path: Path) -> str:
 # What the reference of the Python API shows: modules, and of each the names.
 PUBLIC = {
     "millstream": (
-        "Millstream", "create_app", "Settings", "require_api_key", "get_api_key", "get_llm_service",
-        "get_meter", "Principal", "ChatRequest", "ChatMessage", "LLMService", "ChunkResponse", "Meter",
+        "Millstream", "create_app", "Settings", "require_api_key", "require_principal", "get_api_key",
+        "get_llm_service", "get_meter", "Principal", "ChatRequest", "ChatMessage", "LLMService",
+        "ChunkResponse", "Meter",
     ),
     "millstream.runtime": ("Runtime",),
     "millstream.auth": ("Keys",),

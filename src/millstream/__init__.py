@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         get_llm_service,
         get_meter,
         require_api_key,
+        require_principal,
     )
     from millstream.settings import Settings
 
@@ -35,6 +36,7 @@ __all__ = [
     "get_llm_service",
     "get_meter",
     "require_api_key",
+    "require_principal",
 ]
 
 # The public names load what they need when they are first used, so that a command as small as
@@ -53,6 +55,7 @@ _HOMES = {
     "get_llm_service": "server.dependencies",
     "get_meter": "server.dependencies",
     "require_api_key": "server.dependencies",
+    "require_principal": "server.dependencies",
     "Settings": "settings",
 }
 

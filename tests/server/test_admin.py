@@ -282,5 +282,5 @@ async def test_the_openapi_schema_names_the_stream_and_the_key(run: Run) -> None
         schema = (await call.finished()).json
         stream = schema["paths"]["/v1/chat/stream"]["post"]
         assert "text/event-stream" in stream["responses"]["200"]["content"]
-        assert stream["security"] == [{"key": []}]
+        assert stream["security"] == [{"millstream_key": []}]
         assert "messages" in str(stream["requestBody"])

@@ -1,16 +1,19 @@
 """The OpenAPI document is valid, whosever application it is of, and says what every endpoint answers."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
 from openapi_spec_validator import validate
 
 from application import Run
 from asgi import get
-from millstream import Millstream, Settings
+from millstream import Millstream, Settings, get_api_key, require_api_key, require_principal
+from millstream.errors import Misuse
 from millstream.server.app import create_app
 
 # Whose answers other people describe.
@@ -36,6 +39,48 @@ def test_the_document_is_valid_and_refers_to_nothing_that_is_not_there(document:
         place: Any = found
         for key in name.split("/"):
             place = place[key]
+
+
+@pytest.mark.parametrize("document", [ours, somebody_elses])
+def test_every_route_but_health_asks_for_a_key(document: Any, tmp_path: Path) -> None:
+    found = document(tmp_path)
+    (scheme,) = found["components"]["securitySchemes"]
+    for path, item in found["paths"].items():
+        for operation in item.values():
+            open_to_all = path in ("/healthz", "/readyz")
+            assert operation.get("security", []) == ([] if open_to_all else [{scheme: []}]), path
+
+
+def test_a_route_of_ones_own_asks_for_the_same_key(tmp_path: Path) -> None:
+    app = FastAPI()
+
+    for path, dependency in [
+        ("/a", get_api_key),
+        ("/b", require_api_key(scopes=["usage"])),
+        ("/c", require_principal()),
+    ]:
+        app.get(path, dependencies=[Depends(dependency)])(lambda: None)
+    app.include_router(Millstream(Settings(data_dir=tmp_path)).router)
+    paths = app.openapi()["paths"]
+    for path in ("/a", "/b", "/c"):
+        assert paths[path]["get"]["security"] == paths["/v1/models"]["get"]["security"]
+
+
+@pytest.mark.parametrize("name", [lambda route: route.name, lambda route: f"{route.tags[0]}-{route.name}"])
+def test_an_application_may_name_operations_as_it_likes(
+    tmp_path: Path, name: Callable[[APIRoute], str]
+) -> None:
+    """A name that is there twice is a warning, and so an error here."""
+    app = FastAPI(generate_unique_id_function=name)
+    app.include_router(Millstream(Settings(data_dir=tmp_path)).router)
+    assert len(app.openapi()["paths"]) > 10
+
+
+@pytest.mark.parametrize("require", [require_api_key, require_principal])
+@pytest.mark.parametrize("scopes", ["chat", ["root"], ["chat", "root"]])
+def test_scopes_that_there_are_not_are_refused_when_they_are_asked_for(require: Any, scopes: Any) -> None:
+    with pytest.raises(Misuse, match="scopes are a list of chat, usage, admin, not"):
+        require(scopes=scopes)
 
 
 def test_every_answer_and_error_is_described(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from millstream import (
     get_llm_service,
     get_meter,
     require_api_key,
+    require_principal,
 )
 from millstream.api_keys import Scope
 from millstream.client import AsyncClient, Failure, Frame, ToolCallPiece, Unreachable
@@ -71,6 +72,8 @@ def whole() -> FastAPI:
 router = APIRouter()
 assert_type(require_api_key(), Callable[[HTTPConnection], Awaitable[Principal]])
 assert_type(require_api_key(scopes=["usage", "admin"]), Callable[[HTTPConnection], Awaitable[Principal]])
+assert_type(require_principal(), Callable[[HTTPConnection], Awaitable[Principal]])
+require_api_key(scopes="chat")  # type: ignore[arg-type]  # a text is no list of scopes
 require_api_key(scopes=["root"])  # type: ignore[list-item]  # there is no such scope
 
 

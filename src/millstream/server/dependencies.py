@@ -10,13 +10,14 @@ from typing import Any
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
-from millstream.api_keys import Scope
+from millstream.api_keys import SCOPES, Scope
 from millstream.auth import Principal, check_payer
 from millstream.catalog import LLMService
 from millstream.errors import Forbidden, MillstreamError, Misuse, Overloaded, Unauthorized
 from millstream.meter import Meter
 from millstream.runtime import NotRunning, Runtime
 from millstream.server.errors import Refused
+from millstream.server.openapi import KEY
 from millstream.tickets import is_signed
 
 _CHAT: tuple[Scope, ...] = ("chat",)
@@ -41,7 +42,7 @@ def _credential(request: HTTPConnection) -> str:
     return credential.strip()
 
 
-async def get_api_key(request: HTTPConnection) -> Principal:
+async def get_api_key(request: HTTPConnection, _: None = KEY) -> Principal:
     """Whoever sent a valid key, in ``Authorization: Bearer`` or ``X-API-Key``. Otherwise 401, or 503 where
     too many unknown keys are being tried.
     """
@@ -51,7 +52,7 @@ async def get_api_key(request: HTTPConnection) -> Principal:
         raise Refused(error) from None
 
 
-async def get_principal(request: HTTPConnection) -> Principal:
+async def get_principal(request: HTTPConnection, _: None = KEY) -> Principal:
     """Whoever sent a valid key, or a browser token of one. Otherwise 401."""
     credential = _credential(request)
     if not is_signed(credential):
@@ -73,7 +74,7 @@ def require_api_key(*, scopes: Collection[Scope] = _CHAT) -> Callable[[HTTPConne
 def require_principal(
     *, scopes: Collection[Scope] = _CHAT
 ) -> Callable[[HTTPConnection], Awaitable[Principal]]:
-    """The same for ``get_principal``. A browser token has the scope ``chat`` and no other."""
+    """The same, also for a browser token, which has the scope ``chat`` and no other."""
     return _require(get_principal, scopes)
 
 
@@ -115,8 +116,10 @@ def _require(
     get: Callable[[HTTPConnection], Awaitable[Principal]], scopes: Collection[Scope]
 ) -> Callable[[HTTPConnection], Awaitable[Principal]]:
     needed = frozenset(scopes)
+    if isinstance(scopes, str) or not needed.issubset(SCOPES):
+        raise Misuse(f"scopes are a list of {', '.join(SCOPES)}, not {scopes!r}")
 
-    async def principal(request: HTTPConnection) -> Principal:
+    async def principal(request: HTTPConnection, _: None = KEY) -> Principal:
         found = await identify(request, get)
         if not found.may(needed):
             lacking = ", ".join(sorted(needed - found.scopes))

@@ -7,7 +7,7 @@ from millstream.server import openapi
 from millstream.server.errors import route_in
 from millstream.server.routes.chat import Caller, speak
 
-router = APIRouter(route_class=route_in(AG_UI), responses=openapi.FOREIGN)
+router = APIRouter(route_class=route_in(AG_UI), responses=openapi.FOREIGN, tags=openapi.TAGS)
 
 
 @router.post(

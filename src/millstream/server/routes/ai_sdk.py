@@ -15,7 +15,7 @@ from millstream.server.routes.chat import Caller, speak
 from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse, reconnect_response
 
-router = APIRouter(route_class=route_in(AI_SDK), responses=openapi.FOREIGN)
+router = APIRouter(route_class=route_in(AI_SDK), responses=openapi.FOREIGN, tags=openapi.TAGS)
 
 ChatId = Annotated[str, Path(max_length=128, description="of the page's chat, or a stream's own")]
 

@@ -14,7 +14,10 @@ from millstream.server.requests import read_body
 from millstream.server.routes.chat import Caller, speak
 
 router = APIRouter(
-    route_class=route_in(ANTHROPIC), default_response_class=OneLineJSON, responses=openapi.FOREIGN
+    route_class=route_in(ANTHROPIC),
+    default_response_class=OneLineJSON,
+    responses=openapi.FOREIGN,
+    tags=openapi.TAGS,
 )
 
 

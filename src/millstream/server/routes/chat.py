@@ -23,7 +23,9 @@ from millstream.server.streaming.event_stream import EventStreamResponse
 from millstream.streams.audience import ReadableStream
 from millstream.streams.producer import Producer
 
-router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.CHAT)
+router = APIRouter(
+    route_class=Route, default_response_class=OneLineJSON, responses=openapi.CHAT, tags=openapi.TAGS
+)
 
 authenticate = require_principal(scopes=["chat"])
 Caller = Annotated[Principal, Depends(authenticate)]

@@ -7,7 +7,7 @@ from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime
 from millstream.server.errors import Route
 
-router = APIRouter(route_class=Route, default_response_class=OneLineJSON)
+router = APIRouter(route_class=Route, default_response_class=OneLineJSON, tags=openapi.TAGS)
 
 
 @router.get("/healthz")

@@ -21,7 +21,9 @@ from millstream.server.errors import Route
 from millstream.server.requests import read_model
 from millstream.tickets import BrowserToken
 
-router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
+router = APIRouter(
+    route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL, tags=openapi.TAGS
+)
 _BODY_ERRORS = openapi.errors(400, 413, 415, 422)
 _KEY = openapi.of(ApiKey)
 _MADE = openapi.of(ApiKey, key={"type": "string"})

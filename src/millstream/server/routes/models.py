@@ -30,7 +30,9 @@ class _Route(Route):
         return handler
 
 
-router = APIRouter(route_class=_Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
+router = APIRouter(
+    route_class=_Route, default_response_class=OneLineJSON, responses=openapi.USUAL, tags=openapi.TAGS
+)
 
 _TEXT = {"type": "string"}
 _MODEL = {

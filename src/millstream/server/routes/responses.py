@@ -19,7 +19,7 @@ from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse
 from millstream.streams.registry import SETTLING_SECONDS, FoundStream
 
-router = APIRouter(route_class=route_in(RESPONSES), responses=openapi.FOREIGN)
+router = APIRouter(route_class=route_in(RESPONSES), responses=openapi.FOREIGN, tags=openapi.TAGS)
 
 _MAX_SHOWN = 80
 
@@ -32,13 +32,13 @@ ResponseId = Annotated[str, Path(max_length=128, description="as in the response
     openapi_extra=openapi.ANY_BODY,
     responses=openapi.STREAMED_OR_WHOLE,
 )
-async def create(request: Request, caller: Caller) -> Response:
+async def create_response(request: Request, caller: Caller) -> Response:
     """A body of OpenAI's Responses, answered as that API does: streaming, whole, or in the background."""
     return await speak(request, caller, RESPONSES)
 
 
 @router.get("/v1/responses/{response_id}", response_class=Response, responses=openapi.STREAMED_OR_WHOLE)
-async def retrieve(
+async def retrieve_response(
     request: Request,
     response_id: ResponseId,
     caller: Caller,
@@ -65,7 +65,7 @@ async def retrieve(
     response_class=Response,
     responses=openapi.answer("The response, stopped", {"type": "object"}),
 )
-async def cancel(request: Request, response_id: ResponseId, caller: Caller) -> Response:
+async def cancel_response(request: Request, response_id: ResponseId, caller: Caller) -> Response:
     """Stops a response, in the background or not, whichever worker runs it. As often as you like."""
     runtime = get_runtime(request)
     found = await _find(request, caller, response_id)

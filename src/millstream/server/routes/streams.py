@@ -24,7 +24,13 @@ from millstream.server.streaming.client_watch import ClientWatch
 from millstream.server.streaming.event_stream import EventStreamResponse, reconnect_response
 from millstream.tickets import FIRST_USE_SECONDS, Purpose
 
-router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
+router = APIRouter(
+    route_class=Route,
+    default_response_class=OneLineJSON,
+    responses=openapi.USUAL,
+    tags=openapi.TAGS,
+    dependencies=[openapi.KEY],
+)
 _SHOWN = openapi.of(Receipt, without="owner_id")
 _RECEIPT = openapi.errors(404, 422) | openapi.answer("The receipt", _SHOWN)
 

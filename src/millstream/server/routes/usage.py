@@ -17,7 +17,9 @@ from millstream.server.dependencies import get_api_key, get_runtime
 from millstream.server.errors import Route
 from millstream.server.requests import Moment, Text
 
-router = APIRouter(route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL)
+router = APIRouter(
+    route_class=Route, default_response_class=OneLineJSON, responses=openapi.USUAL, tags=openapi.TAGS
+)
 
 _TOTAL = openapi.of(Total)
 _PREVIOUS = openapi.listed(_TOTAL, since={"type": "number"}, until={"type": "number"})
