@@ -20,6 +20,7 @@ from application import Run
 from asgi import post
 from guides import PAGES, ROOT, Block, all_blocks, blocks
 from matrix.wires import model
+from millstream import Principal, get_api_key
 from millstream.cli import app as command_line
 from millstream.settings import Settings
 from oracle import oracle
@@ -214,6 +215,24 @@ def test_the_guides_own_lifespan_and_login_work() -> None:
         assert client.options("/ai/v1/chat", headers=page | asks).status_code == 200
         exposed = client.post("/ai/v1/chat", json=body, headers=page).headers["access-control-expose-headers"]
         assert {"X-Stream-Id", "X-RateLimit-Limit-Tokens"} <= set(exposed.split(", "))
+
+
+@pytest.mark.usefixtures("scripted")
+def test_the_provider_of_the_guide_answers_and_refuses() -> None:
+    names = run(blocks(ROOT / "docs/extending/provider.md", "python"))
+    millstream = names["millstream"]
+    app = FastAPI(lifespan=millstream.lifespan)
+    app.include_router(millstream.router)
+    app.dependency_overrides[get_api_key] = lambda: Principal("ann", frozenset({"chat"}))
+    with TestClient(app) as client:
+        for content, status, said in [
+            ("Say it", 200, "Say it "),
+            (" ", 400, "there is nothing to say again"),
+        ]:
+            body = {"model": "mine/again", "messages": [{"role": "user", "content": content}]}
+            answer = client.post("/v1/chat", json=body)
+            assert answer.status_code == status
+            assert said in answer.text
 
 
 def test_the_guides_test_passes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -263,9 +264,9 @@ def _first_sentence(path: Path) -> str:
 # What the reference of the Python API shows: modules, and of each the names.
 PUBLIC = {
     "millstream": (
-        "Millstream", "create_app", "Settings", "require_api_key", "require_principal", "get_api_key",
-        "get_llm_service", "get_meter", "Principal", "ChatRequest", "ChatMessage", "LLMService",
-        "ChunkResponse", "Meter",
+        "Millstream", "create_app", "EXPOSED_HEADERS", "Settings", "require_api_key", "require_principal",
+        "get_api_key", "get_llm_service", "get_meter", "Principal", "ChatRequest", "ChatMessage",
+        "LLMService", "ChunkResponse", "Meter",
     ),
     "millstream.runtime": ("Runtime",),
     "millstream.auth": ("Keys",),
@@ -273,7 +274,14 @@ PUBLIC = {
     "millstream.client": ("AsyncClient", "Frame", "Failure", "ToolCallPiece", "Unreachable"),
     "millstream.prompt": ("Prompt", "Message", "Tool", "OutputFormat"),
     "millstream.providers": (
-        "Provider", "Finish", "ToolCallPiece", "PartOpen", "PartBreak", "InChoice", "UsageReport",
+        "Provider", "Produced", "Said", "Finish", "ToolCallPiece", "PartOpen", "PartBreak", "InChoice",
+        "UsageReport",
+    ),
+    "millstream.events": ("TextDelta", "ReasoningDelta", "RefusalDelta", "AnswerStart"),
+    "millstream.errors": (
+        "MillstreamError", "Unauthorized", "Forbidden", "ProviderError", "UpstreamError", "UpstreamRefused",
+        "RequestRefused", "PromptTooLong", "UpstreamRateLimited", "UpstreamTimeout", "UpstreamModelNotFound",
+        "ConfigurationError", "Misuse",
     ),
     "millstream.testing": ("answering", "create_key"),
     "millstream.journals": ("Journal",),
@@ -308,7 +316,21 @@ def _described(path: Path, name: str) -> str:
     for node in ast.parse(text).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name:
             return _class(text, node) if isinstance(node, ast.ClassDef) else _function(text, node, "### ")
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+            return _value(text, node, name)
     raise SystemExit(f"{path.name} has no {name}")
+
+
+def _value(text: str, node: ast.AnnAssign, name: str) -> str:
+    """What it stands for or its type, and the comment above it."""
+    above = reversed(text.splitlines()[: node.lineno - 1])
+    comment = [line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("# "), above)]
+    kind = ast.unparse(node.annotation)
+    code = f"{name}: {kind}"
+    if kind == "TypeAlias" and node.value is not None:
+        code = f"{name} = {ast.unparse(node.value)}"
+    prose = _prose("\n".join(reversed(comment))) + "\n" if comment else ""
+    return f"### `{name}`\n\n{prose}```python\n{code}\n```\n"
 
 
 def _class(text: str, node: ast.ClassDef) -> str:

@@ -58,7 +58,7 @@ _ROUTES = [
 
 
 _SAID = ("Limit", "Remaining", "Reset")
-# What a page of another origin needs to read of an answer, for `CORSMiddleware(expose_headers=…)`.
+# What pages of other origins need to read: ``CORSMiddleware(expose_headers=EXPOSED_HEADERS)``.
 EXPOSED_HEADERS: tuple[str, ...] = (
     *("Location", "Millstream-Ignored", "Request-Id", "Retry-After"),
     *("X-Request-Id", "X-Should-Retry", "X-Stream-Id"),
