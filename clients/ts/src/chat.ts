@@ -104,14 +104,12 @@ export class Chat {
    * page's end. Returns how to disconnect, which stops reading and leaves the rest to the server (`onLeave`).
    */
   readonly attach = (): (() => void) => {
-    this.#attached += 1;
-    if (this.#attached === 1) this.#detach = this.#connect();
+    if (this.#attached++ === 0) this.#detach = this.#connect();
     let isDone = false;
     return () => {
       if (isDone) return;
       isDone = true;
-      this.#attached -= 1;
-      if (this.#attached === 0) this.#detach();
+      if (--this.#attached === 0) this.#detach();
     };
   };
 
@@ -398,7 +396,7 @@ export class Chat {
   }
 
   #use(text: string | undefined): void {
-    const found = text === undefined ? undefined : parseJson(text);
+    const found = parseJson(text ?? "");
     if (!Array.isArray(found) || found.length === 0 || this.#state.messages.length > 0) return;
     const messages = (found as Message[]).map((message) => {
       if (message.role !== "assistant" || message.error === undefined) return message;

@@ -34,12 +34,13 @@ export class StreamError extends Error {
   }
 }
 
-export function errorFromJson(error: JsonObject, status?: number): StreamError {
-  return new StreamError(
-    asText(error["code"]) ?? "unknown",
-    asText(error["message"]) ?? "The server gave no reason.",
-    { status, retryable: error["retryable"] === true, requestId: asText(error["request_id"]) },
-  );
+export function errorFromJson(error: JsonObject, details: StreamError["details"] = {}): StreamError {
+  const code = asText(error["code"]) ?? "unknown";
+  return new StreamError(code, asText(error["message"]) ?? "The server gave no reason.", {
+    ...details,
+    retryable: error["retryable"] === true || ["overloaded", "draining"].includes(code),
+    requestId: asText(error["request_id"]),
+  });
 }
 
 const TRY_AGAIN = new Set([408, 425, 429, 500, 502, 503, 504]);
@@ -48,26 +49,15 @@ const TRY_AGAIN = new Set([408, 425, 429, 500, 502, 503, 504]);
 export async function errorFromResponse(response: Response): Promise<StreamError> {
   const text = await response.text().catch(() => "");
   const error = asObject(asObject(parseJson(text))?.["error"]);
-  const seconds = Number(response.headers.get("Retry-After") ?? "");
-  const details = {
-    status: response.status,
-    retryAfterMs: Number.isFinite(seconds) && seconds > 0 ? seconds * 1000 : undefined,
-  };
-  if (error === undefined) {
-    // A proxy in between answers with a page of its own.
-    if (response.status === 413) {
-      const message = "A proxy before Millstream takes no request of this length.";
-      return new StreamError("too_large", message, details);
-    }
-    const retryable = TRY_AGAIN.has(response.status);
-    const message = `The answer (HTTP ${response.status}) did not come from Millstream.`;
-    return new StreamError("bad_response", message, { ...details, retryable });
+  const seconds = Number(response.headers.get("Retry-After"));
+  const details = { status: response.status, retryAfterMs: seconds > 0 ? seconds * 1000 : undefined };
+  if (error !== undefined) return errorFromJson(error, details);
+  // A proxy in between answers with a page of its own.
+  if (response.status === 413) {
+    const message = "A proxy before Millstream takes no request of this length.";
+    return new StreamError("too_large", message, details);
   }
-  const found = errorFromJson(error, response.status);
-  const retryable = found.retryable || ["overloaded", "draining"].includes(found.code);
-  return new StreamError(found.code, found.message, {
-    ...details,
-    retryable,
-    requestId: found.details.requestId,
-  });
+  const retryable = TRY_AGAIN.has(response.status);
+  const message = `The answer (HTTP ${response.status}) did not come from Millstream.`;
+  return new StreamError("bad_response", message, { ...details, retryable });
 }

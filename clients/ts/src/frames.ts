@@ -116,7 +116,6 @@ export function follows(last: Position | undefined, next: string): "next" | "see
   return epoch === lastEpoch + 1 && seq === 1 ? "next" : "gap";
 }
 
-function numbers(position: string): [number?, number?] {
-  const match = POSITION.exec(position);
-  return match === null ? [] : [Number(match[1]), Number(match[2])];
+function numbers(position: string): number[] {
+  return (POSITION.exec(position) ?? []).slice(1).map(Number);
 }

@@ -50,10 +50,12 @@ function inTexts(ask: (texts: IDBObjectStore) => IDBRequest): Promise<unknown> {
       const texts = transaction.objectStore(TEXTS);
       const asked = ask(texts);
       forgetOld(texts);
-      transaction.oncomplete = () => resolve(asked.result);
+      transaction.oncomplete = () => {
+        resolve(asked.result);
+        database.close();
+      };
       transaction.onabort = () => resolve(undefined);
       database.onversionchange = () => database.close();
-      transaction.addEventListener("complete", () => database.close());
     };
   });
 }

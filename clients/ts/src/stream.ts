@@ -239,20 +239,14 @@ async function tokenFrom(server: Server, refresh: boolean): Promise<string | und
 }
 
 /** `work`, or an `AbortError` as soon as `signal` aborts, whether or not `work` knows of it. */
-async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal | null | undefined): Promise<T> {
-  if (signal == null) return work;
-  let abort = (): void => undefined;
-  const aborted = new Promise<never>((_, reject) => {
+function unlessAborted<T>(work: Promise<T>, signal: AbortSignal | null | undefined): Promise<T> {
+  return new Promise((resolve, reject) => {
     // Neither DOMException nor throwIfAborted: React Native has none.
-    abort = () => reject(Object.assign(new Error("aborted"), { name: "AbortError" }));
-    signal.addEventListener("abort", abort);
-    if (signal.aborted) abort();
+    const abort = (): void => reject(Object.assign(new Error("aborted"), { name: "AbortError" }));
+    signal?.addEventListener("abort", abort);
+    if (signal?.aborted) abort();
+    void work.then(resolve, reject).then(() => signal?.removeEventListener("abort", abort));
   });
-  try {
-    return await Promise.race([work, aborted]);
-  } finally {
-    signal.removeEventListener("abort", abort);
-  }
 }
 
 /** Stops a stream, wherever it runs. With `leaving` the request outlives the page. */
