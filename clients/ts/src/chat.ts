@@ -10,7 +10,7 @@ import { keep, kept } from "./kept";
 import type { AssistantMessage, Message } from "./messages";
 import { newAnswer, openCalls, reduce, toRequest, userMessage } from "./messages";
 import type { ConnectionState, Server } from "./stream";
-import { cancelStream, findStream, hasBegun, openStream, randomKey } from "./stream";
+import { cancelStream, findStream, hasBegun, openStream, randomKey, sendable } from "./stream";
 import { openShared } from "./tabs";
 import { throttled } from "./throttle";
 
@@ -247,8 +247,8 @@ export class Chat {
   /** Refuses what the server would refuse, before it is sent. */
   #measure(messages: readonly Message[]): void {
     const { request, maxRequestBytes = MAX_BODY_BYTES } = this.options;
-    const body = JSON.stringify({ ...request, messages: toRequest(messages) });
-    if (body.length * 3 < maxRequestBytes || new TextEncoder().encode(body).length < maxRequestBytes) return;
+    const body = sendable(() => JSON.stringify({ ...request, messages: toRequest(messages) }));
+    if (new TextEncoder().encode(body).length < maxRequestBytes) return;
     throw new StreamError("too_large", "The conversation is longer than the server takes.");
   }
 

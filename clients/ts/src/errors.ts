@@ -4,9 +4,10 @@ import type { JsonObject } from "./json";
 import { asObject, asText, parseJson } from "./json";
 
 /**
- * A code of the server's closed list (spec/protocol.md §8), or one of the client's own: `unreachable` (no answer
- * after all attempts), `interrupted` (the stream ended without its end), `bad_response` (not a Millstream's answer),
- * `token` (`getToken` failed; `cause` is its error), `busy` (a question waits already).
+ * A code of the server's closed list (spec/protocol.md §8), which `invalid_request` is also here where a request cannot
+ * be sent, or one of the client's own: `unreachable` (no answer after all attempts; `cause` is the last one's error),
+ * `interrupted` (the stream ended without its end), `bad_response` (not a Millstream's answer), `token` (`getToken`
+ * failed; `cause` is its error), `busy` (a question waits already).
  */
 export type ErrorCode = "unreachable" | "interrupted" | "bad_response" | "token" | "busy" | (string & {});
 

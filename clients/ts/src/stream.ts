@@ -62,8 +62,10 @@ export async function* openStream(options: StreamOptions): AsyncGenerator<Positi
     let failure: StreamError;
     try {
       const response = await connection.open(options, streamId, last, idempotencyKey);
-      if (response.status === 204) throw new StreamError("interrupted", "The stream ended before its end.");
-      if (response.status !== 200) throw await errorFromResponse(response);
+      if (response.status === 204)
+        throw new StreamError("interrupted", "The connection ended before the answer did.");
+      const isStream = response.headers.get("Content-Type")?.startsWith("text/event-stream");
+      if (response.status !== 200 || !isStream) throw await errorFromResponse(response);
       streamId ??= response.headers.get("X-Stream-Id") ?? undefined;
       options.onState?.("streaming");
       for await (const event of connection.events(response)) {
@@ -81,11 +83,11 @@ export async function* openStream(options: StreamOptions): AsyncGenerator<Positi
         if (frame.kind === "end" || frame.kind === "error") return;
       }
       failure = new StreamError("interrupted", "The connection ended before the answer did.");
-    } catch (error) {
+    } catch (cause) {
       if (signal.aborted) return;
-      if (error instanceof StreamError && !error.retryable) throw error;
+      if (cause instanceof StreamError && !cause.retryable) throw cause;
       const text = "The server could not be reached.";
-      failure = error instanceof StreamError ? error : new StreamError("unreachable", text);
+      failure = cause instanceof StreamError ? cause : new StreamError("unreachable", text, {}, { cause });
     } finally {
       connection.close();
     }
@@ -138,7 +140,7 @@ class Connection {
       path = `/v1/streams/${encodeURIComponent(streamId)}/events`;
       if (after !== undefined) headers["Last-Event-ID"] = after;
     } else {
-      body = JSON.stringify(options.request ?? {});
+      body = sendable(() => JSON.stringify(options.request ?? {}));
       headers["Content-Type"] = "application/json";
       headers["Idempotency-Key"] = idempotencyKey;
     }
@@ -149,7 +151,7 @@ class Connection {
   }
 
   async *events(response: Response): AsyncGenerator<ServerSentEvent, void> {
-    if (response.body === null) throw new StreamError("bad_response", "The answer has no body to read.");
+    if (!response.body) throw new StreamError("bad_response", "The answer has no body to read.");
     const reader = response.body.getReader();
     const decoder = new TextDecoder();
     let arrived: ServerSentEvent[] = [];
@@ -218,10 +220,25 @@ export async function call(
   const attempt = async (refresh: boolean): Promise<Response> => {
     const token = await unlessAborted(tokenFrom(server, refresh), init.signal);
     const headers = { ...init.headers, ...(token === undefined ? {} : { Authorization: `Bearer ${token}` }) };
-    return send(url, { ...init, headers, cache: "no-store", credentials: "omit" });
+    try {
+      return await send(url, { ...init, headers, cache: "no-store", credentials: "omit" });
+    } catch (error) {
+      // A `fetch` of the application's may take other addresses.
+      if (server.fetch === undefined) sendable(() => new Request(url, { headers }));
+      throw error;
+    }
   };
   const response = await attempt(false);
   return response.status === 401 && server.getToken !== undefined ? attempt(true) : response;
+}
+
+/** What `make` gives. Where it fails, nothing can be sent: other attempts would not mend it. */
+export function sendable<T>(make: () => T): T {
+  try {
+    return make();
+  } catch (cause) {
+    throw new StreamError("invalid_request", String(cause), {}, { cause });
+  }
 }
 
 /**

@@ -558,6 +558,8 @@ describe("what an answer says of how it came", () => {
     const server = new FakeServer(["Hello"]);
     const chat = chatWith(server, { maxRequestBytes: 1000 });
     await expect(chat.send("ä".repeat(600))).rejects.toMatchObject({ code: "too_large" });
+    chat.options = { ...chat.options, request: { seed: 1n } };
+    await expect(chat.send("Why?")).rejects.toMatchObject({ code: "invalid_request" });
     expect(chat.getSnapshot().messages).toEqual([]);
     expect(server.calls).toEqual([]);
   });

@@ -163,7 +163,8 @@ describe("openStream", () => {
   it("gives up after its attempts", async () => {
     const server = new FakeServer(WORDS);
     server.cuts = Array<Cut>(9).fill({ refuses: true });
-    await expect(read(server, { attempts: 3 })).rejects.toMatchObject({ code: "unreachable" });
+    const cause = new TypeError("fetch failed");
+    await expect(read(server, { attempts: 3 })).rejects.toMatchObject({ code: "unreachable", cause });
     expect(server.calls).toHaveLength(3);
   });
 
@@ -188,6 +189,23 @@ describe("openStream", () => {
     await expect(read(server)).rejects.toMatchObject({ code: "bad_response" });
     server.cuts = [{ status: 404, body: "<html>nothing</html>" }];
     await expect(read(server)).rejects.toBeInstanceOf(StreamError);
+  });
+
+  it.each(["text/html", "application/json", ""])("refuses at once a page that is %s", async (type) => {
+    const server = new FakeServer(WORDS);
+    server.cuts = Array<Cut>(9).fill({ status: 200, headers: { "Content-Type": type }, body: "{}" });
+    await expect(read(server)).rejects.toMatchObject({ code: "bad_response", details: { status: 200 } });
+    expect(server.calls).toHaveLength(1);
+  });
+
+  it.each([
+    ["an address without a host", { request: {} }],
+    ["half an address", { request: {}, url: "127.0.0.1:8000" }],
+    ["a token of other letters", { request: {}, url: "http://127.0.0.1", getToken: () => "“token”" }],
+    ["a request that is no JSON", { request: { seed: 1n }, url: "http://127.0.0.1" }],
+  ])("refuses at once %s", async (_, options: StreamOptions) => {
+    const failing = openStream(options).next();
+    await expect(failing).rejects.toMatchObject({ code: "invalid_request", cause: expect.any(TypeError) });
   });
 
   it("says what a proxy's refusal of a long request means", async () => {
