@@ -54,7 +54,6 @@ export interface ChatOptions extends Server {
 
 interface Running {
   controller: AbortController;
-  answerId: string;
   frames: Frame[];
   stopped: boolean;
   arrival: Arrival;
@@ -72,6 +71,8 @@ export class Chat {
   #state: ChatState;
   readonly #first: ChatState;
   #running: Running | undefined;
+  /** The answer that is being written, or was the last. */
+  #answerId: string | undefined;
   readonly #storageKey: string | undefined;
   #listeners = new Set<() => void>();
   #flush: (() => void) | undefined;
@@ -79,8 +80,8 @@ export class Chat {
   #changed = false;
   #attached = 0;
   #detach: () => void = () => undefined;
-  /** Tells the question that waits whether it is to be asked. */
-  #next: ((asks: boolean) => void) | undefined;
+  /** Tells who has sent the question that waits what came of it. */
+  #tellSender: ((answer?: Promise<AssistantMessage>) => void) | undefined;
 
   constructor(options: ChatOptions = {}) {
     this.options = options;
@@ -135,21 +136,20 @@ export class Chat {
 
   /**
    * Asks a question; gives the answer as it has ended. While another one is on its way, also one that is being stopped,
-   * the question waits for its end (`queued`). One can wait: the next is refused with a `StreamError`, `busy`, and one
-   * that the server would not take is refused with `too_large`. Undefined where there was nothing to ask, or the
-   * conversation that it waited in is gone.
+   * the question waits for its end (`queued`), and for the results of tools that it calls, until another question is
+   * sent. One can wait: the next is refused with a `StreamError`, `busy`, and one that the server would not take is
+   * refused with `too_large`. Undefined where there was nothing to ask, where the conversation that it waited in is gone,
+   * or was detached; that one asks it when it is attached again.
    */
   readonly send = async (text: string): Promise<AssistantMessage | undefined> => {
     if (text === "") return undefined;
-    const next = userMessage(randomKey(), text);
-    this.#measure([...this.#state.messages, next]);
-    if (this.#running !== undefined) {
-      if (this.#next !== undefined) throw new StreamError("busy", "Another question waits already.");
-      this.#set({ ...this.#state, queued: text });
-      const asks = await new Promise<boolean>((resolve) => (this.#next = resolve));
-      if (!asks) return undefined;
-    }
-    return this.#ask([...this.#state.messages, next]);
+    const messages = [...this.#state.messages, userMessage(randomKey(), text)];
+    this.#measure(messages);
+    this.#askNext(true);
+    if (this.#running === undefined) return this.#ask(messages);
+    if (this.#state.queued !== undefined) throw new StreamError("busy", "Another question waits already.");
+    this.#set({ ...this.#state, queued: text });
+    return new Promise((resolve) => (this.#tellSender = resolve));
   };
 
   /**
@@ -185,19 +185,21 @@ export class Chat {
     if (running === undefined || running.stopped) return;
     running.stopped = true;
     const options = this.options;
-    const { streamId, request } = this.#answer() ?? {};
+    const answer = this.#answer();
     // Its last frame says what the answer has used; without it, it is stopped all the same.
     const giveUp = setTimeout(() => running.controller.abort(), STOP_MS);
     for (let attempt = 1; attempt <= STOP_ATTEMPTS; attempt++) {
       try {
-        const id = streamId ?? (request && (await findStream(options, request, running.answerId)));
+        const id = await streamOf(options, answer);
         if (id === undefined) running.controller.abort();
         else await cancelStream(options, id);
         break;
       } catch (error) {
-        if (error instanceof StreamError && !error.retryable) running.controller.abort();
-        if (error instanceof StreamError && !error.retryable) break;
-        await pause(500 * 2 ** attempt, new AbortController().signal);
+        if (error instanceof StreamError && !error.retryable) {
+          running.controller.abort();
+          break;
+        }
+        await pause(500 * 2 ** attempt);
       }
     }
     if (this.#running !== running) clearTimeout(giveUp);
@@ -207,7 +209,7 @@ export class Chat {
   readonly resume = async (): Promise<void> => {
     const answer = this.#resumable();
     if (this.#running !== undefined) return;
-    if (answer === undefined) return this.#askNext(true);
+    if (answer === undefined) return this.#askNext();
     // From its start: an answer is what its frames make of it. What there is of it stays until they come.
     const { id, streamId, model, request } = answer;
     await this.#read({ ...newAnswer(id), streamId, model, request }, { ...answer, status: "streaming" });
@@ -215,23 +217,22 @@ export class Chat {
 
   /** Replaces the conversation, and stops reading an answer that is not in it. */
   readonly setMessages = (messages: readonly Message[]): void => {
-    const answer = this.#answer();
-    const at = messages.findIndex((message) => message.id === answer?.id);
-    if (this.#running !== undefined && at < 0) this.#disconnect();
+    const at = messages.findIndex((message) => message.id === this.#answerId);
+    if (at < 0) this.#disconnect();
     // An answer that is being written is newer here than wherever these messages come from.
-    const theirs = messages.map((message, i) => (i === at && answer !== undefined ? answer : message));
-    if (this.#running === undefined) this.#askNext(false);
+    const answer = this.#answer();
+    const theirs = messages.map((message) => (message.id === answer?.id ? answer : message));
     const status = this.#running === undefined ? "idle" : this.#state.status;
-    this.#set({ ...this.#state, messages: theirs, error: undefined, status });
+    const queued = at < 0 ? undefined : this.#state.queued;
+    this.#set({ messages: theirs, error: undefined, status, queued });
     this.#changed = true;
     this.#store();
   };
 
   /** The answer that is being written. */
   #answer(): AssistantMessage | undefined {
-    const id = this.#running?.answerId;
-    const found = this.#state.messages.find((message) => message.id === id);
-    return found?.role === "assistant" ? found : undefined;
+    const found = this.#state.messages.find((message) => message.id === this.#answerId);
+    return this.#running !== undefined && found?.role === "assistant" ? found : undefined;
   }
 
   /** The last answer, where it was left in the middle or could not be reached. */
@@ -252,13 +253,13 @@ export class Chat {
     throw new StreamError("too_large", "The conversation is longer than the server takes.");
   }
 
-  /** Lets the question that waits be asked, or drops it. */
-  #askNext(asks: boolean): void {
-    const next = this.#next;
-    this.#next = undefined;
-    if (next === undefined) return;
-    this.#set({ ...this.#state, queued: undefined });
-    next(asks);
+  /** Asks the question that waits, unless an answer or the results of tools come before it. */
+  #askNext(withoutResults = false): void {
+    const { messages, queued } = this.#state;
+    if (this.#running !== undefined || queued === undefined) return;
+    if (!withoutResults && openCalls(messages).length > 0) return;
+    this.#state = { ...this.#state, queued: undefined };
+    this.#tellSender?.(this.#ask([...messages, userMessage(randomKey(), queued)]));
   }
 
   async #ask(messages: readonly Message[]): Promise<AssistantMessage> {
@@ -268,7 +269,7 @@ export class Chat {
       messages: toRequest(messages),
       on_disconnect: typeof onLeave === "object" ? { grace_seconds: onLeave.graceSeconds } : onLeave,
     };
-    this.#set({ ...this.#state, messages, status: "connecting", error: undefined });
+    this.#state = { ...this.#state, messages };
     return this.#read({ ...newAnswer(randomKey()), request: body });
   }
 
@@ -276,12 +277,12 @@ export class Chat {
     const options = this.options;
     const running: Running = {
       controller: new AbortController(),
-      answerId: answer.id,
       frames: [],
       stopped: false,
       arrival: { asked: Date.now(), first: 0, count: 0 },
     };
     this.#running = running;
+    this.#answerId = answer.id;
     this.#changed = true;
     this.#put(shown, "connecting");
     this.#store();
@@ -330,7 +331,7 @@ export class Chat {
         this.#running = undefined;
         this.#store();
         tell(options, shown);
-        this.#askNext(true);
+        this.#askNext();
       }
     }
     return shown;
@@ -344,12 +345,11 @@ export class Chat {
     const waits = (): boolean => this.#running === running && running.arrival.count === 0 && !running.stopped;
     for (let wait = LATE_MS; waits(); wait *= 2) {
       await pause(wait, running.controller.signal);
-      const { streamId, request } = this.#answer() ?? {};
+      const answer = this.#answer();
       if (!waits()) return;
       try {
-        const id = streamId ?? (request && (await findStream(options, request, running.answerId)));
-        if (id === undefined) return;
-        if ((await hasBegun(options, id)) && waits()) return isHeldBack();
+        const id = await streamOf(options, answer);
+        if (id !== undefined && (await hasBegun(options, id)) && waits()) return isHeldBack();
       } catch {
         // The connection that the answer comes over says what is wrong.
       }
@@ -359,9 +359,9 @@ export class Chat {
   /** Stops reading. The answer stays as it is, to be resumed. */
   #disconnect(): void {
     this.#flush?.();
-    const running = this.#running;
+    this.#running?.controller.abort();
     this.#running = undefined;
-    running?.controller.abort();
+    this.#tellSender?.();
   }
 
   #put(answer: AssistantMessage, status: ChatStatus, error?: StreamError): void {
@@ -404,6 +404,11 @@ export class Chat {
     });
     this.#set({ ...this.#state, messages });
   }
+}
+
+/** The id of an answer's stream, which the server is asked for where it has not come. */
+async function streamOf(server: Server, answer: AssistantMessage | undefined): Promise<string | undefined> {
+  return answer?.streamId ?? (answer?.request && findStream(server, answer.request, answer.id));
 }
 
 /** An application's own error is its own: the conversation goes on. */

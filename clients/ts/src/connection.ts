@@ -2,7 +2,7 @@
 
 /** Calls `wake` whenever a waiting client has a reason to try again at once. Returns how to stop it. */
 export function onWake(wake: (reason: "online" | "visible" | "restored") => void): () => void {
-  if (typeof window === "undefined" || typeof window.addEventListener !== "function") return () => undefined;
+  if (typeof window === "undefined" || !window.addEventListener) return () => undefined;
   const online = (): void => wake("online");
   const visible = (): void => {
     if (document.visibilityState === "visible") wake("visible");
@@ -21,17 +21,17 @@ export function onWake(wake: (reason: "online" | "visible" | "restored") => void
 }
 
 /** Waits; less long where `signal` aborts or the page wakes up. */
-export function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
+export function pause(milliseconds: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     const done = (): void => {
       clearTimeout(timer);
-      signal.removeEventListener("abort", done);
+      signal?.removeEventListener("abort", done);
       stopListening();
       resolve();
     };
     const timer = setTimeout(done, milliseconds);
-    signal.addEventListener("abort", done);
+    signal?.addEventListener("abort", done);
     const stopListening = onWake(done);
-    if (signal.aborted) done();
+    if (signal?.aborted) done();
   });
 }

@@ -18,6 +18,11 @@ function answer(chat: Chat): AssistantMessage {
   return last;
 }
 
+/** The messages of each request. */
+function sent(server: FakeServer): object[][] {
+  return server.calls.flatMap(({ body }) => (body === undefined ? [] : [JSON.parse(body).messages]));
+}
+
 async function until(condition: () => boolean): Promise<void> {
   await vi.waitFor(() => expect(condition()).toBe(true), { timeout: 3000, interval: 5 });
 }
@@ -334,6 +339,52 @@ describe("what a chat does not lose", () => {
     expect(chat.getSnapshot()).toMatchObject({ messages: [], queued: undefined, status: "idle" });
   });
 
+  it("asks one question at a time, also where its end makes the application ask another", async () => {
+    const server = new FakeServer(["Hel"], false);
+    let ends = 0;
+    const chat = chatWith(server, { onFinish: () => ++ends === 1 && void chat.send("Three?") });
+    void chat.send("One?");
+    await until(() => chat.getSnapshot().status === "streaming");
+    const second = chat.send("Two?");
+    server.end("stop");
+    expect((await second)?.status).toBe("done");
+    await until(() => ends === 3);
+    expect(sent(server).map((messages) => messages.length)).toEqual([1, 3, 5]);
+    expect(chat.getSnapshot().messages.map(textOf)).toEqual(["One?", "Hel", "Two?", "Hel", "Three?", "Hel"]);
+  });
+
+  it("keeps the question that waits where the end of an answer changes its conversation", async () => {
+    const server = new FakeServer(["Hel"], false);
+    const chat = chatWith(server, {
+      onFinish: () => chat.setMessages(chat.getSnapshot().messages.slice(-1)),
+    });
+    void chat.send("One?");
+    await until(() => chat.getSnapshot().status === "streaming");
+    const second = chat.send("Two?");
+    server.end("stop");
+    expect((await second)?.status).toBe("done");
+    expect(sent(server).at(-1)).toEqual([
+      { role: "assistant", content: "Hel" },
+      { role: "user", content: "Two?" },
+    ]);
+  });
+
+  it("lets go of who waits for an answer when it is detached, and asks when it is attached again", async () => {
+    const server = new FakeServer(["Hel"], false);
+    const chat = chatWith(server);
+    const leave = chat.attach();
+    void chat.send("One?");
+    await until(() => chat.getSnapshot().status === "streaming");
+    const second = chat.send("Two?");
+    leave();
+    expect(await second).toBeUndefined();
+    expect(chat.getSnapshot().queued).toBe("Two?");
+    server.end("stop");
+    onTestFinished(chat.attach());
+    await until(() => chat.getSnapshot().messages.length === 4 && answer(chat).status === "done");
+    expect(chat.getSnapshot().messages.map(textOf)).toEqual(["One?", "Hel", "Two?", "Hel"]);
+  });
+
   it("does not store an empty conversation over another's of the same name", async () => {
     const stored = new Map<string, string>();
     const listeners: ((event: { persisted: boolean }) => void)[] = [];
@@ -433,6 +484,67 @@ describe("tool calls", () => {
       { role: "tool", tool_call_id: "c1", content: "rain" },
       { role: "tool", tool_call_id: "c2", content: "noon" },
     ]);
+  });
+
+  const takes = (milliseconds: number): Promise<void> =>
+    new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+  it.each([
+    ["before anything else happens", undefined],
+    ["at once", async () => undefined],
+    ["later", () => takes(50)],
+  ])("are answered %s, and then comes the question that waits", async (_, work) => {
+    const turns = [new FakeServer([], false), new FakeServer(["It rains."]), new FakeServer(["Good bye."])];
+    const [calling] = turns;
+    calling?.call({ index: 0, id: "c1", name: "weather", arguments: "{}" });
+    const bodies: object[][] = [];
+    const chat = new Chat({
+      throttleMs: 0,
+      fetch: async (input, init) => {
+        bodies.push(JSON.parse(String(init?.body)).messages);
+        return (turns.shift() ?? new FakeServer([])).fetch(input, init);
+      },
+      async onFinish() {
+        for (const call of openCalls(chat.getSnapshot().messages)) {
+          if (work !== undefined) await work();
+          await chat.addToolResult(call.id, "rain");
+        }
+      },
+    });
+    void chat.send("Weather?");
+    await until(() => chat.getSnapshot().status === "streaming");
+    const second = chat.send("Thanks.");
+    calling?.end("tool_calls");
+    expect(await second).toMatchObject({ status: "done", parts: [{ text: "Good bye." }] });
+    const call = { id: "c1", type: "function", function: { name: "weather", arguments: "{}" } };
+    const conversation = [
+      { role: "user", content: "Weather?" },
+      { role: "assistant", content: null, tool_calls: [call] },
+      { role: "tool", tool_call_id: "c1", content: "rain" },
+      { role: "assistant", content: "It rains." },
+      { role: "user", content: "Thanks." },
+    ];
+    expect(bodies).toEqual([1, 3, 5].map((length) => conversation.slice(0, length)));
+    expect(chat.getSnapshot()).toMatchObject({ status: "idle", queued: undefined });
+  });
+
+  it("that nobody answers hold a question until the next one is sent", async () => {
+    const server = new FakeServer([], false);
+    server.call({ index: 0, id: "c1", name: "weather", arguments: "{}" });
+    const chat = chatWith(server);
+    const first = chat.send("Weather?");
+    await until(() => chat.getSnapshot().status === "streaming");
+    void chat.send("Never mind.");
+    server.end("tool_calls");
+    await first;
+    expect(chat.getSnapshot()).toMatchObject({ status: "idle", queued: "Never mind." });
+    void chat.send("Are you there?");
+    await until(() => sent(server).length === 2);
+    expect(sent(server).at(-1)).toEqual([
+      { role: "user", content: "Weather?" },
+      { role: "user", content: "Never mind." },
+    ]);
+    expect(chat.getSnapshot().queued).toBe("Are you there?");
   });
 
   it("without results are left out of what is sent", async () => {
