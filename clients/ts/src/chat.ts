@@ -215,7 +215,10 @@ export class Chat {
     await this.#read({ ...newAnswer(id), streamId, model, request }, { ...answer, status: "streaming" });
   };
 
-  /** Replaces the conversation, and stops reading an answer that is not in it. */
+  /**
+   * Replaces the conversation, and stops reading an answer that is not in it. To the server that is leaving it (`onLeave`):
+   * call `stop()` before where nobody will come back.
+   */
   readonly setMessages = (messages: readonly Message[]): void => {
     const at = messages.findIndex((message) => message.id === this.#answerId);
     if (at < 0) this.#disconnect();
