@@ -25,7 +25,7 @@ export class StreamError extends Error {
       requestId?: string | undefined;
       retryAfterMs?: number | undefined;
     } = {},
-    options?: ErrorOptions,
+    options?: { cause?: unknown },
   ) {
     super(message, options);
   }

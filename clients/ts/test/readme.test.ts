@@ -32,6 +32,22 @@ function file(block: string): string {
   ].join("\n");
 }
 
+/** What the compiler says about files that it finds only here. */
+function wrongIn(files: Map<string, string>, options: ts.CompilerOptions): string {
+  const host = ts.createCompilerHost(options);
+  const { fileExists, getSourceFile, readFile } = host;
+  host.fileExists = (name) => files.has(name) || fileExists(name);
+  host.readFile = (name) => files.get(name) ?? readFile(name);
+  host.getSourceFile = (name, version, ...rest) => {
+    const text = files.get(name);
+    return text === undefined
+      ? getSourceFile(name, version, ...rest)
+      : ts.createSourceFile(name, text, version);
+  };
+  const program = ts.createProgram([...files.keys()], options, host);
+  return ts.formatDiagnostics(ts.getPreEmitDiagnostics(program), host);
+}
+
 describe("the compiler", () => {
   it("takes every block of the READMEs", () => {
     const all = ["../README.md", "../../../README.md"].flatMap(blocks);
@@ -49,18 +65,24 @@ describe("the compiler", () => {
       types: ["node"],
       paths: { "millstream/react": [at("../src/react.ts")] },
     };
-    const host = ts.createCompilerHost(options);
-    const { fileExists, getSourceFile, readFile } = host;
-    host.fileExists = (name) => files.has(name) || fileExists(name);
-    host.readFile = (name) => files.get(name) ?? readFile(name);
-    host.getSourceFile = (name, version, ...rest) => {
-      const text = files.get(name);
-      return text === undefined
-        ? getSourceFile(name, version, ...rest)
-        : ts.createSourceFile(name, text, version);
+    expect(wrongIn(files, options)).toBe("");
+  }, 60_000);
+
+  it("takes the package's types where a page knows no more than ES2020, and checks them", () => {
+    const files = new Map<string, string>();
+    const source = {
+      declaration: true,
+      emitDeclarationOnly: true,
+      rootDir: at("../src"),
+      outDir: at("."),
+      target: ts.ScriptTarget.ES2022,
+      module: ts.ModuleKind.ESNext,
+      moduleResolution: ts.ModuleResolutionKind.Bundler,
+      types: [],
     };
-    const program = ts.createProgram([...files.keys()], options, host);
-    const wrong = ts.getPreEmitDiagnostics(program);
-    expect(ts.formatDiagnostics(wrong, host)).toBe("");
+    ts.createProgram([at("../src/react.ts")], source).emit(undefined, (name, text) => files.set(name, text));
+    expect(files.size).toBeGreaterThan(9);
+    const theirs = { ...source, lib: ["lib.es2020.d.ts", "lib.dom.d.ts"], skipDefaultLibCheck: true };
+    expect(wrongIn(files, { ...theirs, noEmit: true, emitDeclarationOnly: false })).toBe("");
   }, 60_000);
 });
