@@ -122,5 +122,19 @@ def test_a_line_that_cannot_be_read_is_named(lines: list[str]) -> None:
         invoices.read(lines)
 
 
+def test_an_export_that_is_not_grouped_by_model_is_refused() -> None:
+    for used in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)):
+        with pytest.raises(InvalidRequest, match="not grouped by model"):
+            invoices.read([OPENAI, GOOD, of_openai(DAY, "", *used)])
+    with pytest.raises(InvalidRequest, match="not grouped by model"):
+        invoices.read([ANTHROPIC, "2026-01-01,,k,D,s,c,0,0,0,0,1,0,,\n"])
+
+
+@pytest.mark.parametrize("version", ["", "-0613", "-20250929", "-2024-08-06", "-latest"])
+def test_a_version_is_not_part_of_a_models_name(version: str) -> None:
+    ((_, model),) = invoices.read([OPENAI, of_openai(DAY, f"gpt-4-32k{version}", 1, 1, 1, 1)]).counts
+    assert model == "gpt-4-32k"
+
+
 def test_a_line_that_ends_early_has_used_nothing() -> None:
     assert invoices.read([ANTHROPIC, "\n", "2026-01-01\n"]).counts == {}

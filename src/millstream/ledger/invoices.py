@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any, TypeAlias
 
+import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
@@ -18,7 +19,7 @@ from millstream.schema import EARLIEST, LATEST, streams
 
 _DAY = 86_400
 # Providers bill a dated version of the name that was asked for.
-_VERSION = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
+_VERSION = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)$")
 
 Row: TypeAlias = Mapping[str, str]
 Cell: TypeAlias = tuple[int, str]  # a day, counted from 1970, and a model without its version
@@ -60,8 +61,8 @@ class Invoice(Struct, frozen=True):
 
 
 def read(lines: Iterable[str]) -> Invoice:
-    """Raises ``InvalidRequest`` where it is no export that is known here, or a line of it cannot be read, and
-    what ``lines`` raises.
+    """Raises ``InvalidRequest`` where it is no export that is known here, is not grouped by model, or has a
+    line that cannot be read, and what ``lines`` raises.
     """
     table = csv.DictReader(lines)
     try:
@@ -82,8 +83,11 @@ def _summed(table: Iterable[Row], of_row: Callable[[Row], tuple[int, str, Counts
         day, model, found = of_row(row)
         if not EARLIEST <= day * _DAY <= LATEST:  # such as one of milliseconds
             raise ValueError("a day of no calendar")
-        if model:  # a time in which nothing was used has none
-            counts.setdefault((day, _unversioned(model)), Counts()).add(found)
+        if not model:  # as it is of a time in which nothing was used
+            if any(msgspec.structs.astuple(found)):
+                raise InvalidRequest("the export is not grouped by model")
+            continue
+        counts.setdefault((day, _unversioned(model)), Counts()).add(found)
     return counts
 
 
@@ -91,7 +95,7 @@ def _openai(row: Row) -> tuple[int, str, Counts]:
     day = int(float(row["start_time"])) // _DAY
     return (
         day,
-        row["model"] or "",
+        (row["model"] or "").strip(),
         Counts(
             _number(row, "num_model_requests"),
             _number(row, "input_tokens"),
