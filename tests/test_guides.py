@@ -14,6 +14,7 @@ import pytest
 import typer
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from rich.text import Text
 from starlette.types import Receive, Scope, Send
 
 from application import Run
@@ -76,6 +77,22 @@ def test_every_command_and_option_of_the_documents_exists(place: str, words: lis
         elif word.startswith("-"):
             options = {name for parameter in command.params for name in parameter.opts}
             assert word in options | {"--help"}
+
+
+def helps(command: Any) -> list[str]:
+    """What a command says of itself and of its options, and what those below it say."""
+    own = [command.help, *(getattr(parameter, "help", None) for parameter in command.params)]
+    return [text for text in own if text] + [
+        text for below in getattr(command, "commands", {}).values() for text in helps(below)
+    ]
+
+
+def test_no_part_of_a_help_is_taken_for_markup() -> None:
+    written = helps(typer.main.get_command(command_line))
+    assert len(written) > 50
+    assert [Text.from_markup(text).plain for text in written] == [
+        text.replace("\\[", "[") for text in written
+    ]
 
 
 @pytest.mark.parametrize("page", NOW, ids=lambda page: str(page.relative_to(ROOT)))

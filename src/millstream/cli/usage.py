@@ -43,7 +43,7 @@ def prices_check(
     """List the models in use that have no price; the exit code is 1 if there is one.
 
     Looks at the streams of the ledger that have no price, and whether they would have one now. What
-    test keys have used is left out. A price is a section [prices."MODEL"] of millstream.toml.
+    test keys have used is left out. A price is a section \\[prices."MODEL"] of millstream.toml.
     """
     from millstream.runtime.price_check import unpriced
     from millstream.settings import Settings
