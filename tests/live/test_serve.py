@@ -397,3 +397,30 @@ def test_a_folder_without_a_database_is_said_and_stays_as_it_is(
     made = command("keys", "create", "--name", "n", "--data-dir", "elsewhere", cwd=tmp_path)
     assert made.stderr == "a new database is made: elsewhere/millstream.db\n"
     assert made.stdout.startswith("ms_live_")
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["at the end", "at once"])
+@pytest.mark.parametrize("arguments", [("--help",), ("keys", "create", "--name", "n"), ("usage",)])
+def test_what_nobody_can_write_or_read_is_said_without_a_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    assert command("keys", "create", "--name", "n", cwd=tmp_path).returncode == 0
+
+    def into(output: int) -> tuple[int, str]:
+        process = subprocess.run(
+            [sys.executable, "-m", "millstream", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+        os.close(output)
+        return process.returncode, process.stderr
+
+    words = "millstream: the output cannot be written: No space left on device\n"
+    assert into(os.open("/dev/full", os.O_WRONLY)) == (2, words)
+    reader, closed = os.pipe()
+    os.close(reader)
+    assert into(closed) == (1, "")

@@ -1,6 +1,8 @@
 """The command line: serve · chat · record · keys · secret · prices · usage · exports."""
 
 import asyncio
+import errno
+import os
 import sys
 from typing import Annotated
 
@@ -28,17 +30,37 @@ app.add_typer(prices_app, name="prices")
 app.add_typer(usage_app, name="usage")
 
 
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 def main() -> None:
-    """What is wrong with the set-up or the arguments is one line and exit code 2."""
+    """What is wrong with the set-up, the arguments or the output is one line and exit code 2."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except (ConfigurationError, MillstreamError) as error:
         fail(str(error))
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        _drop_output()
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN:
+            raise
+        _drop_output()
+        fail(f"the output cannot be written: {error.strerror}")
     except Exception as error:
         # Asked by name: most commands end without having loaded it.
         if type(error).__module__ != "sqlalchemy.exc":
             raise
         fail(f"the database does not work: {type(error).__name__}; is it locked, full or read-only?")
+
+
+def _drop_output() -> None:
+    """Python would try again, as it ends, to write what is left of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.callback(invoke_without_command=True)
