@@ -211,6 +211,22 @@ def test_an_invoice_is_compared_and_what_differs_is_said(tmp_path: Path) -> None
     millstream("usage", "verify", "--invoice", str(invoice), code=2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("usage --data-dir nowhere --since 2027-01-01 verify", "put --since, --data-dir behind `verify`"),
+        ("usage --since garbage export", "put --since behind `export`"),
+        ("usage --json verify", "put --json behind `verify`"),
+        ("exports --data-dir nowhere retry books", "put --data-dir behind `retry`"),
+        ("usage verify --provider nobody", "--provider is whose --invoice it is; give both, or neither"),
+    ],
+)
+def test_an_option_that_would_not_be_looked_at_is_refused(arguments: str, words: str) -> None:
+    record()
+    done = CliRunner().invoke(app, arguments.split())
+    assert (done.exit_code, done.stderr) == (2, f"millstream: {words}\n")
+
+
 def test_no_exporter_is_told_from_one_for_which_nothing_has_failed(tmp_path: Path) -> None:
     record()
     (tmp_path / "millstream.toml").write_text(

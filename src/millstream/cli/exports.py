@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from millstream.cli.shared import DataDir, Json, print_json, print_table, with_database
+from millstream.cli.shared import DataDir, Json, print_json, print_table, refuse_options, with_database
 
 exports_app = typer.Typer(
     help="What is on its way to exporters. Works on the database, with or without a running server.",
@@ -25,6 +25,7 @@ def exports_list(context: typer.Context, data_dir: DataDir = None, as_json: Json
     from millstream.settings import Settings
 
     if context.invoked_subcommand is not None:
+        refuse_options(context)
         return
     found = with_database(data_dir, lambda db: Exports(db).states())
     idle = Settings.load().exporters.keys() - {state.exporter for state in found}

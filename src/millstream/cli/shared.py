@@ -33,6 +33,17 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def refuse_options(context: typer.Context) -> None:
+    """Those of a group that stand before one of its commands, which has its own and would not see them."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if (source := context.get_parameter_source(parameter.name or "")) and source.name == "COMMANDLINE"
+    ]
+    if given:
+        fail(f"put {', '.join(given)} behind `{context.invoked_subcommand}`")
+
+
 def with_database(
     data_dir: Path | None, work: Callable[[Any], Coroutine[Any, Any, Result]], *, makes_one: bool = False
 ) -> Result:

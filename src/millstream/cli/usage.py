@@ -22,6 +22,7 @@ from millstream.cli.shared import (
     moment_of,
     print_json,
     print_table,
+    refuse_options,
     with_database,
 )
 
@@ -89,6 +90,7 @@ def usage(
 ) -> None:
     """Print what was used, and what it cost."""
     if context.invoked_subcommand is not None:
+        refuse_options(context)
         return
     from millstream.ledger import Ledger, reports, tables
 
@@ -207,6 +209,8 @@ def usage_verify(
             fail("--invoice is compared on its own days; leave --since and --until out")
         _verify_invoice(invoice, provider, data_dir, as_json=as_json)
         return
+    if provider is not None:
+        fail("--provider is whose --invoice it is; give both, or neither")
 
     exporters = list(Settings.load().exporters)
     start, end = moment_of(since), moment_of(until)
