@@ -399,6 +399,28 @@ def test_a_folder_without_a_database_is_said_and_stays_as_it_is(
     assert made.stdout.startswith("ms_live_")
 
 
+@pytest.mark.parametrize("in_file", [False, True])
+def test_two_databases_are_told_from_one(tmp_path: Path, in_file: bool) -> None:
+    made = json.loads(
+        command("keys", "create", "--name", "n", "--data-dir", "dd", "--json", cwd=tmp_path).stdout
+    )
+    environment: dict[str, str] = {}
+    if in_file:
+        (tmp_path / "millstream.toml").write_text('database_url = "sqlite:///other.db"\n')
+    else:
+        environment["MILLSTREAM_DATABASE_URL"] = "sqlite:///other.db"
+    assert command("keys", "create", "--name", "n", cwd=tmp_path, **environment).returncode == 0
+    for words in (("keys", "list"), ("keys", "revoke", made["id"]), ("usage",), ("prices", "check")):
+        result = command(*words, "--data-dir", "dd", cwd=tmp_path, **environment)
+        assert result.returncode == 2
+        assert result.stderr == (
+            "millstream: --data-dir and MILLSTREAM_DATABASE_URL name two databases; give one\n"
+        )
+    # The folder of the settings is not only for the database.
+    folder = {**environment, "MILLSTREAM_DATA_DIR": "dd"}
+    assert made["id"] not in command("keys", "list", cwd=tmp_path, **folder).stdout
+
+
 @pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["at the end", "at once"])
 @pytest.mark.parametrize("arguments", [("--help",), ("keys", "create", "--name", "n"), ("usage",)])
 def test_what_nobody_can_write_or_read_is_said_without_a_traceback(

@@ -54,6 +54,8 @@ def with_database(
     from millstream.settings import Settings
 
     settings = Settings.load(**({} if data_dir is None else {"data_dir": data_dir}))
+    if data_dir is not None and settings.database_url:
+        raise ConfigurationError("--data-dir and MILLSTREAM_DATABASE_URL name two databases; give one")
     if missing := missing_file(settings.resolved_database_url):
         if not makes_one:
             raise ConfigurationError(
