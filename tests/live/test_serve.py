@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 import urllib.request
 from decimal import Decimal
 from pathlib import Path
@@ -178,7 +179,7 @@ async def slow(request: Request) -> None:
     await request.finish()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_ends_streams_settles_them_and_exits_0(
     serve: Serve, ask: Ask, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -201,6 +202,40 @@ async def test_a_signal_ends_streams_settles_them_and_exits_0(
     (row,) = rows(tmp_path)
     assert (row["status"], row["usage_source"]) == ("cancelled", "counted")
     assert row["completion_tokens"] > 0
+
+
+async def test_a_terminal_that_closes_leaves_streams_their_time(serve: Serve, ask: Ask) -> None:
+    """Its shell says so too."""
+    async with oracle(slow) as provider:
+        context = serve(openai=provider.base_url, MILLSTREAM_DRAIN_SECONDS="2")
+        server = await asyncio.to_thread(context.__enter__)
+        try:
+            reader, writer = await ask(
+                server.port, "POST", "/v1/chat/stream", BODY, Authorization=f"Bearer {server.key}"
+            )
+            await reader.readuntil(b"word3")
+            began = time.monotonic()
+            for _ in range(3):
+                server.process.send_signal(signal.SIGHUP)
+                await asyncio.sleep(0.1)
+            assert b"data: [DONE]" in await asyncio.wait_for(reader.read(), 10)
+            assert time.monotonic() - began > 1.5
+            writer.close()
+            assert await asyncio.to_thread(server.process.wait, 10) == 0
+        finally:
+            await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+def test_under_nohup_a_terminal_may_close(serve: Serve) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with serve(MILLSTREAM_PROVIDERS='{"demo": {"type": "scripted"}}') as server:
+            server.process.send_signal(signal.SIGHUP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                server.process.wait(1)
+            assert server.terminate() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 async def test_after_a_kill_the_row_is_settled_from_its_checkpoint(

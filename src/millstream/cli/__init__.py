@@ -113,8 +113,8 @@ def serve(
     installed, a script. Set OPENAI_API_KEY for OpenAI; set OPENAI_BASE_URL for any server that speaks
     its protocol.
 
-    SIGTERM or Ctrl-C lets running streams go on for MILLSTREAM_DRAIN_SECONDS; a second one hurries. With
-    several workers, SIGHUP replaces them one after the other.
+    SIGTERM or Ctrl-C lets running streams go on for MILLSTREAM_DRAIN_SECONDS; a second one hurries.
+    SIGHUP, as of a terminal that closes, does so too; several workers it replaces one by one.
     """
     from millstream.server.process.serve import serve as run
     from millstream.settings import Settings

@@ -216,6 +216,8 @@ class _Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves until a signal."""
         self._loop = asyncio.get_running_loop()
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+            signal.signal(signal.SIGHUP, self._hang_up)
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -272,6 +274,10 @@ class _Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._give_up_the_start)
         else:
             self._loop.call_soon_threadsafe(self._hurry_up)
+
+    def _hang_up(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:  # a shell sends it once more than the terminal that closes: nobody hurries
+            self.handle_exit(sig, frame)
 
     def _give_up_the_start(self) -> None:
         if self._opening is not None:
