@@ -83,6 +83,14 @@ class Ledger:
         except (TimeoutError, DatabaseAway):
             log.error("the database is away; open rows will be settled from their checkpoints")
 
+    async def beat(self) -> bool:
+        """As ``Leases.beat``. While that cannot be written, no row is taken to be."""
+        try:
+            return await self.leases.beat()
+        except DatabaseAway:
+            self._writer.doubt()
+            raise
+
     async def open(self, opening: Opening) -> Opened | None:
         """Returns when the row is committed, with what it has reserved of its limits, where it has any.
 

@@ -30,7 +30,7 @@ from millstream.ledger import exports
 from millstream.ledger.limits import Books, Clock, running_among
 from millstream.ledger.rows import REPORTED_COLUMNS, USAGE_COLUMNS
 from millstream.limits import Demand, Hold, Standing
-from millstream.schema import streams
+from millstream.schema import streams, workers
 
 log = logging.getLogger("millstream.ledger")
 
@@ -82,8 +82,11 @@ _CORRECT = Prepared(
         *("provider", "upstream_model", "called_at", "first_event_at", "corrected_at"),
     ],
 )
-# What is written where there is nothing to write, to see whether it would be.
+# What is written to see whether anything is. The first changes nothing and needs no room on a disk; the
+# others write a row that nobody sees.
 _PROBE = Prepared(sa.update(streams).where(sa.false()), ["status"])
+_ENLIST_PROBE = Prepared(sa.insert(workers), ["id", "beat"])
+_REMOVE_PROBE = Prepared(sa.delete(workers).where(workers.c.id == sa.bindparam("worker_id")), ["worker_id"])
 _COUNT_OPEN = Prepared(
     sa.select(sa.func.count())
     .select_from(streams)
@@ -167,6 +170,7 @@ class _Transaction:
         self.settlements: list[_Row] = []
         self.extensions: list[_Extension] = []
         self.checkpoints: dict[str, dict[str, Any]] = {}
+        self.probes = False  # whether it shows that the database takes writes, whatever its rows are
 
     def __bool__(self) -> bool:
         return bool(self.openings or self.settlements or self.extensions or self.checkpoints)
@@ -192,8 +196,10 @@ class _Transaction:
         self.openings.sort(key=lambda row: [row.values[name] or "" for name in _LOCKED])
         self.settlements.sort(key=lambda row: row.values["stream_id"])
         self.extensions.sort(key=lambda row: row.values["stream_id"])
-        if not self:
+        if self.probes:
             connection.run(_PROBE, [{"status": "running"}])
+            connection.run(_ENLIST_PROBE, [{"id": "probe", "beat": 0}])
+            connection.run(_REMOVE_PROBE, [{"worker_id": "probe"}])
         books = self._books(clock, connection)
         if books is not None:
             # What ends makes room for what starts.
@@ -395,6 +401,11 @@ class Writer:
             self._idle.clear()
             await self._idle.wait()
 
+    def doubt(self) -> None:
+        """Something else could not be written: openings are refused until a transaction succeeds."""
+        self.is_away = True
+        self._write_soon(_RETRY_SECONDS)
+
     def crash(self) -> None:
         """Writes nothing from now on, as if the worker had been killed. For tests of what others do then."""
         self._crashed = True
@@ -422,6 +433,7 @@ class Writer:
         if self._crashed:
             return
         batch, self._next = self._next, _Transaction(self._exporters)
+        batch.probes = self.is_away
         self._writing = True
         self._idle.clear()
         self._db.submit(

@@ -131,7 +131,7 @@ class Upkeep:
     # -- workers ----------------------------------------------------------------------------
 
     async def _beat(self) -> None:
-        if not await self._ledger.leases.beat():
+        if not await self._ledger.beat():
             log.error("this worker was thought dead; its streams were ended by others")
             for producer in list(self._running.values()):
                 producer.cancel(Interrupted(), by="crash")
