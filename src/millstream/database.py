@@ -123,6 +123,8 @@ class Database:
         # Writers wait for each other in any case; in one thread they do so without holding a connection.
         self._writer = WorkThread("millstream-write", lambda: DatabaseAway("it is closed"))
         self._by_hand: DriverConnection | None = None  # of the writing thread
+        self._path = Path(str(self._engine.url.database)) if self.is_sqlite else None
+        self._file: tuple[int, int] | None = None  # what is at that path: its device and number
         self._readers = ThreadPoolExecutor(2, "millstream-read")
         self._reports = ThreadPoolExecutor(1, "millstream-report")  # which hold up nobody at the door
         self._connections: set[Any] = set()
@@ -157,6 +159,7 @@ class Database:
         if found is None and not makes_one:
             raise ConfigurationError(f"{_shown(self._engine.url)} is no database of Millstream")
         self._mend_modes()  # only now: what is no database is not ours to touch
+        self._file = self._file_now()
         if found == REVISION:
             return
         # Imported here: it takes a third of a second and is needed only when there is something to do.
@@ -176,10 +179,23 @@ class Database:
         except sa.exc.DBAPIError as error:
             raise ConfigurationError(f"cannot bring the database up to date: {in_words(error)}") from error
 
+    def _file_now(self) -> tuple[int, int] | None:
+        if self._path is None:
+            return None
+        with suppress(FileNotFoundError):
+            found = self._path.stat()
+            return found.st_dev, found.st_ino
+        return None
+
+    def _expect_its_file(self) -> None:
+        """An open file is read and written, without an error, when another one has its name or none."""
+        if self._file is not None and self._file_now() != self._file:
+            raise DatabaseAway("its file was replaced or deleted; restart the server")
+
     def _mend_modes(self) -> None:
-        if self._engine.dialect.name != "sqlite":
+        if self._path is None:
             return
-        file = Path(str(self._engine.url.database))
+        file = self._path
         files = [file.with_name(file.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
         mended, left = private_files.mend(files, file.parent, own_folder=self._own_folder)
         if mended:
@@ -301,6 +317,7 @@ class Database:
         where the database does not want the row.
         """
         try:
+            self._expect_its_file()
             with self._engine.begin() as connection:
                 return work(connection)
         except REFUSED:
@@ -314,6 +331,7 @@ class Database:
         """
         driver = self._engine.dialect.loaded_dbapi
         try:
+            self._expect_its_file()
             connection = self._begin_by_hand()
             try:
                 result = work(connection)
