@@ -653,5 +653,13 @@ async def test_the_commands_show_what_waits_and_send_what_was_refused_again(
         assert (x["waiting"], x["failed"]) == (1, 2)
         assert x["lag_seconds"] > 0
         assert await command("retry", "x") == "2 streams are due again\n"
+        with monkeypatch.context() as patch:
+            patch.setenv("MILLSTREAM_EXPORTERS", json.dumps({"x": webhook("http://x")}))
+            named = await asyncio.to_thread(CliRunner().invoke, command_line, ["exports", "drop", "x"])
+            assert (named.exit_code, "is in the settings" in named.stderr) == (2, True)
+        asked = await asyncio.to_thread(CliRunner().invoke, command_line, ["exports", "drop", "x"], "n\n")
+        assert (asked.exit_code, "3 streams" in asked.output) == (1, True)
         (x,) = (one for one in json.loads(await command("--json")) if one["exporter"] == "x")
         assert (x["waiting"], x["failed"]) == (3, 0)
+        assert await command("drop", "x", "--yes") == "3 streams are forgotten\n"
+        assert [one["exporter"] for one in json.loads(await command("--json"))] == ["idle"]

@@ -327,6 +327,19 @@ async def test_a_refused_one_waits_for_an_operator(db: Database) -> None:
     assert (again.id, again.attempts, again.sent_at) == ("a", 1, None)
 
 
+async def test_an_exporter_that_is_forgotten_leaves_nothing(db: Database) -> None:
+    exports = Exports(db)
+    await exports.begin("one")
+    await settle(db, "a", "b", "c")
+    done, refused, _ = await exports.lease("one", 9, 60)
+    await exports.finish("one", [done], [Kept(refused, None, "400 no", False)])
+    assert await exports.drop("one") == 2
+    assert await exports.states() == []
+    assert await waiting(db) == []
+    assert (await Ledger(db).verify()).differences == []
+    assert await exports.drop("one") == 0
+
+
 async def test_what_is_due_is_found_after_the_clock_was_set_back(db: Database) -> None:
     clock = Clock()
     exports = Exports(db, clock)

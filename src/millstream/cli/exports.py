@@ -1,14 +1,14 @@
 """The commands on what is on its way to exporters."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import msgspec
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from millstream.cli.shared import DataDir, Json, print_json, print_table, refuse_options, with_database
+from millstream.cli.shared import DataDir, Json, fail, print_json, print_table, refuse_options, with_database
 
 exports_app = typer.Typer(
     help="What is on its way to exporters. Works on the database, with or without a running server.",
@@ -67,6 +67,34 @@ def exports_retry(
 
     number = with_database(data_dir, retry)
     if number is None:
-        print(f"millstream: there is no exporter '{name}', and nothing waits for one", file=sys.stderr)
-        raise typer.Exit(1)
+        _unknown(name)
     print(f"{number:,} streams are due again")
+
+
+@exports_app.command("drop")
+def exports_drop(
+    name: Annotated[str, typer.Argument(help="The exporter, as `exports` shows it.")],
+    yes: Annotated[bool, typer.Option("--yes", help="without asking")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Forget an exporter whose section is gone, and what waits for it or was refused.
+
+    Until then `MILLSTREAM_RETENTION_DAYS` deletes none of those rows.
+    """
+    from millstream.ledger.exports import Exports
+    from millstream.settings import Settings
+
+    if name in Settings.load().exporters:
+        fail(f"'{name}' is in the settings; remove its section, and stop the server that has it, before")
+    (state, *_) = with_database(data_dir, lambda db: Exports(db).states(name)) or (None,)
+    if state is None:
+        _unknown(name)
+    if not yes:
+        number = state.waiting + state.failed
+        typer.confirm(f"{number:,} streams will never be sent to '{name}'. Forget them?", abort=True)
+    print(f"{with_database(data_dir, lambda db: Exports(db).drop(name)):,} streams are forgotten")
+
+
+def _unknown(name: str) -> NoReturn:
+    print(f"millstream: there is no exporter '{name}', and nothing waits for one", file=sys.stderr)
+    raise typer.Exit(1)

@@ -287,6 +287,18 @@ class Exports:
         again = failed.values(due_at=self.clock(), attempts=0, sent_at=None)
         return await self._db.write(lambda connection: connection.execute(again).rowcount)
 
+    async def drop(self, exporter: str) -> int:
+        """Forgets the exporter: deletes what waits for it or was refused, and what is known of what it has
+        delivered. Returns how many exports those were.
+        """
+
+        def drop(connection: Connection) -> int:
+            connection.execute(sa.delete(exporters).where(exporters.c.name == exporter))
+            connection.execute(sa.delete(delivered).where(delivered.c.exporter == exporter))
+            return connection.execute(sa.delete(exports).where(exports.c.exporter == exporter)).rowcount
+
+        return await self._db.write(drop)
+
     async def states(self, exporter: str | None = None) -> list[ExporterState]:
         """Of one exporter, or of every one, by name: those that something waits for."""
         waits = exports.c.due_at.is_not(None)
