@@ -31,6 +31,7 @@ _BATCH = 2000
 _REPORTS = {
     "day, model": Asked(("day", "model"), _BEGIN, _END),
     "day, model, in Paris": Asked(("day", "model"), _BEGIN, _END, "Europe/Paris"),
+    "day, model, in Kolkata": Asked(("day", "model"), _BEGIN, _END, "Asia/Kolkata"),
     "day, model, with percentiles": Asked(("day", "model"), _BEGIN, _END, percentiles=True),
     "day, model, not from hour to hour": Asked(("day", "model"), _BEGIN + 1000.5, _END - 500),
     "day, model, of one key": Asked(("day", "model"), _BEGIN, _END, key_id="key_3"),

@@ -183,7 +183,6 @@ async def test_usage_is_crossed_compared_and_given_as_csv(run: Run) -> None:
         for query in (
             "by=planet",
             "by=day,month",
-            "zone=Asia/Kolkata&by=day",
             "zone=x",
             "compare=true",
             "since=-1",

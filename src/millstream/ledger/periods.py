@@ -1,7 +1,7 @@
 """Periods: hours, days and months of a time zone, over sums that are kept by hours of UTC.
 
-An hour is a number, counted from 1970 in UTC. A zone whose clocks are not whole hours from UTC has days that
-no sum of whole hours is: it is refused.
+An hour is a number, counted from 1970 in UTC. Where a zone's clocks are not whole hours from UTC, a day of it
+begins within an hour, which is torn: part of it is of the day before.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -12,11 +12,12 @@ from msgspec import Struct
 from millstream.errors import InvalidRequest
 
 HOUR = 3600
+DAY = 24 * HOUR
 _MOST_DAYS = 200 * 366  # that transitions of a zone are looked for in
 
 
 class Shift(Struct, frozen=True):
-    """From this ``hour`` on, clocks are ``ahead`` of UTC by so many hours."""
+    """From this ``hour`` on, clocks are ``ahead`` of UTC by so many seconds."""
 
     hour: int
     ahead: int
@@ -32,7 +33,7 @@ def zone_of(name: str) -> ZoneInfo:
 
 def shifts(zone: ZoneInfo, first: int, last: int) -> list[Shift]:
     """How the zone's clocks stand from the hour ``first`` to ``last``: one, and one more for every time that
-    they are put forward or back. Raises ``InvalidRequest``.
+    they are put forward or back.
     """
     found = [Shift(first, _ahead(zone, first))]
     for start in range(first, min(last, first + 24 * _MOST_DAYS), 24):
@@ -44,10 +45,7 @@ def shifts(zone: ZoneInfo, first: int, last: int) -> list[Shift]:
 
 def _ahead(zone: ZoneInfo, hour: int) -> int:
     offset = datetime.fromtimestamp(hour * HOUR, zone).utcoffset() or timedelta()
-    ahead, rest = divmod(offset, timedelta(hours=1))
-    if rest:
-        raise InvalidRequest(f"sums are kept by hours of UTC, and {zone.key} is not whole hours from it")
-    return ahead
+    return round(offset.total_seconds())
 
 
 def hour_label(zone: ZoneInfo, hour: int) -> str:

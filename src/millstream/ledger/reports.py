@@ -1,7 +1,8 @@
 """Reports: sums of streams, by what they have in common.
 
 Whole hours come from the sums that are kept of them. The rest of a period, before its first whole hour and
-after its last one, and what runs, comes from the rows themselves.
+after its last one, and what runs, comes from the rows themselves; so do hours that belong to two days of a
+zone that is not whole hours from UTC.
 """
 
 import math
@@ -18,7 +19,7 @@ from sqlalchemy.engine import Connection
 from millstream.database import snapshot
 from millstream.errors import InvalidRequest
 from millstream.ledger import periods
-from millstream.ledger.periods import HOUR
+from millstream.ledger.periods import DAY, HOUR
 from millstream.schema import (
     FIRST_EVENT_SECONDS,
     FIRST_EVENTS,
@@ -165,15 +166,44 @@ def _queries(
     until = math.inf if asked.until is None else asked.until
     first, last = _whole_hours(connection, since, until)
     now = int(time.time() // HOUR)
-    days = _days(asked, zone, max(first - 1, _oldest(connection, now)), max(last, now) + 1)
+    days = _Days(asked, zone, max(first - 1, _oldest(connection, now)), max(last, now) + 1)
     table = _table(asked)
     whole = [table.c.is_test == sa.literal(asked.test), table.c.hour >= first, table.c.hour < last]
-    queries = [_query(asked, table, table.c.hour, days, whole, [table.c[name] for name in sums])]
     hour, values = hour_of_row(connection), [of_row(name) for name in sums]
+    day = days.of_row(connection, hour)
+    queries: list[sa.Select[Any]] = []
+    if days.tear:
+        torn = _torn(connection, asked, days, first, last)
+        queries.append(_query(asked, streams, hour, day, _settled(asked), values, torn))
+        whole.append(sa.not_(days.tears(table.c.hour)))
+    day_of_hour = days.of_hour(table.c.hour)
+    queries.append(_query(asked, table, table.c.hour, day_of_hour, whole, [table.c[name] for name in sums]))
     for part in _parts(since, until, first * HOUR, last * HOUR):
         conditions = [streams.c.is_test == sa.literal(asked.test), *part]
-        queries.append(_query(asked, streams, hour, days, conditions, values))
+        queries.append(_query(asked, streams, hour, day, conditions, values))
     return queries
+
+
+def _torn(connection: Connection, asked: Asked, days: "_Days", first: int, last: int) -> sa.FromClause:
+    """The rows of the hours that belong to two days. Raises ``InvalidRequest`` where some are not kept."""
+    these = [
+        hours.c.is_test == sa.literal(asked.test),
+        hours.c.hour >= first,
+        hours.c.hour < last,
+        days.tears(hours.c.hour),
+    ]
+    torn = sa.select(hours.c.hour.label("torn_hour")).distinct().where(*these).subquery()
+    begins = torn.c.torn_hour * _number(HOUR)
+    rows = torn.join(
+        streams, sa.and_(streams.c.created_at >= begins, streams.c.created_at < begins + _number(HOUR))
+    )
+    kept = connection.scalar(sa.select(sa.func.count()).select_from(rows).where(*_settled(asked))) or 0
+    if kept < (connection.scalar(sa.select(sa.func.sum(hours.c.streams)).where(*these)) or 0):
+        raise InvalidRequest(
+            f"days of {asked.zone} begin within hours of UTC, and rows of some are not kept any more; ask "
+            "for a later period, or add up by another zone"
+        )
+    return rows
 
 
 def _whole_hours(connection: Connection, since: float, until: float) -> tuple[int, int]:
@@ -220,33 +250,50 @@ def _between(at: sa.ColumnElement[float], start: float, end: float) -> list[sa.C
     ]
 
 
+def _settled(asked: Asked) -> list[sa.ColumnElement[bool]]:
+    """Not as it would be compared by an index, which SQLite would make for it in place of that by time."""
+    return [_one(streams.c.is_test == sa.literal(asked.test)) == _number(1), streams.c.status != "running"]
+
+
 def hour_of_row(connection: Connection) -> sa.ColumnElement[int]:
     """The hour in which a stream was created."""
-    whole = streams.c.created_at / HOUR
+    return _floored(connection, streams.c.created_at / HOUR)
+
+
+def _floored(connection: Connection, value: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
     # PostgreSQL rounds where it casts, SQLite may lack floor() and cuts where it casts.
-    return sa.cast(whole if connection.dialect.name == "sqlite" else sa.func.floor(whole), sa.Integer)
+    return sa.cast(value if connection.dialect.name == "sqlite" else sa.func.floor(value), sa.Integer)
 
 
-def _days(
-    asked: Asked, zone: ZoneInfo, first: int, last: int
-) -> Callable[[sa.ColumnElement[int]], sa.ColumnElement[Any]]:
-    """An hour -> the day that it is in, in the zone."""
-    if not {"day", "month"} & set(asked.by):
-        return lambda hour: hour
-    *earlier, latest = shifts = periods.shifts(zone, first, last)
-    if len(shifts) == 1:
-        ahead = latest.ahead
-        return lambda hour: (hour + _number(ahead)) // _number(24)
-    ends = [shift.hour for shift in shifts[1:]]
+class _Days:
+    """The days of a zone, as expressions of the database: which one an hour or a row is in."""
 
-    def days(hour: sa.ColumnElement[int]) -> sa.ColumnElement[Any]:
+    def __init__(self, asked: Asked, zone: ZoneInfo, first: int, last: int) -> None:
+        asks = {"day", "month"} & set(asked.by)
+        self._shifts = periods.shifts(zone, first, last) if asks else [periods.Shift(first, 0)]
+        self.tear = any(shift.ahead % HOUR for shift in self._shifts)
+
+    def of_hour(self, hour: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+        return (hour * _number(HOUR) + self._ahead(hour)) // _number(DAY)
+
+    def of_row(self, connection: Connection, hour: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+        if not self.tear:
+            return self.of_hour(hour)
+        return _floored(connection, (streams.c.created_at + self._ahead(hour)) / DAY)
+
+    def tears(self, hour: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+        """Whether an hour belongs to two days."""
+        return (hour * _number(HOUR) + self._ahead(hour)) % _number(DAY) > _number(DAY - HOUR)
+
+    def _ahead(self, hour: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+        *earlier, latest = self._shifts
+        if not earlier:
+            return _number(latest.ahead)
+        ends = [shift.hour for shift in self._shifts[1:]]
         shifted = [
-            (hour < _number(end), hour + _number(shift.ahead))
-            for end, shift in zip(ends, earlier, strict=True)
+            (hour < _number(end), _number(shift.ahead)) for end, shift in zip(ends, earlier, strict=True)
         ]
-        return sa.case(*shifted, else_=hour + _number(latest.ahead)) // _number(24)
-
-    return days
+        return sa.case(*shifted, else_=_number(latest.ahead))
 
 
 def _number(value: int) -> sa.ColumnElement[int]:
@@ -258,14 +305,16 @@ def _query(
     asked: Asked,
     table: sa.Table,
     hour: sa.ColumnElement[int],
-    days: Callable[[sa.ColumnElement[int]], sa.ColumnElement[Any]],
+    day: sa.ColumnElement[int],
     conditions: Sequence[sa.ColumnElement[bool]],
     sums: Sequence[sa.ColumnElement[Any]],
+    source: sa.FromClause | None = None,
 ) -> sa.Select[Any]:
+    """Of ``table``, or of what it is joined with in ``source``."""
     columns: dict[str, Callable[[], sa.ColumnElement[Any]]] = {
         "hour": lambda: hour,
-        "day": lambda: days(hour),
-        "month": lambda: days(hour),
+        "day": lambda: day,
+        "month": lambda: day,
         "key": lambda: _unsorted(table.c.key_id),
         "owner": lambda: keys.c.owner,
         "model": lambda: table.c.model,
@@ -285,8 +334,10 @@ def _query(
         sa.literal_column(str(number)) for number in range(1, len(groups) + 1)
     ]
     query = sa.select(*groups, *(sa.func.coalesce(sa.func.sum(one), 0) for one in sums))
+    source = table if source is None else source
     if "owner" in asked.by or asked.owner is not None:
-        query = query.select_from(table.outerjoin(keys, keys.c.id == table.c.key_id))
+        source = source.outerjoin(keys, keys.c.id == table.c.key_id)
+    query = query.select_from(source)
     return query.where(*conditions, *of_whom).group_by(*places)
 
 
