@@ -64,30 +64,35 @@ def test_the_first_start_shows_a_key_once(serve: Serve, tmp_path: Path) -> None:
 
 
 _A_DATABASE_THAT_GOES_WHILE_KEYS_ARE_LISTED = """
-import asyncio, sys
+import asyncio
 from millstream import auth, cli
 from millstream.database import DatabaseAway
+from millstream.server.process import serve
+
+listeners, listen = [], serve._listen
+
+def remember(*address):
+    listeners.append(listen(*address))
+    return listeners[-1]
 
 async def all(self):
     try:
-        await asyncio.open_connection("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1]))
+        await asyncio.open_connection(*listeners[0].getsockname())
         print("somebody was let in")
     except ConnectionRefusedError:
         pass
     raise DatabaseAway("no answer in 5 s")
 
+serve._listen = remember
 auth.Keys.all = all
 cli.main()
 """
 
 
 def test_who_is_let_in_is_answered_so_nobody_is_before_the_start_is_over(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     script = [sys.executable, "-c", _A_DATABASE_THAT_GOES_WHILE_KEYS_ARE_LISTED]
     ended = subprocess.run(
-        [*script, "serve", "--port", str(port)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [*script, "serve", "--port", "0"], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "the database does not work: no answer in 5 s" in ended.stderr
