@@ -38,12 +38,6 @@ class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
     completion_image_tokens: int = 0
     tokenizer: str | None = None
 
-    def __post_init__(self) -> None:
-        """Raises ``TypeError`` where a count is no whole number: it would be a bill."""
-        for kind in TOKEN_KINDS:
-            if not isinstance(getattr(self, kind), int):
-                raise TypeError(f"{kind} is no whole number")
-
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens

@@ -329,6 +329,36 @@ async def test_whatever_a_provider_yields_its_stream_ends_and_is_settled(run: Ru
         assert all(isinstance(row[name], int) for name in ("prompt_tokens", "completion_tokens"))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [Finish("x" * 99, None)],  # type: ignore[arg-type]
+        [Finish(None, None)],  # type: ignore[arg-type]
+        [Finish("stop", Usage(9, -5, "provider_final"))],
+        [Finish("stop", Usage(9, 2**70, "provider_final"))],
+        [Finish("stop", Usage("9", 5, "provider_final"))],  # type: ignore[arg-type]
+        [UsageReport(Usage(9, 1.5, "provider_partial"), {})],  # type: ignore[arg-type]
+        [Usage(-9, 5, "provider_partial")],
+        None,
+        "text",
+    ],
+    ids=repr,
+)
+async def test_what_a_ledger_cannot_have_is_a_fault_of_the_provider(run: Run, wrong: Any) -> None:
+    class Wrong(ScriptedProvider):
+        async def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
+            yield [TextDelta("Hello")]
+            yield wrong
+            yield [Finish("stop", None)]
+
+    async with run({"p": Wrong({"m": []})}) as app:
+        async with post(app.app, "/v1/chat/stream", BODY, app.key) as call:
+            await call.finished()
+            assert (call.text, call.frames[-1]["error"]["code"]) == ("Hello", "internal")
+        (row,) = await app.receipts()
+        assert (row["status"], row["error_code"], row["completion_tokens"]) == ("failed", "internal", 1)
+
+
 async def test_of_what_is_refused_while_the_database_is_away_nothing_is_left(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

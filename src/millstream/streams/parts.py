@@ -6,6 +6,7 @@ interleave the pieces of parallel calls.
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
 import msgspec
 
@@ -17,6 +18,7 @@ from millstream.events import (
     Content,
     Event,
     File,
+    FinishReason,
     PartEnd,
     PartStart,
     Reasoning,
@@ -43,10 +45,12 @@ from millstream.providers import (
     UsageReport,
 )
 from millstream.tokens import GrowingCount
-from millstream.usage import Usage
+from millstream.usage import TOKEN_KINDS, Usage
 
 _MAX_WORD = 64  # characters of a provider's finish reason that are kept
 _MAX_RAW = 4096  # of its usage object
+_MAX_TOKENS = 10**12  # of any kind: no answer has as many, and every database adds them up
+_REASONS = get_args(FinishReason)
 _USUAL_TIERS = ("", "auto", "default", "on_demand", "standard")
 
 
@@ -60,6 +64,14 @@ class _Choice:
         self.prose_kind: Prose | None = None
         self.calls: dict[int, Part] = {}
         self.ended = False
+
+
+def _checked(usage: Usage) -> Usage:
+    """Raises ``TypeError`` for what is no usage, or has a count that cannot be one: it would be a bill."""
+    counts = [getattr(usage, kind, None) for kind in TOKEN_KINDS]
+    if not all(isinstance(count, int) and 0 <= count <= _MAX_TOKENS for count in counts):
+        raise TypeError("a provider counted what are no tokens")
+    return usage
 
 
 class Assembler:
@@ -122,12 +134,12 @@ class Assembler:
                     self._prose(first, 0, item, events)
             elif isinstance(item, ToolCallPiece):
                 self._call(self._first, 0, item, events)
-            elif isinstance(item, UsageReport) and isinstance(item.usage, Usage):
+            elif isinstance(item, UsageReport):
+                self.usage = _checked(item.usage)
                 self.report = item
-                self.usage = item.usage
                 self.usage_is_stale = False
             elif isinstance(item, Usage):
-                self.usage = item
+                self.usage = _checked(item)
                 self.usage_is_stale = False
             elif isinstance(item, (File, Source, Reasoning)):
                 self._whole(self._first, 0, item, events)
@@ -140,10 +152,12 @@ class Assembler:
                 self._said_tier = (item.extra or {}).get("service_tier")
             elif isinstance(item, InChoice):
                 self._in_choice(item, events)
-            elif isinstance(item, Finish) and isinstance(item.usage, Usage | None):
+            elif isinstance(item, Finish) and item.reason in _REASONS:
+                if item.usage is not None:
+                    _checked(item.usage)
                 self.finish = item
             else:
-                raise TypeError(f"a provider yielded a {type(item).__name__}")
+                raise TypeError(f"a provider yielded {type(item).__name__}")
 
     def disown_end(self) -> None:
         """Forgets what the provider has said of its end, and what it counted."""
