@@ -12,7 +12,6 @@ from msgspec import Struct
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
-_COMMENT = re.compile(rb"^:[^\n]*\n", re.MULTILINE)
 _JSON = (b"{", b"[")
 _MAX_STRAY_BYTES = 64 << 10
 
@@ -127,10 +126,14 @@ class Decoder:
         if self._skip_lf and buffer:
             self._skip_lf = False
             buffer = buffer.removeprefix(b"\n")
-        if b"\r" in buffer or self._data or self._event:
-            self._feed_lines(buffer, messages)
+        if b"\r" in buffer:
+            *lines, rest = _LINE_END.split(buffer)
+            self._skip_lf = buffer.endswith(b"\r")
         else:
-            self._feed_blocks(buffer, messages)
+            *lines, rest = buffer.split(b"\n")
+        self._lines(lines, messages)
+        if rest:
+            self._keep(rest)
 
     def _keep(self, rest: bytes) -> None:
         """Keeps the beginning of a line. Its pieces are put together once, when its end has come."""
@@ -139,61 +142,41 @@ class Decoder:
         if self._buffered > self._max_event_bytes:
             raise SSELimitExceeded(f"a line is over {self._max_event_bytes} bytes")
 
-    def _feed_blocks(self, buffer: bytes, messages: list[Message]) -> None:
-        """The way nearly every event of every provider takes: LF only, one ``data`` line a block."""
-        if buffer.startswith(b":") or b"\n:" in buffer:
-            buffer = _COMMENT.sub(b"", buffer)
-        *blocks, rest = buffer.split(b"\n\n")
-        limit = self._max_event_bytes
-        for block in blocks:
-            if not block:
-                continue  # blank lines follow each other
-            if block.startswith(b"data: ") and b"\n" not in block and len(block) <= limit:
-                data = block[6:]
-                messages.append(Message(data if data.isascii() else valid(data), id=self._id))
+    def _lines(self, lines: list[bytes], messages: list[Message]) -> None:
+        data, data_bytes, limit = self._data, self._data_bytes, self._max_event_bytes
+        for line in lines:
+            if line.startswith(b"data: "):  # nearly all that are not blank
+                data.append(line[6:])
+                data_bytes += len(line)
+            elif line:
+                data_bytes += self._field(line)
             else:
-                self._feed_lines(block + b"\n\n", messages)
-        if b"\n" in rest:
-            self._feed_lines(rest, messages)
-        elif rest:
-            self._keep(rest)
+                if data:
+                    whole = b"\n".join(data) if len(data) > 1 else data[0]
+                    whole = whole if whole.isascii() else valid(whole)
+                    messages.append(Message(whole, self._event or "message", self._id))
+                    data.clear()
+                    data_bytes = 0
+                self._event = ""
+            if data_bytes > limit:
+                raise SSELimitExceeded(f"an event is over {limit} bytes")
+        self._data_bytes = data_bytes
 
-    def _feed_lines(self, buffer: bytes, messages: list[Message]) -> None:
-        start = 0
-        for end in _LINE_END.finditer(buffer):
-            line = buffer[start : end.start()]
-            start = end.end()
-            self._line(line, messages)
-        self._skip_lf = start == len(buffer) and buffer.endswith(b"\r")
-        if start < len(buffer):
-            self._keep(buffer[start:])
-
-    def _line(self, line: bytes, messages: list[Message]) -> None:
-        if not line:
-            self._dispatch(messages)
-            return
+    def _field(self, line: bytes) -> int:
+        """A line in any form; how many bytes of data it has."""
         name, _, value = line.partition(b":")
         if value[:1] == b" ":
             value = value[1:]
         if name == b"data":
             self._data.append(value)
-            self._data_bytes += len(value) + 1
-            if self._data_bytes > self._max_event_bytes:
-                raise SSELimitExceeded(f"an event is over {self._max_event_bytes} bytes")
-        elif name == b"event":
+            return len(line)
+        if name == b"event":
             self._event = value.decode("utf-8", "replace")
         elif name == b"id" and b"\0" not in value:
             self._id = value.decode("utf-8", "replace")
         elif (line.startswith(_JSON) or self._stray) and len(self._stray) < _MAX_STRAY_BYTES:
             self._stray += line[:_MAX_STRAY_BYTES] + b"\n"
-
-    def _dispatch(self, messages: list[Message]) -> None:
-        if self._data:
-            data = valid(b"\n".join(self._data))
-            messages.append(Message(data, self._event or "message", self._id))
-            self._data = []
-            self._data_bytes = 0
-        self._event = ""
+        return 0
 
 
 def valid(data: bytes) -> bytes:
