@@ -189,12 +189,16 @@ class Connection(asyncio.Protocol):
             self.abort() if self._phase is Phase.IDLE else self._not_again()
             return
         self._received += len(data)
+        before = len(self._pieces)
         try:
             assert self._parser is not None
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._unreadable(error)
             return
+        grown = sum(map(len, self._pieces[before:]))
+        self._body += grown
+        self._waiting_bytes += grown
         if self._received - self._body * _FRAMING_SHARE > _FRAMING_BYTES:
             self._end(NotHTTP("the answer is more frame than body"))
         elif self._waiting_bytes > _BUFFER_BYTES and not self._paused:
@@ -242,8 +246,6 @@ class Connection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         if self._phase is Phase.BODY:
             self._pieces.append(data)
-            self._body += len(data)
-            self._waiting_bytes += len(data)
 
     def on_message_complete(self) -> None:
         if self._phase is Phase.BODY:

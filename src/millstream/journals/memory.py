@@ -280,7 +280,8 @@ class MemoryJournal:
 
 def _size(event: Event) -> int:
     if isinstance(event, (TextDelta, ReasoningDelta, RefusalDelta)):
-        return _EVENT_BYTES + _text_bytes(event.text) + _extra_bytes(event.extra)
+        size = _EVENT_BYTES + _text_bytes(event.text)
+        return size if event.extra is None else size + _encoded_bytes(event.extra)
     if isinstance(event, ToolCallDelta):
         return 3 * _EVENT_BYTES + _text_bytes(event.arguments) + _extra_bytes(event.extra)
     if isinstance(event, WholePart) and isinstance(event.content, File):

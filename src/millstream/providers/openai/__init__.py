@@ -167,24 +167,26 @@ class Reading(reading.Reading):
             produced.extend(self._calls.end())
 
     def _message(self, message: Message, produced: list[Produced]) -> None:
-        if message.data[:1] != b"{" and _DONE.fullmatch(message.data):
-            self.is_done = True
-            self._finish(produced)
-            return
-        if (message.event != "message" or message.data[:1] != b"{") and _is_ping(message):
-            return
+        data, event = message.data, message.event
+        if event != "message" or not data.startswith(b"{"):
+            if _DONE.fullmatch(data):
+                self.is_done = True
+                self._finish(produced)
+                return
+            if _is_ping(message):
+                return
         try:
-            chunk, whole = chunks.read(message.data)
+            chunk, whole = chunks.read(data)
         except chunks.Unreadable as error:
-            if message.event not in ("message", "error"):
+            if event not in ("message", "error"):
                 return  # an event that nobody here knows
             raise UpstreamError(f"provider '{self._name}' sent a chunk that cannot be read") from error
         failed = None if whole is None else reported_error(whole)
-        if message.event == "error" and failed is None:
+        if event == "error" and failed is None:
             failed = whole or {}
         if not self._has_begun and chunk.choices:
             self._has_begun = True
-            produced.append(_answer_start(message.data))
+            produced.append(_answer_start(data))
         word: str | None = None
         for choice in chunk.choices or ():
             if choice.index:
@@ -230,7 +232,10 @@ class Reading(reading.Reading):
             delta = choice.message
             self._is_whole = True
         before = len(produced)
-        if reasoning := delta.reasoning_content or delta.reasoning or chunks.words_of_details(delta):
+        reasoning = delta.reasoning_content or delta.reasoning
+        if not reasoning and delta.reasoning_details:
+            reasoning = chunks.words_of_details(delta)
+        if reasoning:
             produced.append(ReasoningDelta(reasoning))
         if content := delta.content:
             if isinstance(content, str):
