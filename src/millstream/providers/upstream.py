@@ -122,6 +122,7 @@ class Upstream:
                     elif self._pings:
                         clock.sign_of_life()
                     messages = await answer.read(chunk)
+                    del chunk  # which may be long, while the next one is waited for
                     if messages:
                         clock.pause()
                         yield messages

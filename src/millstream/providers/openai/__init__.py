@@ -55,6 +55,8 @@ _OF_ANSWER = (
 # As OpenAI has it, and as what rewrites streams makes of it.
 _DONE = re.compile(rb'\s*"?\[DONE\]"?\s*', re.IGNORECASE)
 _PING_EVENTS = frozenset(("ping", "heartbeat", "keepalive", "keep-alive"))
+# Sources, by answer; some servers repeat them all the time.
+_NOTHING_TOLD: frozenset[tuple[int, str]] = frozenset()
 _WORDS = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallPiece)
 _PINGS = frozenset((b"", b"ping", b"heartbeat", b"keepalive", b"keep-alive", b"null"))
 
@@ -116,9 +118,7 @@ class Reading(reading.Reading):
         self._known_calls: ToolCalls | None = None  # from the first on
         self._others: dict[int, _Other] = {}  # the answers behind the first one
         self._has_begun = False
-        self._told: frozenset[tuple[int, str]] = (
-            frozenset()
-        )  # sources, by answer; some repeat them all the time
+        self._told = _NOTHING_TOLD
         self._begun: dict[int, Produced] = {}  # the answers of which there is something, and the last of that
 
     @property

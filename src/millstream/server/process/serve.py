@@ -249,6 +249,9 @@ class _Server(uvicorn.Server):
         if self._ready is not None:
             self._ready.send("ready")
             self._follow_parent()
+        # Every generator of ours is closed by whoever reads it, so the loop need not keep a list of them. One
+        # that a plugin lets go of is still closed by the loop's finalizer.
+        sys.set_asyncgen_hooks(firstiter=None)
         collector.freeze()
         self._collecting = asyncio.create_task(
             collector.collect_after_rushes(self._millstream), name="collector"
