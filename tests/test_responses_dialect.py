@@ -16,7 +16,8 @@ from openai.types.responses import (
 from millstream import prompt as asked
 from millstream.answer import Answer, Fold
 from millstream.dialects import Ask
-from millstream.dialects.responses import RESPONSES, ResponsesDialect, response_id, stream_id
+from millstream.dialects.responses import RESPONSES, ResponsesDialect
+from millstream.dialects.responses.ids import response_id, stream_id
 from millstream.errors import BadPosition, InvalidRequest
 from millstream.events import (
     AnswerStart,

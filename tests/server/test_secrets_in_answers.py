@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from asgi import Exchange, delete, get, patch, post, put
 from millstream import Millstream, Settings, create_app
-from millstream.dialects.responses import response_id
+from millstream.dialects.responses.ids import response_id
 from millstream.events import TextDelta
 from millstream.providers import Finish
 from millstream.providers.scripted import ScriptedProvider

@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from millstream.auth import Principal
-from millstream.dialects.responses import RESPONSES, ResponsesDialect, stream_id
+from millstream.dialects.responses import RESPONSES, ResponsesDialect
+from millstream.dialects.responses.ids import stream_id
 from millstream.errors import NotFound, StreamGone
 from millstream.server import openapi
 from millstream.server.dependencies import get_runtime
