@@ -1,9 +1,12 @@
 """What the ``openai`` dialect understands of a body."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from millstream import events
 from millstream.answer import Answer
@@ -16,6 +19,7 @@ from millstream.providers.anthropic import request as of_anthropic
 from millstream.providers.known import OPENAI as OPENAI_ITSELF
 from millstream.providers.known import Quirks
 from millstream.providers.openai import request
+from millstream.sse import Decoder
 from millstream.usage import Bill, Usage
 
 HELLO: Any = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -141,3 +145,30 @@ def test_pictures_of_an_answer_in_this_format_come_back() -> None:
     assert [part for part in message.parts if isinstance(part, Image)] == [
         Image("data:image/png;base64,AA==")
     ]
+
+
+FIXTURES = json.loads((Path(__file__).parents[1] / "spec/fixtures/openai.json").read_text(encoding="utf-8"))
+
+
+def said_in(message: Any) -> Any:
+    """Without what says nothing, and the numbers of pieces."""
+
+    def without(found: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in found.items() if value and name != "index"}
+
+    return json.loads(json.dumps(message), object_hook=without)
+
+
+@pytest.mark.parametrize("case", FIXTURES, ids=[case["name"] for case in FIXTURES])
+def test_openai_s_own_client_adds_the_chunks_up_to_the_whole_answer(case: dict[str, Any]) -> None:
+    state, answer = ChatCompletionStreamState(), Answer()
+    for message in Decoder().feed(case["frames"].encode()):
+        if message.data.startswith(b'{"id"'):
+            state.handle_chunk(ChatCompletionChunk.construct(**json.loads(message.data)))
+    answer.add(events.from_json(json.dumps(case["events"]).encode()))
+    if isinstance(answer.terminal, StreamEnd):
+        whole = json.loads(OPENAI.answer(StreamInfo("str_1", "key_1", "m", 5.0, case["choices"]), answer))
+        added: Any = state.current_completion_snapshot.to_dict(warnings=False)
+        for shown, said in zip(whole["choices"], added["choices"], strict=True):
+            assert said["finish_reason"] == shown["finish_reason"]
+            assert said_in(said["message"]) == said_in(shown["message"])

@@ -23,6 +23,7 @@ from millstream.events import (
     AnswerStart,
     Batch,
     ChoiceEnd,
+    Content,
     Event,
     File,
     PartStart,
@@ -138,10 +139,13 @@ class OpenAIDialect:
         if start is None:
             start = next((event for event in batch.events if isinstance(event, AnswerStart)), None)
         if kept is not None and kept[0] is start:
-            _, head, foot, begun = kept
+            _, head, foot, begun, beside = kept
         else:
             head, foot = self._around(info, start)
-            begun = {part.choice for part in answer.parts}
+            begun = 1 + max([-1, *(part.choice for part in answer.parts), *answer.ends])
+            beside = {}
+            for part in answer.parts:
+                _lay_beside(beside, part.choice, part.content)
         text_head = b'%b"choices":[{"index":0,"delta":{"content":' % head
         text_foot = b'},"logprobs":null,"finish_reason":null}]%b' % foot
         choices = choice_of_parts(info, batch, before)
@@ -151,14 +155,19 @@ class OpenAIDialect:
             if type(event) is TextDelta and event.extra is None and not choices:
                 frames.append(text_head + _json(event.text) + text_foot)
                 continue
-            if isinstance(event, (PartStart, WholePart)) and event.choice not in begun:
-                begun.add(event.choice)
-                frames.append(_chunk(head, event.choice, _ROLE, foot))
+            if isinstance(event, (PartStart, WholePart, ChoiceEnd)):
+                # In the order of their indexes, by which openai-python looks them up in a list.
+                frames += [_chunk(head, choice, _ROLE, foot) for choice in range(begun, event.choice + 1)]
+                begun = max(begun, event.choice + 1)
+            if isinstance(event, (ChoiceEnd, StreamEnd, StreamFailed)):
+                ended = getattr(event, "choice", 0)
+                for name, found in beside.pop(ended, {}).items():
+                    frames.append(_chunk(head, ended, _json({name: found}), foot))
             match event:
                 case StreamEnd() if event.because:
                     frames.append(_failure(Draining(_STOPPED)))
                 case StreamEnd():
-                    if 0 not in begun:
+                    if not begun:
                         frames.append(_chunk(head, 0, _ROLE, foot))
                     frames.append(_last(head, 0, event.finish_reason, foot))
                     if self._include_usage:
@@ -169,13 +178,15 @@ class OpenAIDialect:
                     frames.append(_failure(event.error))
                 case ChoiceEnd():
                     frames.append(_last(head, event.choice, event.finish_reason, foot))
+                case WholePart():
+                    _lay_beside(beside, event.choice, event.content)
                 case _:
                     shown = _delta(event)
                     if shown is not None:
                         shown |= _details_of(event)
                         choice = choices.get(getattr(event, "part", 0), 0)
                         frames.append(_chunk(head, choice, _json(shown), foot, getattr(event, "extra", None)))
-        answer.keep(_API, (start, head, foot, begun), len(batch.events))
+        answer.keep(_API, (start, head, foot, begun, beside), len(batch.events))
         return sse.one_line(b"".join(frames))
 
     def answer(self, info: StreamInfo, answer: Answer) -> bytes:
@@ -269,12 +280,21 @@ def _delta(event: Event) -> dict[str, Any] | None:
         case ToolCallDelta():
             piece: dict[str, Any] = {"index": event.index, "function": {"arguments": event.arguments}}
             return {"tool_calls": [piece | _extra_content(event)]}
-        case WholePart(content=File() as file):
-            return {"images": [_image(file)]}
-        case WholePart(content=Source() as source):
-            return {"annotations": [_citation(source)]}
         case _:
             return None
+
+
+def _lay_beside(beside: dict[int, dict[str, list[Any]]], choice: int, content: Content) -> None:
+    """Keeps a picture or a source for the end of its choice, where all of them are one list: openai-python
+    refuses a second list, and openai-node takes the last one for all.
+    """
+    match content:
+        case File():
+            beside.setdefault(choice, {}).setdefault("images", []).append(_image(content))
+        case Source():
+            beside.setdefault(choice, {}).setdefault("annotations", []).append(_citation(content))
+        case _:
+            pass
 
 
 def _details_of(event: Event) -> dict[str, Any]:
