@@ -12,7 +12,16 @@ from millstream import events
 from millstream.answer import Answer
 from millstream.dialects.openai import OPENAI
 from millstream.errors import InvalidRequest
-from millstream.events import StreamEnd, StreamInfo, WholePart
+from millstream.events import (
+    Event,
+    PartEnd,
+    PartStart,
+    Refusal,
+    RefusalDelta,
+    StreamEnd,
+    StreamInfo,
+    WholePart,
+)
 from millstream.prompt import File, Image, Message, OutputFormat, Prompt, Text, Tool, ToolResult
 from millstream.providers.anthropic import models
 from millstream.providers.anthropic import request as of_anthropic
@@ -172,3 +181,12 @@ def test_openai_s_own_client_adds_the_chunks_up_to_the_whole_answer(case: dict[s
         for shown, said in zip(whole["choices"], added["choices"], strict=True):
             assert said["finish_reason"] == shown["finish_reason"]
             assert said_in(said["message"]) == said_in(shown["message"])
+
+
+def test_an_answer_that_is_a_refusal_has_no_content() -> None:
+    answer = Answer()
+    said: list[Event] = [PartStart(0, Refusal()), RefusalDelta("No."), PartEnd(0, Refusal())]
+    answer.add([*said, StreamEnd("stop", Bill(Usage(1, 1, "counted"), None))])
+    whole = json.loads(OPENAI.answer(StreamInfo("str_1", "key_1", "m", 5.0), answer))
+    message = whole["choices"][0]["message"]
+    assert (message["content"], message["refusal"]) == (None, "No.")

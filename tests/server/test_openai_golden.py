@@ -79,7 +79,7 @@ WHOLE = {
         },
         {
             "index": 1,
-            "message": {"role": "assistant", "content": "", "refusal": "No.", "annotations": []},
+            "message": {"role": "assistant", "content": None, "refusal": "No.", "annotations": []},
             "logprobs": {"content": None, "refusal": [token("No.")]},
             "finish_reason": "stop",
         },

@@ -323,12 +323,13 @@ def _citation(source: Source) -> dict[str, Any]:
 
 def _whole_message(answer: Answer, choice: int) -> dict[str, Any]:
     text = answer.text_of(Text, choice)
+    refusal = answer.text_of(Refusal, choice) or None
     calls = answer.tool_calls_of(choice)
     contents = [part.content for part in answer.of(choice)]
     shown: dict[str, Any] = {
         "role": "assistant",
-        "content": text if text or not calls else None,
-        "refusal": answer.text_of(Refusal, choice) or None,
+        "content": text if text or not (calls or refusal) else None,
+        "refusal": refusal,
         "annotations": [_citation(content) for content in contents if isinstance(content, Source)],
     }
     if reasoning := answer.text_of(Reasoning, choice):
