@@ -673,6 +673,47 @@ async def test_the_models_are_listed_with_the_default_first(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("query", "names", "has_more"),
+    [
+        ("", "m scripted n", False),
+        ("?limit=2", "m scripted", True),
+        ("?limit=1&after_id=m", "scripted", True),
+        ("?after_id=scripted", "n", False),
+        ("?after_id=n", "", False),
+        ("?before_id=scripted", "m", False),
+        ("?limit=1&before_id=n", "scripted", True),
+        ("?after_id=m&before_id=n", "scripted", False),
+        ("?before_id=m&limit=2", "", False),
+    ],
+)
+async def test_the_models_are_listed_in_pages_as_anthropic_has_them(
+    run: Run, query: str, names: str, has_more: bool
+) -> None:
+    async with (
+        run(scripted(n=HELLO), default_model="m") as app,
+        get(app.app, f"/v1/models{query}", app.key) as call,
+    ):
+        await call.finished()
+        listed = [model["id"] for model in call.json["data"]]
+        assert (listed, call.json["has_more"]) == (names.split(), has_more)
+        ends = [listed[0], listed[-1]] if listed else [None, None]
+        assert [call.json["first_id"], call.json["last_id"]] == ends
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "after_id=gone", "before_id=gone"])
+async def test_a_page_of_models_that_cannot_be_is_refused(run: Run, query: str) -> None:
+    async with run(scripted()) as app:
+        field = query.partition("=")[0]
+        async with get(app.app, f"/v1/models?{query}", app.key) as call:
+            await call.finished()
+            assert (call.status, call.json["error"]["code"]) == (422, "invalid_request")
+            assert field in call.json["error"]["message"]
+        async with get(app.app, f"/v1/models?{query}", app.key, anthropic_version="2023-06-01") as call:
+            await call.finished()
+            assert call.json["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
     ("path", "body", "header"),
     [
         ("/v1/models", None, "x-request-id"),

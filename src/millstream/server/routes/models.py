@@ -1,12 +1,13 @@
 """Models: which can be asked (spec/protocol.md §6)."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.routing import APIRoute
 
 from millstream.dialects.anthropic import ANTHROPIC
-from millstream.errors import ModelNotFound
+from millstream.errors import InvalidRequest, ModelNotFound
 from millstream.server import openapi
 from millstream.server.answers import OneLineJSON
 from millstream.server.dependencies import get_runtime
@@ -47,18 +48,35 @@ _MODEL = {
 }
 
 
-@router.get("/v1/models", responses=openapi.answer("The models", openapi.listed(_MODEL)))
-async def models(request: Request, caller: Caller) -> dict[str, Any]:
+@router.get(
+    "/v1/models", responses=openapi.errors(422) | openapi.answer("The models", openapi.listed(_MODEL))
+)
+async def models(
+    request: Request,
+    caller: Caller,
+    limit: Annotated[int | None, Query(ge=1, le=1000, description="all, where it is not given")] = None,
+    after_id: Annotated[str | None, Query(description="the models behind that one")] = None,
+    before_id: Annotated[str | None, Query(description="the models before that one")] = None,
+) -> dict[str, Any]:
     """The models that are ready, the default first, in a form that the SDKs of OpenAI and Anthropic read."""
     found = get_runtime(request).llm_service.models
     names = list(found)
+    start = _place(names, "after_id", after_id) + 1 if after_id else 0
+    asked = names[start : _place(names, "before_id", before_id) if before_id else None]
+    page = asked[-(limit or len(asked)) :] if before_id else asked[:limit]
     return {
         "object": "list",
-        "data": [_shown(name, provider) for name, provider in found.items()],
-        "has_more": False,
-        "first_id": names[0] if names else None,
-        "last_id": names[-1] if names else None,
+        "data": [_shown(name, found[name]) for name in page],
+        "has_more": len(page) < len(asked),
+        "first_id": page[0] if page else None,
+        "last_id": page[-1] if page else None,
     }
+
+
+def _place(names: Sequence[str], field: str, name: str) -> int:
+    if name not in names:
+        raise InvalidRequest(f"{field}: there is no such model any more")
+    return names.index(name)
 
 
 @router.get(
