@@ -400,6 +400,16 @@ def test_a_long_id_of_a_call_is_another_only_where_it_would_be_refused() -> None
         assert is_kept or len(called[0]) <= 40
 
 
+def test_a_long_name_of_a_user_is_another_that_openai_takes() -> None:
+    """Claude Code's has 171 characters."""
+    for name, is_kept in (("u" * 64, True), ("u" * 65, False)):
+        chat, responded = request.body(asked(user=name), Quirks()), responses.body(asked(user=name))
+        assert chat["user"] == responded["user"] == request.body(asked(user=name), OPENAI)["user"]
+        assert (chat["user"] == name) is is_kept
+        assert len(chat["user"]) <= 64
+    assert request.body(asked(user="u" * 66), Quirks())["user"] != chat["user"]
+
+
 def test_reasoning_that_only_another_provider_can_read_is_not_sent() -> None:
     said = Message("assistant", (Reasoning(redacted="c2VjcmV0"), Reasoning("hm", "c2ln"), Text("x")))
     (found,) = request.body(Prompt((said,)), Quirks())["messages"]

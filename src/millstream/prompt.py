@@ -21,6 +21,7 @@ NO_EXTRA: Extra = {}
 WITHIN = "within"  # in ``extra`` of a picture: that API has it in a part before
 BETAS = "betas"  # in ``extra`` of a prompt: what its client wants to try, as that API names it
 RESPONSES_SEAL = "responses:"  # before a signature of that API, because any other would refuse it
+_LONGEST_USER = 64  # characters
 
 
 class Text(Struct, frozen=True, tag="text", omit_defaults=True):
@@ -160,6 +161,11 @@ def short_id(kind: str, given: str) -> str:
     every request. It has 32 characters behind its kind.
     """
     return f"{kind}_{hashlib.sha256(given.encode(errors='replace')).hexdigest()[:32]}"
+
+
+def short_user(user: str) -> str:
+    """The end user as OpenAI's APIs take one: in place of over 64 characters, always the same name."""
+    return user if len(user) <= _LONGEST_USER else short_id("user", user)
 
 
 def _words(parts: Sequence[Part]) -> Iterator[str]:

@@ -119,7 +119,7 @@ def body(prompt: Prompt) -> dict[str, Any]:
         messages = messages[1:]
     sent["input"] = [item for message in media.shown_by_users(messages) for item in _items(message)]
     if prompt.user is not None:  # who it is, a browser token may have said, and not the body
-        sent["safety_identifier" if "safety_identifier" in extra else "user"] = prompt.user
+        sent["safety_identifier" if "safety_identifier" in extra else "user"] = asked.short_user(prompt.user)
     if prompt.reasoning_effort is not None:
         sent["reasoning"] = {"effort": prompt.reasoning_effort, **extra.get("reasoning", {})}
     if prompt.output is not None:

@@ -28,7 +28,6 @@ _SAME = (
     "top_k",
     "seed",
     "reasoning_effort",
-    "user",
     "metadata",
 )
 
@@ -43,6 +42,8 @@ def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
         **{name: value for name in _SAME if (value := getattr(prompt, name)) is not None},
         **prompt.extra_of(API),
     }
+    if prompt.user is not None:
+        sent["user"] = asked.short_user(prompt.user)
     if prompt.stop:
         sent["stop"] = list(prompt.stop)
     if prompt.tools:
