@@ -23,6 +23,7 @@ from millstream.providers import (
     Finish,
     InChoice,
     PartBreak,
+    PartOpen,
     Produced,
     ToolCallPiece,
     UsageReport,
@@ -53,6 +54,27 @@ def test_a_part_is_opened_once_and_closed_by_another() -> None:
     assert parts.feed([TextDelta("d")]) == [TextDelta("d", 1)]
     assert parts.close() == [PartEnd(1, Text())]
     assert parts.close() == []
+
+
+def test_thoughts_that_a_provider_has_apart_are_told_from_pieces_of_one() -> None:
+    said: list[Produced] = [PartOpen(Reasoning()), ReasoningDelta("a"), ReasoningDelta("b"), TextDelta("x")]
+    said += [ReasoningDelta("c"), PartBreak(), ReasoningDelta(""), ReasoningDelta("d"), ReasoningDelta("e")]
+    said += [PartOpen(Reasoning()), PartOpen(Reasoning()), ReasoningDelta("f"), TextDelta("y")]
+    events = assembled(*said)
+    thoughts = [event for event in events if isinstance(event, ReasoningDelta)]
+    assert [(thought.text, thought.apart) for thought in thoughts] == [
+        *[("a", False), ("b", False), ("c", False), ("", False)],
+        *[("d", True), ("e", False), ("f", True)],
+    ]
+    answer = Answer()
+    answer.add(events)
+    assert answer.reasoning == "".join(thought.joined for thought in thoughts) == "abc\n\nde\n\nf"
+    assert answer.text == "xy"
+
+
+def test_a_thought_that_was_opened_before_any_other_is_apart_from_none() -> None:
+    opened = assembled(PartOpen(Reasoning()), PartOpen(Reasoning()), ReasoningDelta("a"))
+    assert ReasoningDelta("a", 1) in opened
 
 
 def test_parallel_tool_calls_may_interleave_and_end_whole() -> None:
@@ -137,13 +159,13 @@ def test_a_break_says_what_is_known_of_a_part_at_its_end() -> None:
         ReasoningDelta("hm"),
         PartEnd(0, signed[0]),
         PartStart(1, Reasoning()),
-        ReasoningDelta("so", 1),
+        ReasoningDelta("so", 1, apart=True),
         PartEnd(1, signed[1]),
     ]
     answer = Answer()
     answer.add(events)
     assert [part.content for part in answer.parts] == [*signed, Text()]
-    assert (answer.reasoning, answer.text) == ("hmso", "x")
+    assert (answer.reasoning, answer.text) == ("hm\n\nso", "x")
 
 
 def test_a_break_of_nothing_is_nothing() -> None:

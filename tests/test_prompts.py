@@ -416,6 +416,12 @@ def test_reasoning_that_only_another_provider_can_read_is_not_sent() -> None:
     assert found == {"role": "assistant", "content": "x", "reasoning_content": "hm"}
 
 
+def test_thoughts_are_one_text_with_blank_lines_for_who_takes_no_parts() -> None:
+    said = Message("assistant", (Reasoning("hm"), Reasoning(redacted="c2VjcmV0"), Reasoning("So"), Text("x")))
+    (found,) = request.body(Prompt((said,)), Quirks())["messages"]
+    assert found["reasoning_content"] == "hm\n\nSo"
+
+
 # -- everything else -------------------------------------------------------------------------------
 
 # Fields of ours, the same in a prompt, and what a provider is sent for them where that is another.

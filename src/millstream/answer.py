@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from millstream.events import (
+    BLANK_LINE,
     AnswerStart,
     ChoiceEnd,
     Content,
@@ -42,10 +43,10 @@ PROSE: dict[Prose, Content] = {TextDelta: Text(), ReasoningDelta: Reasoning(), R
 
 class Part:
     """A part and what has come of it. ``content`` is the latest word on what it is; ``whole`` is whether it
-    came in one event.
+    came in one event, ``apart`` whether it is a thought that its provider has apart from those before it.
     """
 
-    __slots__ = ("choice", "content", "cut", "ended", "extras", "number", "pieces", "whole")
+    __slots__ = ("apart", "choice", "content", "cut", "ended", "extras", "number", "pieces", "whole")
 
     def __init__(self, number: int, content: Content, choice: int = 0, *, whole: bool = False) -> None:
         self.number = number
@@ -53,6 +54,7 @@ class Part:
         self.choice = choice
         self.ended = self.whole = whole
         self.cut = False  # the answer broke off in it
+        self.apart = False
         self.pieces: list[str] = []
         self.extras: list[dict[str, Any]] = []  # of its deltas
 
@@ -102,6 +104,8 @@ class Answer:
                     part.pieces.append(event.text)
                     if event.extra is not None:
                         part.extras.append(event.extra)
+                    if isinstance(event, ReasoningDelta) and event.apart:
+                        part.apart = True
                 case PartStart():
                     parts.append(Part(event.part, event.content, event.choice))
                 case PartEnd():
@@ -132,8 +136,9 @@ class Answer:
         return [part for part in self.parts if part.choice == choice]
 
     def text_of(self, kind: type[Content], choice: int = 0) -> str:
-        """The words of all its parts of that kind."""
-        return "".join(part.text for part in self.of(choice) if isinstance(part.content, kind))
+        """The words of all its parts of that kind, a blank line before thoughts that are apart."""
+        parts = [part for part in self.of(choice) if isinstance(part.content, kind)]
+        return "".join(f"{BLANK_LINE}{part.text}" if part.apart else part.text for part in parts)
 
     @property
     def text(self) -> str:

@@ -22,6 +22,9 @@ FinishReason: TypeAlias = Literal[
 ]
 
 
+BLANK_LINE = "\n\n"
+
+
 class StreamStart(Struct, frozen=True, gc=False, tag="stream-start"):
     """The first event of every stream."""
 
@@ -113,9 +116,17 @@ class TextDelta(Struct, frozen=True, gc=False, tag="text-delta", omit_defaults=T
 
 
 class ReasoningDelta(Struct, frozen=True, gc=False, tag="reasoning-delta", omit_defaults=True):
+    """``apart`` is whether it begins a thought that its provider has apart from those before it."""
+
     text: str
     part: int = 0
     extra: dict[str, Any] | None = None
+    apart: bool = False
+
+    @property
+    def joined(self) -> str:
+        """What it adds where all thoughts are one text."""
+        return f"{BLANK_LINE}{self.text}" if self.apart else self.text
 
 
 class RefusalDelta(Struct, frozen=True, gc=False, tag="refusal-delta", omit_defaults=True):

@@ -60,7 +60,8 @@ describe("frames", () => {
     const said = one.event.content ?? one.event;
     expect(frame?.kind).toBe(kinds[name] ?? "boundary");
     if (frame?.kind === "text") expect(frame.text).toBe(one.event["text"]);
-    if (frame?.kind === "reasoning") expect(frame.text).toBe(one.event["text"]);
+    const before = one.event["apart"] === true ? "\n\n" : "";
+    if (frame?.kind === "reasoning") expect(frame.text).toBe(`${before}${one.event["text"]}`);
     if (frame?.kind === "refusal") expect(frame.text).toBe(one.event["text"]);
     if (frame?.kind === "tool-call") expect(frame.call.arguments).toBe(said["arguments"]);
     if (frame?.kind === "tool-call") expect(frame.call.extraContent).toEqual(said["extra_content"]);

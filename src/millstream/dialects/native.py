@@ -173,7 +173,7 @@ def _frame(event: Event, position: str) -> bytes:
         case TextDelta():
             return sse.frame(_json(_Frame(event.text)), id=position)
         case ReasoningDelta():
-            return sse.frame(_json(_Frame(reasoning=event.text)), id=position)
+            return sse.frame(_json(_Frame(reasoning=event.joined)), id=position)
         case RefusalDelta():
             return sse.frame(_json(_Frame(refusal=event.text)), id=position)
         case PartStart(content=ToolCall() as said):

@@ -272,7 +272,7 @@ def _delta(event: Event) -> dict[str, Any] | None:
         case TextDelta():
             return {"content": event.text}
         case ReasoningDelta():
-            return {"reasoning_content": event.text}
+            return {"reasoning_content": event.joined}
         case RefusalDelta():
             return {"refusal": event.text}
         case PartStart(content=ToolCall() as call):

@@ -55,15 +55,27 @@ _USUAL_TIERS = ("", "auto", "default", "on_demand", "standard")
 
 
 class _Choice:
-    """One of the answers: its open part of prose, and its open tool calls by index."""
+    """One of the answers: its open part of prose, and its open tool calls by index. ``thinks_anew`` is
+    whether what it thinks next is another thought, as its provider says.
+    """
 
-    __slots__ = ("calls", "ended", "prose", "prose_kind")
+    __slots__ = ("calls", "ended", "has_thought", "prose", "prose_kind", "thinks_anew")
 
     def __init__(self) -> None:
         self.prose: Part | None = None
         self.prose_kind: Prose | None = None
         self.calls: dict[int, Part] = {}
         self.ended = False
+        self.has_thought = False
+        self.thinks_anew = False
+
+    def is_apart(self, delta: ReasoningDelta) -> bool:
+        """Whether ``delta`` begins a thought behind others."""
+        if not delta.text:
+            return False
+        apart = self.has_thought and self.thinks_anew
+        self.has_thought, self.thinks_anew = True, False
+        return apart
 
 
 def _checked(usage: Usage) -> Usage:
@@ -124,9 +136,9 @@ class Assembler:
         first, generated = self._first, self.generated
         for item in batch:
             if isinstance(item, (TextDelta, ReasoningDelta, RefusalDelta)):
-                # Nearly everything is one more piece of the open part, which mostly is the first one.
+                # Nearly everything is one more piece of the open text, which mostly is the first part.
                 prose = first.prose
-                if type(item) is first.prose_kind and prose is not None and prose.number == 0:
+                if type(item) is first.prose_kind is TextDelta and prose is not None and prose.number == 0:
                     generated.add(item.text)
                     self.usage_is_stale = True
                     events.append(item)
@@ -231,13 +243,17 @@ class Assembler:
         assert choice.prose is not None
         self.generated.add(item.text)
         self.usage_is_stale = True
-        part = choice.prose.number
-        events.append(item if part == 0 else msgspec.structs.replace(item, part=part))
+        if part := choice.prose.number:
+            item = msgspec.structs.replace(item, part=part)
+        if isinstance(item, ReasoningDelta) and choice.is_apart(item):
+            item = msgspec.structs.replace(item, apart=True)
+        events.append(item)
 
     def _open(self, choice: _Choice, content: Text | Reasoning, events: list[Event]) -> None:
         """The provider says that a part of prose begins."""
         _end_prose(choice, events)
-        choice.prose_kind = ReasoningDelta if isinstance(content, Reasoning) else TextDelta
+        choice.thinks_anew = isinstance(content, Reasoning)
+        choice.prose_kind = ReasoningDelta if choice.thinks_anew else TextDelta
         choice.prose = self._start(content, 0, events)
         self.usage_is_stale = True
 
@@ -275,6 +291,7 @@ class Assembler:
         elif choice.prose is not None:
             choice.prose.content = _whole_content(choice.prose.content, said.content)
             _end_prose(choice, events)
+            choice.thinks_anew = True
 
     def _in_choice(self, said: InChoice, events: list[Event]) -> None:
         number, item = said.choice, said.item

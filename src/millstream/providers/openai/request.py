@@ -139,7 +139,7 @@ def _as_sent(message: Message, quirks: Quirks) -> Iterator[dict[str, Any]]:
         else:
             thought = [part.text for part in message.parts if isinstance(part, asked.Reasoning)]
             if thought:
-                sent[quirks.reasoning_field] = "".join(thought)
+                sent[quirks.reasoning_field] = _BLANK_LINE.join(filter(None, thought))
         sent |= extra
     yield sent
 
