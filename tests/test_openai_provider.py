@@ -30,7 +30,7 @@ from millstream.events import (
     TextDelta,
 )
 from millstream.messages import ChatRequest
-from millstream.prompt import Message, Prompt, Text
+from millstream.prompt import Message, NamedTool, Prompt, Text, Tool, ToolCall, ToolResult
 from millstream.providers import Finish, InChoice, Produced, ToolCallPiece, UsageReport
 from millstream.providers.clocks import Clocks
 from millstream.providers.known import KNOWN, Quirks
@@ -337,6 +337,39 @@ async def test_several_answers_are_told_apart() -> None:
         Finish("stop", None, "stop"),
     ]
     assert seen["n"] == 3
+
+
+async def test_a_tool_whose_name_is_too_long_is_called_by_another_and_has_its_own_in_the_answer() -> None:
+    """As tools of MCP servers have them, of which the clients of Anthropic take 128 characters."""
+    long, fits = [f"mcp__{'x' * 70}{end}" for end in "ab"], "y" * 64
+    seen: dict[str, Any] = {}
+
+    async def handler(request: Request) -> None:
+        seen.update(request.json)
+        names = [tool["function"]["name"] for tool in request.json["tools"]]
+        calls = [{"index": i, "id": name, "function": {"name": name}} for i, name in enumerate(names)]
+        await request.head()
+        for index in (0, 1):
+            await request.event({"choices": [{"index": index, "delta": {"tool_calls": calls}}]})
+        await request.event({"choices": [{"index": 1, "delta": {}, "finish_reason": "tool_calls"}]})
+        await request.finish("tool_calls")
+
+    history = (
+        Message("assistant", (ToolCall("call_1", long[0], "{}"),)),
+        Message("tool", (ToolResult("call_1", (Text("7"),), name=long[0]),)),
+    )
+    tools, choice = tuple(Tool(name) for name in (*long, fits)), NamedTool(long[1])
+    produced = await produce(handler, Prompt((*PROMPT.messages, *history), None, tools, choice, choices=2))
+    names = [tool["function"]["name"] for tool in seen["tools"]]
+    assert [len(name) for name in names] == [64, 64, 64]
+    assert (len(set(names)), names[2]) == (3, fits)
+    assert names[0].startswith("mcp__x")
+    assert seen["tool_choice"]["function"]["name"] == names[1]
+    assert seen["messages"][1]["tool_calls"][0]["function"]["name"] == names[0]
+    assert seen["messages"][2]["name"] == names[0]
+    of_first = [item.name for item in produced if isinstance(item, ToolCallPiece)]
+    others = [item.item for item in produced if isinstance(item, InChoice)]
+    assert of_first == [item.name for item in others if isinstance(item, ToolCallPiece)] == [*long, fits]
 
 
 async def test_an_answer_behind_the_first_one_is_waited_for() -> None:

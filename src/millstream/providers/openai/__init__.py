@@ -81,7 +81,8 @@ class OpenAIProvider:
 
     def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
         url = f"{self._base_url}/chat/completions"
-        of_answer = Reading(self._name, self._quirks, prompt.choices)
+        names = {sent: one.name for one in prompt.tools if (sent := request.tool_name(one.name)) != one.name}
+        of_answer = Reading(self._name, self._quirks, prompt.choices, names)
         return reading.answer(of_answer, self._upstream, url, partial(self._body, prompt, model))
 
     async def models(self) -> list[str]:
@@ -103,10 +104,11 @@ class OpenAIProvider:
 
 
 class Reading(reading.Reading):
-    """``choices`` is how many answers were asked for."""
+    """``choices`` is how many answers were asked for; ``names`` those of tools, by what was sent."""
 
-    def __init__(self, name: str, quirks: Quirks, choices: int = 1) -> None:
+    def __init__(self, name: str, quirks: Quirks, choices: int = 1, names: Mapping[str, str] = {}) -> None:
         super().__init__(name)
+        self._names = names
         self._quirks = quirks
         self._choices = choices
         self._reason: FinishReason | None = None
@@ -124,7 +126,7 @@ class Reading(reading.Reading):
     @property
     def _calls(self) -> ToolCalls:
         if self._known_calls is None:
-            self._known_calls = ToolCalls(self._name)
+            self._known_calls = ToolCalls(self._name, self._names)
         return self._known_calls
 
     @property
@@ -217,7 +219,7 @@ class Reading(reading.Reading):
         """What an answer behind the first one says, of which there are few."""
         if not 0 < choice.index < min(self._choices, MAX_CHOICES):
             return
-        other = self._others.setdefault(choice.index, _Other(ToolCalls(self._name)))
+        other = self._others.setdefault(choice.index, _Other(ToolCalls(self._name, self._names)))
         said: list[Produced] = []
         self._say(choice, other.calls, said)
         produced += [InChoice(choice.index, item) for item in said if isinstance(item, SAID)]

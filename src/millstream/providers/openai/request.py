@@ -18,6 +18,7 @@ from millstream.providers.known import Quirks
 API = "openai"
 
 _BLANK_LINE = "\n\n"
+_LONGEST_NAME = 64  # of a tool
 _DIGITS = string.digits + string.ascii_letters
 
 # Fields of a prompt that have the same name and meaning here.
@@ -199,7 +200,7 @@ def _extra(extra: asked.Extra, quirks: Quirks) -> dict[str, Any]:
 
 def _result(result: asked.ToolResult, quirks: Quirks) -> dict[str, Any]:
     content = _content([_part(part, quirks) for part in result.parts], "tool", quirks)
-    name = {} if result.name is None else {"name": result.name}
+    name = {} if result.name is None else {"name": tool_name(result.name)}
     return {
         "role": "tool",
         "content": content or "",
@@ -221,7 +222,7 @@ def _call_id(call_id: str, quirks: Quirks) -> str:
 
 
 def _call(call: asked.ToolCall, quirks: Quirks) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
+    function = {"name": tool_name(call.name), "arguments": call.arguments}
     sent: dict[str, Any] = {
         "id": _call_id(call.call_id, quirks),
         "type": "function",
@@ -236,7 +237,8 @@ def _tools(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     """The tools, and how they are to be used, which is refused without any."""
     sent: dict[str, Any] = {"tools": [_tool(tool, quirks) for tool in prompt.tools]}
     if isinstance(prompt.tool_choice, asked.NamedTool):
-        sent["tool_choice"] = {"type": "function", "function": {"name": prompt.tool_choice.name}}
+        named = {"name": tool_name(prompt.tool_choice.name)}
+        sent["tool_choice"] = {"type": "function", "function": named}
     elif prompt.tool_choice is not None:
         sent["tool_choice"] = prompt.tool_choice
     if prompt.parallel_tool_calls is not None:
@@ -244,9 +246,20 @@ def _tools(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     return sent
 
 
+def tool_name(name: str) -> str:
+    """The name of a tool; in place of one that is too long another, always the same for it."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - len(digest) - 1]}_{digest}"
+
+
 def _tool(tool: asked.Tool, quirks: Quirks) -> dict[str, Any]:
     given = {"description": tool.description, "parameters": tool.parameters, "strict": tool.strict}
-    function = {"name": tool.name, **{name: value for name, value in given.items() if value is not None}}
+    function = {
+        "name": tool_name(tool.name),
+        **{name: value for name, value in given.items() if value is not None},
+    }
     return {"type": "function", "function": function, **_extra(tool.extra, quirks)}
 
 

@@ -16,7 +16,7 @@ ours: a call without an id cannot be answered.
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -53,18 +53,20 @@ class _Call:
 
 
 class ToolCalls:
-    """The tool calls of one answer."""
+    """The tool calls of one answer. ``names`` are those of tools, by what was sent."""
 
     __slots__ = (
         "_by_id",
         "_by_index",
         "_calls",
         "_in_this_delta",
+        "_names",
         "_provider_name",
     )
 
-    def __init__(self, provider_name: str) -> None:
+    def __init__(self, provider_name: str, names: Mapping[str, str]) -> None:
         self._provider_name = provider_name
+        self._names = names
         self._calls: list[_Call] = []
         self._by_id: dict[str, _Call] = {}
         self._by_index: dict[int, _Call] = {}
@@ -115,7 +117,8 @@ class ToolCalls:
     def _start(self, call: _Call) -> ToolCallPiece:
         call.sent = True
         call.call_id = call.call_id or f"call_{secrets.token_hex(12)}"
-        return ToolCallPiece(call.index, "".join(call.held), call.call_id, call.name, call.extra)
+        name = self._names.get(call.name, call.name)
+        return ToolCallPiece(call.index, "".join(call.held), call.call_id, name, call.extra)
 
     def _owner(self, piece: CallPiece, name: str, arguments: str) -> _Call:
         if piece.id and (known := self._by_id.get(piece.id)) and name in ("", known.name or name):
