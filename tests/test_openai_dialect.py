@@ -13,22 +13,36 @@ from millstream.answer import Answer
 from millstream.dialects.openai import OPENAI
 from millstream.errors import InvalidRequest
 from millstream.events import (
+    Batch,
     Event,
     PartEnd,
     PartStart,
+    Position,
     Refusal,
     RefusalDelta,
     StreamEnd,
     StreamInfo,
     WholePart,
 )
-from millstream.prompt import File, Image, Message, OutputFormat, Prompt, Text, Tool, ToolResult
+from millstream.prompt import (
+    File,
+    Image,
+    Message,
+    NamedTool,
+    OutputFormat,
+    Prompt,
+    Text,
+    Tool,
+    ToolResult,
+)
+from millstream.providers import Produced, ToolCallPiece
 from millstream.providers.anthropic import models
 from millstream.providers.anthropic import request as of_anthropic
 from millstream.providers.known import OPENAI as OPENAI_ITSELF
 from millstream.providers.known import Quirks
 from millstream.providers.openai import request
 from millstream.sse import Decoder
+from millstream.streams.parts import Assembler
 from millstream.usage import Bill, Usage
 
 HELLO: Any = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -190,3 +204,57 @@ def test_an_answer_that_is_a_refusal_has_no_content() -> None:
     whole = json.loads(OPENAI.answer(StreamInfo("str_1", "key_1", "m", 5.0), answer))
     message = whole["choices"][0]["message"]
     assert (message["content"], message["refusal"]) == (None, "No.")
+
+
+# -- before there were tools -----------------------------------------------------------------------
+
+FUNCTION: Any = {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}
+
+
+def test_functions_are_tools() -> None:
+    ask = OPENAI.parse(json.dumps(HELLO | {"functions": [FUNCTION], "function_call": "auto"}).encode())
+    assert ask.prompt.tools == (Tool("look", "Looks.", {"type": "object"}),)
+    assert (ask.prompt.tool_choice, ask.ignored) == ("auto", ())
+    assert parsed(functions=[FUNCTION], function_call={"name": "look"}).tool_choice == NamedTool("look")
+    both = OPENAI.parse(json.dumps(HELLO | {"functions": [FUNCTION], "tools": [LOOK]}).encode())
+    assert (len(both.prompt.tools), both.ignored) == (1, ("functions",))
+    with pytest.raises(InvalidRequest, match=r"functions.0.name: is missing"):
+        parsed(functions=[{}])
+
+
+def test_a_function_of_the_history_is_called_by_an_id_of_its_own_each_time() -> None:
+    def called(number: int) -> list[dict[str, Any]]:
+        call = {"name": "look", "arguments": f'{{"at":{number}}}'}
+        return [
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": "function", "name": "look", "content": str(number)},
+        ]
+
+    first, of_first, second, of_second = parsed(messages=[*called(1), *called(2)]).messages
+    ids = [call.call_id for message in (first, second) for call in message.tool_calls]
+    results = [part for message in (of_first, of_second) for part in message.parts]
+    assert [part.call_id for part in results if isinstance(part, ToolResult)] == ids
+    assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_who_asks_with_functions_is_answered_with_one(calls: int) -> None:
+    dialect = OPENAI.parse(json.dumps(HELLO | {"functions": [FUNCTION]}).encode()).reply
+    assert dialect is not None
+    assembler, answer, state = Assembler(), Answer(), ChatCompletionStreamState()
+    said: list[Produced] = []
+    for index in range(calls):
+        said += [ToolCallPiece(index, "", f"call_{index}", "look"), ToolCallPiece(index, '{"a":1}')]
+    told = [*assembler.feed(said), *assembler.close()]
+    told.append(StreamEnd("tool_calls", Bill(Usage(1, 1, "counted"), None)))
+    answer.add(told)
+    info = StreamInfo("str_1", "key_1", "m", 5.0)
+    for message in Decoder().feed(dialect.encode(info, Batch(Position(1, 1), told), Answer)):
+        if message.data != b"[DONE]":
+            state.handle_chunk(ChatCompletionChunk.construct(**json.loads(message.data)))
+    streamed: Any = state.current_completion_snapshot.to_dict(warnings=False)
+    for choice in (json.loads(dialect.answer(info, answer))["choices"][0], streamed["choices"][0]):
+        assert choice["finish_reason"] == "function_call"
+        assert choice["message"]["function_call"] == {"name": "look", "arguments": '{"a":1}'}
+        assert not choice["message"]["content"]
+        assert not choice["message"].get("tool_calls")

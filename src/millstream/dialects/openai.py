@@ -5,7 +5,7 @@ parsers of openai-python and openai-node (spec/dialects.md). Chunks have no ids 
 comment behind an id for an event.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -82,7 +82,9 @@ _REASONS = {"cancelled": "stop", "budget_exceeded": "length"}
 
 
 class OpenAIDialect:
-    """``include_usage`` is whether the body asked for a last chunk with the usage."""
+    """``include_usage`` is whether the body asked for a last chunk with the usage; ``functions`` whether it
+    has those in place of tools, as before there were any: its answer calls one function at a time.
+    """
 
     name = "openai"
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
@@ -94,8 +96,9 @@ class OpenAIDialect:
     tells_cuts = False
     looks_back = True
 
-    def __init__(self, *, include_usage: bool = False) -> None:
+    def __init__(self, *, include_usage: bool = False, functions: bool = False) -> None:
         self._include_usage = include_usage
+        self._functions = functions
 
     def parse(self, body: bytes) -> Ask:
         fields = Fields(read_object(body))
@@ -108,8 +111,11 @@ class OpenAIDialect:
         if "audio" in fields.texts("modalities", 8):
             raise fields.fault("modalities", "audio answers are not carried")
         tools, choice = _tools(fields)
+        functions = not tools and "functions" in fields
+        if functions:
+            tools, choice = _functions(fields)
         prompt = Prompt(
-            tuple(_message(message) for message in fields.objects("messages", read.MAX_MESSAGES)),
+            tuple(_messages(fields)),
             read.model(fields),
             tools,
             choice,
@@ -131,7 +137,8 @@ class OpenAIDialect:
             raise fields.fault("messages", "is missing")
         whole = not fields.flag("stream")
         policy = read.on_disconnect(fields)
-        return Ask(prompt, policy, whole, fields.ignored(), OpenAIDialect(include_usage=include_usage))
+        reply = OpenAIDialect(include_usage=include_usage, functions=functions)
+        return Ask(prompt, policy, whole, fields.ignored(), reply)
 
     def encode(self, info: StreamInfo, batch: Batch, before: Before) -> bytes:
         answer = before()
@@ -169,7 +176,7 @@ class OpenAIDialect:
                 case StreamEnd():
                     if not begun:
                         frames.append(_chunk(head, 0, _ROLE, foot))
-                    frames.append(_last(head, 0, event.finish_reason, foot))
+                    frames.append(self._last(head, 0, event.finish_reason, foot))
                     if self._include_usage:
                         usage = _json(_usage(start, event))
                         frames.append(head + b'"choices":[],"usage":%b}\n\n' % usage)
@@ -177,11 +184,11 @@ class OpenAIDialect:
                 case StreamFailed():
                     frames.append(_failure(event.error))
                 case ChoiceEnd():
-                    frames.append(_last(head, event.choice, event.finish_reason, foot))
+                    frames.append(self._last(head, event.choice, event.finish_reason, foot))
                 case WholePart():
                     _lay_beside(beside, event.choice, event.content)
                 case _:
-                    shown = _delta(event)
+                    shown = self._said(_delta(event))
                     if shown is not None:
                         shown |= _details_of(event)
                         choice = choices.get(getattr(event, "part", 0), 0)
@@ -198,9 +205,9 @@ class OpenAIDialect:
             "choices": [
                 {
                     "index": choice,
-                    "message": _whole_message(answer, choice),
+                    "message": self._said(_whole_message(answer, choice)),
                     "logprobs": _logprobs(answer.of(choice)),
-                    "finish_reason": _REASONS.get(reason, reason),
+                    "finish_reason": self._reason(reason),
                 }
                 for choice, reason in sorted(reasons.items())
             ],
@@ -219,6 +226,29 @@ class OpenAIDialect:
         """What stands in every chunk before its choices and after them."""
         head = _json(_of_answer(info, start, "chat.completion.chunk"))
         return b"data: %b," % head[:-1], b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
+
+    def _said(self, shown: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What a delta or a message says, in the words of who reads it."""
+        if not self._functions or shown is None or "tool_calls" not in shown:
+            return shown
+        call, *_ = shown.pop("tool_calls")
+        if call.get("index", 0) == 0:
+            shown["function_call"] = call["function"]
+        return shown or None
+
+    def _reason(self, reason: str) -> str:
+        if self._functions and reason == "tool_calls":
+            return "function_call"
+        return _REASONS.get(reason, reason)
+
+    def _last(self, head: bytes, choice: int, reason: str, foot: bytes) -> bytes:
+        word = _json(self._reason(reason))
+        return b'%b"choices":[{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}]%b' % (
+            head,
+            choice,
+            word,
+            foot,
+        )
 
 
 OPENAI = OpenAIDialect()
@@ -252,16 +282,6 @@ def _chunk(
         choice,
         delta,
         said,
-        foot,
-    )
-
-
-def _last(head: bytes, choice: int, reason: str, foot: bytes) -> bytes:
-    word = _json(_REASONS.get(reason, reason))
-    return b'%b"choices":[{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}]%b' % (
-        head,
-        choice,
-        word,
         foot,
     )
 
@@ -404,14 +424,22 @@ def _failure(error: MillstreamError) -> bytes:
 # -- bodies ----------------------------------------------------------------------------------------
 
 
-def _message(fields: Fields) -> Message:
+def _messages(fields: Fields) -> Iterator[Message]:
+    """Calls from before there were tools have no ids: each gets a number, and its result the same."""
+    calls = 0
+    for message in fields.objects("messages", read.MAX_MESSAGES):
+        calls += "function_call" in message
+        yield _message(message, f"function_call_{calls}")
+
+
+def _message(fields: Fields, function_call_id: str) -> Message:
     role = fields.one_of("role", "system", "developer", "user", "assistant", "tool", "function")
     if role is None:
         raise fields.fault("role", "is missing")
     name = fields.text("name", most=128)
     content = _content(fields)
     if role in ("tool", "function"):
-        call_id = fields.text("tool_call_id", most=512) if role == "tool" else f"call_{name or ''}"
+        call_id = fields.text("tool_call_id", most=512) if role == "tool" else function_call_id
         if call_id is None:
             raise fields.fault("tool_call_id", "is missing")
         kept = tuple(part for part in content if isinstance(part, (asked.Text, asked.Image, asked.File)))
@@ -433,7 +461,7 @@ def _message(fields: Fields) -> Message:
     old = fields.inner("function_call")
     if old is not None:
         called = old.needed("name", most=128)
-        parts.append(asked.ToolCall(f"call_{called}", called, old.text("arguments") or ""))
+        parts.append(asked.ToolCall(function_call_id, called, old.text("arguments") or ""))
     extra = fields.these(_DETAILS, "extra_content")
     return Message("assistant", tuple(parts), name, {_API: extra} if extra else {})
 
@@ -507,13 +535,26 @@ def _tool(fields: Fields) -> asked.Tool:
     function = fields.inner("function")
     if function is None:
         raise fields.fault("function", "is missing")
+    return _function(function, _marks(fields))
+
+
+def _function(function: Fields, marks: asked.Extra = asked.NO_EXTRA) -> asked.Tool:
     return asked.Tool(
         function.needed("name", most=128),
         function.text("description"),
         function.mapping("parameters"),
         function.flag("strict"),
-        _marks(fields) or _marks(function),
+        marks or _marks(function),
     )
+
+
+def _functions(fields: Fields) -> tuple[tuple[asked.Tool, ...], Any]:
+    """What ``_tools`` gives, of a body from before there were tools."""
+    tools = tuple(_function(one) for one in fields.objects("functions", read.MAX_TOOLS, are_knobs=True))
+    if not isinstance(fields.any("function_call"), dict):
+        return tools, fields.one_of("function_call", "none", "auto")
+    choice = fields.inner("function_call") or Fields({})
+    return tools, asked.NamedTool(choice.needed("name", most=128))
 
 
 def _tools(fields: Fields) -> tuple[tuple[asked.Tool, ...], Any]:
