@@ -128,3 +128,44 @@ def test_a_settings_own_name_wins_over_its_old_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MILLSTREAM_LOG_URL", "redis://old")
     monkeypatch.setenv("MILLSTREAM_JOURNAL_URL", "redis://new")
     assert Settings().journal_url == "redis://new"
+
+
+_OF_KUBERNETES = {
+    "SERVICE_HOST": "10.96.0.12",
+    "SERVICE_PORT": "8000",
+    "SERVICE_PORT_HTTP": "8000",
+    "PORT": "tcp://10.96.0.12:8000",
+    "PORT_8000_TCP": "tcp://10.96.0.12:8000",
+    "PORT_8000_TCP_PROTO": "tcp",
+    "PORT_8000_TCP_PORT": "8000",
+    "PORT_8000_TCP_ADDR": "10.96.0.12",
+}
+
+
+@pytest.mark.parametrize("service", ["MILLSTREAM", "MILLSTREAM_REDIS", "MILLSTREAM_POSTGRES_0"])
+def test_what_kubernetes_says_of_a_service_is_no_setting(
+    service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in _OF_KUBERNETES.items():
+        monkeypatch.setenv(f"{service}_{name}", value)
+    assert Settings().port == 8000
+    (tmp_path / "millstream.toml").write_text("port = 9")
+    assert Settings.load().port == 9
+
+
+@pytest.mark.parametrize(
+    "name", ["MILLSTREAM_REDIS_PORT", "MILLSTREAM_SERVICE_HOSTS", "MILLSTREAM_PORT_HTTP"]
+)
+def test_a_name_that_is_almost_one_of_kubernetes_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "6379")
+    with pytest.raises(ConfigurationError, match=f"there is no setting {name}"):
+        Settings.load()
+
+
+@pytest.mark.parametrize("port", ["http://10.96.0.12:8000", "tcp", "8000/tcp", "70000"])
+def test_a_wrong_port_is_an_error(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLSTREAM_PORT", port)
+    with pytest.raises(ConfigurationError, match="setting port: "):
+        Settings.load()

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -38,8 +39,11 @@ from millstream.version import DOCS
 
 TOML_FILE = "millstream.toml"
 
-# What Kubernetes sets in every pod beside a service that is called millstream.
-_KUBERNETES = re.compile(r"MILLSTREAM_(SERVICE_(HOST|PORT.*)|PORT_\d+_(TCP|UDP).*)")
+# What Kubernetes sets in every pod beside a service that is called millstream, or millstream-something.
+_KUBERNETES = re.compile(
+    r"MILLSTREAM_([A-Z0-9]+_)*"
+    r"(SERVICE_(HOST=|PORT[_=])|PORT_\d+_(TCP|UDP|SCTP)[_=]|PORT=(tcp|udp|sctp)://)"
+)
 
 # Not below a path that is one of Millstream's own: nobody could tell whether the proxy has taken it away.
 _ROOT_PATH = re.compile(r"(?!/(?:v1|assets)(?:/|$))(?:/[\w.~-]+)*", re.ASCII)
@@ -531,6 +535,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        assert isinstance(env_settings, EnvSettingsSource)
+        env_settings.env_vars = {
+            name: value
+            for name, value in env_settings.env_vars.items()
+            if not _is_of_kubernetes(name.upper(), value)
+        }
         toml = TomlConfigSettingsSource(settings_cls)
         return init_settings, env_settings, toml, _ProviderVariables(settings_cls)
 
@@ -538,8 +548,8 @@ class Settings(BaseSettings):
     def _knows_every_variable(self) -> "Settings":
         names = [*type(self).model_fields, *_RENAMED]
         known = {f"{_PREFIX}{name.upper()}" for name in names} | _OF_CHAT
-        for name in os.environ:
-            ours = name.startswith(_PREFIX) and not _KUBERNETES.fullmatch(name)
+        for name, value in os.environ.items():
+            ours = name.startswith(_PREFIX) and not _is_of_kubernetes(name, value)
             if ours and name.partition("__")[0] not in known:
                 raise ValueError(f"there is no setting {name}; see {DOCS}/reference/settings.md")
         return self
@@ -594,6 +604,11 @@ class _ProviderVariables(PydanticBaseSettingsSource):
             "unready_providers": {name: why for name, why in unready.items() if name not in set_otherwise},
             "unused_proxy": None if self.current_state.get("proxy") else _proxy_variable(os.environ),
         }
+
+
+def _is_of_kubernetes(name: str, value: str | None) -> bool:
+    """One of these has the name of a setting; a port that is no more than wrong is none of them."""
+    return _KUBERNETES.match(f"{name}={value}") is not None
 
 
 def _separated(given: SecretStr | None) -> tuple[bytes, ...]:
