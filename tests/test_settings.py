@@ -169,3 +169,26 @@ def test_a_wrong_port_is_an_error(port: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MILLSTREAM_PORT", port)
     with pytest.raises(ConfigurationError, match="setting port: "):
         Settings.load()
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("a folder", "Is a directory"),
+        ("a link to nowhere", "No such file or directory: '.*elsewhere'"),
+        ("a link to itself", "symbolic links"),
+        ("a file in another encoding", "utf-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_not_passed_over(what: str, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "millstream.toml"
+    if what == "a folder":  # as Docker makes one of a file that is not there
+        file.mkdir()
+    elif what == "a link to nowhere":
+        file.symlink_to(tmp_path / "elsewhere")
+    elif what == "a link to itself":
+        file.symlink_to(file)
+    else:
+        file.write_bytes(b"\xff\xfed\0")
+    with pytest.raises(ConfigurationError, match=rf"^millstream\.toml cannot be read: .*{why}"):
+        Settings.load()

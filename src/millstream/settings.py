@@ -6,6 +6,7 @@ The only module that reads the environment, but for the two variables of ``mills
 import json
 import os
 import re
+import tomllib
 from decimal import Decimal
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -24,11 +25,11 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    TomlConfigSettingsSource,
 )
 
 from millstream.errors import ConfigurationError
@@ -366,7 +367,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
         env_nested_delimiter="__",
-        toml_file=TOML_FILE,
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,  # secrets may be among it
@@ -541,7 +541,7 @@ class Settings(BaseSettings):
             for name, value in env_settings.env_vars.items()
             if not _is_of_kubernetes(name.upper(), value)
         }
-        toml = TomlConfigSettingsSource(settings_cls)
+        toml = InitSettingsSource(settings_cls, _from_file())
         return init_settings, env_settings, toml, _ProviderVariables(settings_cls)
 
     @model_validator(mode="after")
@@ -609,6 +609,14 @@ class _ProviderVariables(PydanticBaseSettingsSource):
 def _is_of_kubernetes(name: str, value: str | None) -> bool:
     """One of these has the name of a setting; a port that is no more than wrong is none of them."""
     return _KUBERNETES.match(f"{name}={value}") is not None
+
+
+def _from_file() -> dict[str, Any]:
+    """What is in ``millstream.toml``. One that is a folder, or a link to nowhere, raises ``OSError``, too."""
+    if not os.path.lexists(TOML_FILE):
+        return {}
+    with Path(os.path.realpath(TOML_FILE)).open("rb") as file:
+        return tomllib.load(file)
 
 
 def _separated(given: SecretStr | None) -> tuple[bytes, ...]:
