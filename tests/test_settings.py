@@ -40,6 +40,14 @@ def test_a_key_of_the_environment_goes_to_no_other_server(
         ("https://a.example,https://b.example/", ("https://a.example", "https://b.example")),
         (" https://a.example , ", ("https://a.example",)),
         ('["https://a.example/"]', ("https://a.example",)),
+        ("HTTPS://App.Example:443,http://a.example:080", ("https://app.example", "http://a.example")),
+        ("https://a.example:80,http://a.example:443", ("https://a.example:80", "http://a.example:443")),
+        ("http://localhost:3000,http://10.0.0.1", ("http://localhost:3000", "http://10.0.0.1")),
+        ("http://[0:0::1]:3000,https://[2001:DB8::]", ("http://[::1]:3000", "https://[2001:db8::]")),
+        (
+            "https://xn--bcher-kva.example,https://a_b.example.",
+            ("https://xn--bcher-kva.example", "https://a_b.example."),
+        ),
         ("*", ("*",)),
         ("", ()),
     ],
@@ -51,7 +59,28 @@ def test_origins_are_read_as_people_write_them(
     assert Settings.load().cors_origins == origins
 
 
-@pytest.mark.parametrize("value", ["a.example", "https://a.example/path", "[1", '{"a": 1}'])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a.example",
+        "https://a.example/path",
+        "https://a.example?",
+        "https://*.example.com",
+        "https://a.example,**",
+        "https://a.example:*",
+        "https://a.example:65536",
+        "https://a.example:",
+        "https://user@a.example",
+        "https://bücher.example",
+        "https://a.example;https://b.example",
+        "https://a.example https://b.example",
+        "http://[::1",
+        "http://[1::2::3]",
+        "https://",
+        "[1",
+        '{"a": 1}',
+    ],
+)
 def test_a_wrong_origin_is_said_with_the_settings_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLSTREAM_CORS_ORIGINS", value)
     with pytest.raises(ConfigurationError, match="cors_origins"):

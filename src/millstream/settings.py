@@ -9,6 +9,7 @@ import re
 import tomllib
 from decimal import Decimal
 from importlib.metadata import entry_points
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,7 +49,9 @@ _KUBERNETES = re.compile(
 
 # Not below a path that is one of Millstream's own: nobody could tell whether the proxy has taken it away.
 _ROOT_PATH = re.compile(r"(?!/(?:v1|assets)(?:/|$))(?:/[\w.~-]+)*", re.ASCII)
-_ORIGIN = re.compile(r"https?://[^/?#\s]+")
+_ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_LAST_PORT = 65_535
 _OF_CHAT = {"MILLSTREAM_URL", "MILLSTREAM_KEY"}  # what `millstream chat` reads
 
 # Of a provider's request: without them answers could not be told apart or metered.
@@ -373,7 +376,7 @@ class Settings(BaseSettings):
     )
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
+    port: int = Field(default=8000, ge=0, le=_LAST_PORT, description="port to listen on; 0 takes a free one")
     data_dir: Path = Field(default=Path("millstream-data"), description="folder of the SQLite database")
     recordings_dir: Path | None = Field(
         default=None,
@@ -409,7 +412,8 @@ class Settings(BaseSettings):
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="other origins whose pages may call, separated by commas; `*` for all. For `serve` and "
+        description="other origins whose pages may call, separated by commas, each with its whole host; `*` "
+        "for all. For `serve` and "
         "`create_app`: an application of yours adds its own `CORSMiddleware`",
     )
     require_provider: bool | None = Field(
@@ -499,16 +503,12 @@ class Settings(BaseSettings):
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _origins(cls, given: object) -> object:
-        """Also as JSON, and as people write them: with a slash at the end, which no browser sends."""
+        """Also as JSON."""
         if isinstance(given, str):
             given = json.loads(given) if given.lstrip().startswith("[") else given.split(",")
         if not isinstance(given, (list, tuple)):
             raise ValueError("has to be origins, separated by commas: https://a.example,https://b.example")
-        origins = tuple(str(origin).strip().rstrip("/") for origin in given)
-        origins = tuple(origin for origin in origins if origin)
-        if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
-            raise ValueError("an origin is a scheme, a host and maybe a port, such as https://a.example")
-        return origins
+        return tuple(_origin(origin) for one in given if (origin := str(one).strip()))
 
     @field_validator("exporters")
     @classmethod
@@ -609,6 +609,23 @@ class _ProviderVariables(PydanticBaseSettingsSource):
 def _is_of_kubernetes(name: str, value: str | None) -> bool:
     """One of these has the name of a setting; a port that is no more than wrong is none of them."""
     return _KUBERNETES.match(f"{name}={value}") is not None
+
+
+def _origin(given: str) -> str:
+    """As browsers send it: in small letters, without a slash at its end or the port that its scheme has."""
+    if given == "*":
+        return given
+    origin = _ORIGIN.fullmatch(given.rstrip("/").lower())
+    if origin is None or int(origin[3] or 0) > _LAST_PORT:
+        raise ValueError(
+            f"'{given}' is no origin of a page: that is http:// or https://, a whole host in ASCII, without "
+            "a wildcard, and maybe a port, such as https://a.example; or * for all pages"
+        )
+    scheme, host, port = origin.groups()
+    if host.startswith("["):
+        host = f"[{IPv6Address(host[1:-1])}]"
+    has_port = port is not None and int(port) != _DEFAULT_PORTS[scheme]
+    return f"{scheme}://{host}:{int(port)}" if has_port else f"{scheme}://{host}"
 
 
 def _from_file() -> dict[str, Any]:
