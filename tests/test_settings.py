@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from millstream import Millstream
+from millstream.database import Database, missing_file
 from millstream.errors import ConfigurationError
 from millstream.runtime.providers import llm_service
 from millstream.settings import ProviderSettings, Settings
@@ -221,3 +222,45 @@ def test_a_file_that_cannot_be_read_is_not_passed_over(what: str, why: str, tmp_
         file.write_bytes(b"\xff\xfed\0")
     with pytest.raises(ConfigurationError, match=rf"^millstream\.toml cannot be read: .*{why}"):
         Settings.load()
+
+
+def test_a_path_may_begin_with_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MILLSTREAM_CA_FILE", "~/ca.pem")
+    (tmp_path / "millstream.toml").write_text("""
+data_dir = "~/data"
+recordings_dir = "~/recordings"
+[providers.mine]
+type = "local"
+path = "~/some.gguf"
+ca_file = "~/mine.pem"
+[exporters.books]
+type = "webhook"
+url = "http://x"
+secret = "whsec_"
+ca_file = "~/books.pem"
+""")
+    settings = Settings.load()
+    provider, exporter = settings.providers["mine"], settings.exporters["books"]
+    folders = [settings.data_dir, settings.recordings_dir]
+    files = [settings.ca_file, provider.path, provider.ca_file, exporter.ca_file]
+    names = ["data", "recordings", "ca.pem", "some.gguf", "mine.pem", "books.pem"]
+    assert [*folders, *files] == [tmp_path / name for name in names]
+    assert settings.resolved_database_url == f"sqlite:///{tmp_path}/data/millstream.db"
+    assert Settings.load(data_dir=Path("~/other")).data_dir == tmp_path / "other"
+
+
+def test_an_sqlite_url_may_name_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = "sqlite:///~/folder/some.db"
+    assert missing_file(url) == tmp_path / "folder" / "some.db"
+    Database(url).close()
+    assert (tmp_path / "folder" / "some.db").is_file()
+
+
+def test_a_home_that_nobody_has_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match="setting data_dir: ~nobody-at-all/x: it is not known where"):
+        Settings.load(data_dir="~nobody-at-all/x")
+    assert missing_file("sqlite:///~nobody-at-all/x.db") is None
+    with pytest.raises(ConfigurationError, match=r"~nobody-at-all/x\.db cannot be made"):
+        Database("sqlite:///~nobody-at-all/x.db")

@@ -92,8 +92,8 @@ def settings_reference() -> str:
     return (
         "# Settings\n\nMade from the code by `make docs`. An environment variable wins over "
         "`millstream.toml` in the working folder, where the same names are written small and without "
-        "`MILLSTREAM_`. What Kubernetes sets in each pod beside a service that is called `millstream` "
-        "(`MILLSTREAM_PORT=tcp://…`) is no setting.\n\n"
+        "`MILLSTREAM_`. Paths may begin with `~/`. What Kubernetes sets in each pod beside a service that is "
+        "called `millstream` (`MILLSTREAM_PORT=tcp://…`) is no setting.\n\n"
         + table(Settings, lambda field: f"MILLSTREAM_{field.upper()}")
         + "\n\n## Providers\n\nThese variables make a provider ready by themselves: `OPENAI_API_KEY` (with "
         "`OPENAI_BASE_URL` for any other server that speaks its protocol; then the key may be left out), "

@@ -419,10 +419,10 @@ def _away(error: Exception) -> DatabaseAway:
 
 def missing_file(url: str) -> Path | None:
     """The file of an SQLite database that is not there, or has nothing in it."""
-    with suppress(ArgumentError, ValueError):
+    with suppress(ArgumentError, ValueError, RuntimeError):  # the last of a home that nobody knows
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database:
-            path = Path(parsed.database)
+            path = Path(parsed.database).expanduser()
             return None if path.exists() and (path.stat().st_size or not path.is_file()) else path
     return None
 
@@ -470,9 +470,9 @@ def _shown(url: URL) -> str:
 def _make_file(path: Path) -> Path:
     """Where the file really is: SQLite, too, puts the others beside it and not beside a link."""
     try:
-        path = path.resolve()
+        path = path.expanduser().resolve()
         private_files.make(path)
-    except (OSError, RuntimeError) as error:  # links that lead in a circle are a RuntimeError
+    except (OSError, RuntimeError) as error:  # the latter of links in a circle, and of an unknown home
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"the file {path} cannot be made: {reason}") from error
     return path

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -67,6 +68,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _from_home(path: Path) -> Path:
+    """``~`` is the user's home: no shell reads what is in the file, and not all that is in a variable."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: it is not known where that home is") from None
+
+
+HomePath = Annotated[Path, AfterValidator(_from_home)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Proxy = Annotated[str, Field(pattern="^(environment|https?://.+)$")]
 _CA_FILE = "a PEM file with certificates that are trusted besides the system's"
@@ -147,11 +157,11 @@ class ProviderSettings(_Section):
         default={}, description="merged into every request's body, object by object, except `n` and `stream`"
     )
     price_id: str | None = Field(default=None, description="its id in genai-prices, for list prices")
-    path: str | None = Field(default=None, description="of a GGUF file, for `local`")
+    path: HomePath | None = Field(default=None, description="of a GGUF file, for `local`")
     preferred: tuple[str, ...] = Field(default=(), description="models to take as the default, best first")
     hidden: tuple[str, ...] = Field(default=(), description="parts of model names not to list")
     proxy: Proxy | None = Field(default=None, description=f"{_PROXY}; else what `MILLSTREAM_PROXY` says")
-    ca_file: Path | None = Field(default=None, description=f"{_CA_FILE}; else `MILLSTREAM_CA_FILE`")
+    ca_file: HomePath | None = Field(default=None, description=f"{_CA_FILE}; else `MILLSTREAM_CA_FILE`")
     connect_seconds: Seconds | None = Field(default=None, description="else `MILLSTREAM_CONNECT_SECONDS`")
     first_byte_seconds: Seconds | None = Field(
         default=None, description="else `MILLSTREAM_FIRST_BYTE_SECONDS`"
@@ -332,7 +342,7 @@ class ExporterSettings(_Section):
     )
     headers: dict[str, str] = Field(default={}, description="more headers for every request")
     proxy: Proxy | None = Field(default=None, description=f"{_PROXY}; else what `MILLSTREAM_PROXY` says")
-    ca_file: Path | None = Field(default=None, description=f"{_CA_FILE}; else `MILLSTREAM_CA_FILE`")
+    ca_file: HomePath | None = Field(default=None, description=f"{_CA_FILE}; else `MILLSTREAM_CA_FILE`")
 
     @field_validator("value")
     @classmethod
@@ -377,8 +387,8 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=_LAST_PORT, description="port to listen on; 0 takes a free one")
-    data_dir: Path = Field(default=Path("millstream-data"), description="folder of the SQLite database")
-    recordings_dir: Path | None = Field(
+    data_dir: HomePath = Field(default=Path("millstream-data"), description="folder of the SQLite database")
+    recordings_dir: HomePath | None = Field(
         default=None,
         description="folder of the answers that `millstream record` has written and `replay/<name>` plays; "
         "else `recordings` in the data folder",
@@ -449,7 +459,7 @@ class Settings(BaseSettings):
     proxy: Proxy | None = Field(
         default=None, description=f"for requests to providers: {_PROXY}; without, they are asked directly"
     )
-    ca_file: Path | None = Field(default=None, description=f"{_CA_FILE}, for providers and their proxies")
+    ca_file: HomePath | None = Field(default=None, description=f"{_CA_FILE}, for providers and their proxies")
     drain_seconds: float = Field(
         default=10, ge=0, le=3600, description="what running streams get at shutdown"
     )

@@ -5,7 +5,6 @@ import ssl
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -135,7 +134,7 @@ def _scripted(name: str, settings: Settings, config: ProviderSettings) -> Provid
 
 def _local(name: str, settings: Settings, config: ProviderSettings) -> ProviderEntry:
     try:
-        path = model_file(Path(config.path)) if config.path else weights()
+        path = model_file(config.path) if config.path else weights()
     except ConfigurationError as error:
         raise ConfigurationError(f"provider {name}: {error}") from error
     return ProviderEntry(LocalProvider(path), stream_seconds=config.stream_seconds)
