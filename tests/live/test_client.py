@@ -149,6 +149,29 @@ async def test_the_terminal_gets_the_text_in_a_pipe_and_stops_at_ctrl_c(serve: S
         assert b"cancelled" in err
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", rb"caf\xe9 \u2192 \u2615"),
+        ("cp1252", b"caf\xe9 \\u2192 \\u2615"),
+        ("utf-8", "café → ☕".encode()),
+    ],
+)
+async def test_characters_that_the_output_lacks_are_spelt_out(
+    serve: Serve, encoding: str, shown: bytes
+) -> None:
+    async with serving(serve, Provider(["café ", "→ ", "☕"])) as (upstream, server, _):
+        line, environment = command(server, "Why")
+        run = await asyncio.create_subprocess_exec(
+            *line, env=environment | {"PYTHONIOENCODING": encoding}, stdin=-1, stdout=-1, stderr=-1
+        )
+        out, err = await asyncio.wait_for(run.communicate(b"caf\xe9"), 30)
+        assert (run.returncode, out) == (0, shown + b"\n")
+        assert b"tokens" in err
+        read = "café" if encoding == "cp1252" else "caf\\xe9"
+        assert asked(upstream)[0].json["messages"][0]["content"] == f"Why\n\n{read}"
+
+
 async def test_a_conversation_on_a_terminal(serve: Serve) -> None:
     async with serving(serve, Provider(["**bold** ", "word"])) as (upstream, server, _):
         line, environment = command(server)

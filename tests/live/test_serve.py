@@ -461,6 +461,14 @@ def test_two_databases_are_told_from_one(tmp_path: Path, in_file: bool) -> None:
     assert made["id"] not in command("keys", "list", cwd=tmp_path, **folder).stdout
 
 
+def test_bytes_that_are_no_characters_are_said_without_a_traceback(tmp_path: Path) -> None:
+    assert command("keys", "create", "--name", "n", cwd=tmp_path).returncode == 0
+    for arguments in (("keys", "revoke", "\udcff"), ("usage", "--stream", "\udcff")):
+        result = command(*arguments, cwd=tmp_path)
+        assert result.returncode == 2
+        assert result.stderr == "millstream: an argument has bytes that are no characters\n"
+
+
 @pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["at the end", "at once"])
 @pytest.mark.parametrize("arguments", [("--help",), ("keys", "create", "--name", "n"), ("usage",)])
 def test_what_nobody_can_write_or_read_is_said_without_a_traceback(

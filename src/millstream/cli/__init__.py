@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import io
 import os
 import sys
 from typing import Annotated
@@ -35,6 +36,7 @@ _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 def main() -> None:
     """What is wrong with the set-up, the arguments or the output is one line and exit code 2."""
+    _spell_out()
     try:
         try:
             app()
@@ -51,11 +53,22 @@ def main() -> None:
             raise
         _drop_output()
         fail(f"the output cannot be written: {error.strerror}")
+    except UnicodeEncodeError:  # of what came from the command line: the output has no such errors
+        fail("an argument has bytes that are no characters")
     except Exception as error:
         # Asked by name: most commands end without having loaded it.
         if type(error).__module__ != "sqlalchemy.exc":
             raise
         fail(f"the database does not work: {type(error).__name__}; is it locked, full or read-only?")
+
+
+def _spell_out() -> None:
+    """A character that the encoding of the output lacks, and a byte that the input's does not know, becomes
+    ``\\xe9``: an answer is paid for, and is shown to its end.
+    """
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_output() -> None:
