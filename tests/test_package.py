@@ -14,10 +14,13 @@ import zipfile
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from readme_renderer import markdown
 
+from millstream.cli import app as command_line
 from millstream.version import DOCS, REPOSITORY, __version__
 
 ROOT = Path(__file__).parent.parent
@@ -141,6 +144,20 @@ def test_no_message_points_to_a_file_that_is_not_installed(file: Path) -> None:
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(ROOT / "src")))
 def test_no_message_installs_by_name_what_no_index_has(file: Path) -> None:
     assert [text for text in words(file) if re.search(r"pip install \W?millstream", text)] == []
+
+
+def test_every_command_that_a_message_names_works_as_it_stands() -> None:
+    named = re.compile(r"(?:^f?['\"]?|with: |run: )(millstream [\w {}-]+)")
+    hints = [match[1] for file in sources() for text in words(file) for match in named.finditer(text)]
+    form = (ROOT / "web" / "src" / "KeyForm.tsx").read_text(encoding="utf-8")
+    hints += re.findall(r">(millstream .*)<", form)
+    assert len(hints) > 5
+    for hint in hints:
+        command: Any = typer.main.get_command(command_line)
+        rest = re.sub(r"\{elsewhere\}", " --data-dir x", hint).split()[1:]
+        while rest and rest[0] in getattr(command, "commands", {}):
+            command = command.commands[rest.pop(0)]
+        command.make_context(hint, rest)  # refuses what lacks something, or has what is not known
 
 
 def test_what_a_message_points_to_is_there() -> None:

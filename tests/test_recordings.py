@@ -161,7 +161,8 @@ async def test_a_recording_that_is_missing_is_no_model(run: Run, tmp_path: Path)
             async with post(app.app, "/v1/chat/stream", body, app.key) as call:
                 await call.finished()
             assert (call.status, call.json["error"]["code"]) == (404, "model_not_found")
-            assert call.json["error"]["message"] == "there is no recording 'x'; millstream record makes one"
+            message = "there is no recording 'x'; make it with: millstream record x Hello"
+            assert call.json["error"]["message"] == message
 
 
 HEAD = b'{"type":"recording","version":1,"model":"m","recorded_at":1.0}\n'

@@ -6,6 +6,7 @@ The only module that reads the environment, but for the two variables of ``mills
 import json
 import os
 import re
+import shlex
 import tomllib
 from decimal import Decimal
 from importlib.metadata import entry_points
@@ -588,6 +589,13 @@ class Settings(BaseSettings):
     @property
     def resolved_recordings_dir(self) -> Path:
         return self.recordings_dir or self.data_dir / "recordings"
+
+    @property
+    def key_command(self) -> str:
+        # From the same working folder, with the same environment.
+        default = self.data_dir == type(self).model_fields["data_dir"].default
+        elsewhere = "" if default or self.database_url else f" --data-dir {shlex.quote(str(self.data_dir))}"
+        return f"millstream keys create --name me{elsewhere}"
 
     @property
     def signing_secrets(self) -> tuple[bytes, ...]:

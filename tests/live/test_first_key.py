@@ -4,8 +4,10 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,20 @@ def test_where_no_terminal_is_no_key_is_made_and_the_banner_says_how(tmp_path: P
         assert f"{server.url}/#key={server.key}" in server.printed
         (key,) = listed(tmp_path)
         assert key["scopes"] == ["chat", "usage", "admin"]
+
+
+def test_the_command_of_the_banner_makes_a_key_in_the_servers_database(tmp_path: Path) -> None:
+    with started(tmp_path, "--data-dir", "some where", **DEMO) as server:
+        match = re.search(r"make one with: millstream (.*), or start", server.printed)
+        assert match is not None
+        command = [sys.executable, "-m", "millstream", *shlex.split(match[1])]
+        made = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
+        assert made.stderr == ""  # it has found the database, and made none
+        request = urllib.request.Request(
+            f"{server.url}/v1/models", headers={"Authorization": f"Bearer {made.stdout.strip()}"}
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.status == 200
 
 
 def test_several_workers_show_a_key_no_sooner_than_one(tmp_path: Path, redis_url: str) -> None:

@@ -178,7 +178,8 @@ async def test_the_log_says_at_start_what_is_missing(
     async with millstream.lifespan(app):
         await millstream.keys.create("n", ["chat"])
     assert "provider d has no models yet: provider 'd' cannot be reached" in caplog.text
-    assert "there is no API key; make one with" in caplog.text
+    made = f"there is no API key; make one with: millstream keys create --name me --data-dir {tmp_path}\n"
+    assert made in caplog.text
     caplog.clear()
     async with millstream.lifespan(app):
         assert "API key" not in caplog.text

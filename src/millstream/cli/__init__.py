@@ -167,7 +167,8 @@ def chat(
         raise ConfigurationError(f"'{url}' is no address of a server; one is like http://127.0.0.1:8000")
     if not key:
         raise ConfigurationError(
-            "give a key with --key or MILLSTREAM_KEY; make one with: millstream keys create"
+            "give a key with --key or MILLSTREAM_KEY; make one, where the server runs, with: "
+            "millstream keys create --name me"
         )
     asyncio.run(Conversation(url, key, model).run(" ".join(prompt or ()), resume))
 

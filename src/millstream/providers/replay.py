@@ -212,7 +212,9 @@ def _read(path: Path, name: str) -> list[_Step]:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise UpstreamModelNotFound(f"there is no recording '{name}'; millstream record makes one") from None
+        raise UpstreamModelNotFound(
+            f"there is no recording '{name}'; make it with: millstream record {name} Hello"
+        ) from None
     except OSError as error:
         raise UpstreamError(f"recording '{name}' cannot be read: {error.strerror}") from error
     if len(data) > _MAX_BYTES:

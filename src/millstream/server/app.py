@@ -136,7 +136,7 @@ class Millstream(Runtime):
             for name, why in service.unready.items():
                 log.warning("provider %s has no models yet: %s", name, why)
         if all(key.revoked_at is not None for key in await self.keys.all()):
-            log.warning("there is no API key; make one with: millstream keys create --name me")
+            log.warning("there is no API key; make one with: %s", self.settings.key_command)
 
     @asynccontextmanager
     async def running_in(self, app: FastAPI) -> AsyncGenerator[None]:

@@ -64,7 +64,9 @@ def serve(settings: Settings, *, show_key: bool = False, temporary_key: bool = F
             "such as redis://localhost:6379/0"
         )
     if settings.workers > 1 and temporary_key:
-        raise ConfigurationError("--temporary-key is for one worker; make a key with: millstream keys create")
+        raise ConfigurationError(
+            f"--temporary-key is for one worker; make a key with: {settings.key_command}"
+        )
     with _listen(settings.host, settings.port) as listener:
         if settings.workers == 1:
             _work(None, settings, listener, _Banner(show_key, temporary_key))
@@ -358,7 +360,7 @@ class _Server(uvicorn.Server):
         if secret is not None:
             chat = f"\n  chat    {self._url}/#key={secret}" if pages.is_built() else ""
             return f"  key     [bold]{secret}[/bold]  ({escape(note)}){chat}"
-        make = "millstream keys create --name me"
+        make = self._millstream.settings.key_command
         if yours:
             said = f"yours: {yours}; their secrets were shown when they were made; another: {make}"
         elif known:
