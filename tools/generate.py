@@ -52,6 +52,7 @@ def command_line() -> str:
         ["usage", "verify"],
         ["exports"],
         ["exports", "retry"],
+        ["exports", "drop"],
     ]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
     for command in commands:
