@@ -578,6 +578,18 @@ async def test_a_secret_that_cannot_sign_is_refused_at_the_start(tmp_path: Path,
             pass
 
 
+@pytest.mark.parametrize(
+    ("file", "why"), [("/nowhere.pem", "No such file"), (__file__, "it has no certificate that can be read")]
+)
+async def test_a_file_of_certificates_that_is_none_is_refused_at_the_start(
+    tmp_path: Path, file: str, why: str
+) -> None:
+    settings = Settings(data_dir=tmp_path, exporters={"x": webhook("https://x", ca_file=file)})
+    with pytest.raises(ConfigurationError, match=f"exporter 'x': the ca_file {file}: {why}"):
+        async with Runtime(settings):
+            pass
+
+
 def test_a_secret_is_taken_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "millstream.toml").write_text(
         '[exporters.stripe-a]\ntype = "stripe"\nevent_name = "e"\nvalue = ["streams"]\n'

@@ -18,7 +18,7 @@ small answer becomes a large one; HTTP/2, whose frames cost more than they save 
 from millstream.http.addresses import Address, InvalidURL, Proxies
 from millstream.http.client import Client, headers_of
 from millstream.http.connection import Broken, Connection, NotHTTP
-from millstream.http.opening import CannotConnect, ConnectTimeout, trusted
+from millstream.http.opening import CannotConnect, ConnectTimeout
 from millstream.http.words import UNREACHABLE, in_words, retry_after
 
 __all__ = [
@@ -35,5 +35,4 @@ __all__ = [
     "headers_of",
     "in_words",
     "retry_after",
-    "trusted",
 ]

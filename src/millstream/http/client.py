@@ -24,7 +24,7 @@ _Origin: TypeAlias = tuple[bool, str, int]
 
 class Client:
     """``headers`` go with every request. Has to be used and closed in one event loop. Raises ``ValueError``
-    of a header that is none, and ``InvalidURL`` of a proxy.
+    of a header that is none and of a ``ca_file`` that cannot be read, and ``InvalidURL`` of a proxy.
     """
 
     def __init__(

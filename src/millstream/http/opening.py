@@ -34,9 +34,18 @@ class ConnectTimeout(TimeoutError):
 
 
 class Opener:
-    """Makes connections. ``ca_file`` has certificates, as PEM, that are trusted besides the system's."""
+    """Makes connections. ``ca_file`` has certificates, as PEM, that are trusted besides the system's. Raises
+    ``ValueError`` where it cannot be read.
+    """
 
     def __init__(self, ca_file: Path | None = None) -> None:
+        if ca_file is not None:
+            try:
+                _trusted(ca_file)
+            except OSError as error:
+                broken = isinstance(error, ssl.SSLError)
+                why = "it has no certificate that can be read" if broken else error.strerror
+                raise ValueError(f"the ca_file {ca_file}: {why}") from error
         self._ca_file = ca_file
         self._context: ssl.SSLContext | None = None
         self._known: dict[tuple[str, int], tuple[float, Addresses]] = {}
@@ -95,7 +104,7 @@ class Opener:
     async def _trust(self) -> ssl.SSLContext:
         """Whom to trust. Reading the system's certificates takes tens of milliseconds."""
         if self._context is None:
-            self._context = await asyncio.to_thread(trusted, self._ca_file)
+            self._context = await asyncio.to_thread(_trusted, self._ca_file)
         return self._context
 
     async def _addresses(self, host: str, port: int) -> Addresses:
@@ -127,7 +136,7 @@ class Opener:
 
 
 @cache
-def trusted(ca_file: Path | None = None) -> ssl.SSLContext:
+def _trusted(ca_file: Path | None = None) -> ssl.SSLContext:
     """The system's certificates, and those of ``ca_file``. Raises ``OSError``."""
     context = ssl.create_default_context()
     if ca_file is not None:

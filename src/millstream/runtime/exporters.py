@@ -31,7 +31,7 @@ def _exporter(name: str, given: ExporterSettings, settings: Settings, exports: E
             from_environment=from_environment,
             ca_file=given.ca_file or settings.ca_file,
         )
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ConfigurationError(f"exporter '{name}': {error}") from error
     per_second = given.per_second or (_STRIPE_PER_SECOND if given.type == "stripe" else None)
     return Exporter(name, form, delivery, exports, per_second=per_second)

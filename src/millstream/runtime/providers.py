@@ -1,7 +1,6 @@
 """Who answers: the settings -> the providers, with their prices."""
 
 import logging
-import ssl
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -11,7 +10,6 @@ from msgspec.structs import replace
 
 from millstream.catalog import LLMService, Routing
 from millstream.errors import ConfigurationError, safe_traceback
-from millstream.http import trusted
 from millstream.listings import ProviderEntry
 from millstream.prices import RATES, Override, Prices, Rates, RatesAbove, UnitPrices
 from millstream.providers import Provider, chaos, replay
@@ -204,19 +202,12 @@ def _upstream(
 ) -> Upstream:
     proxy = config.proxy or settings.proxy
     ca_file = config.ca_file or settings.ca_file
-    if ca_file is not None:
-        try:
-            trusted(ca_file)
-        except OSError as error:
-            broken = isinstance(error, ssl.SSLError)
-            why = "it has no certificate that can be read" if broken else error.strerror
-            raise ConfigurationError(f"provider {name}: the ca_file {ca_file}: {why}") from error
     clocks = _clocks(settings, config)
     try:
         return Upstream(
             name, {**config.headers, **headers}, clocks, pings=pings, proxy=proxy, ca_file=ca_file
         )
-    except ValueError as error:  # of a header, or of the proxy
+    except ValueError as error:  # of a header, of the proxy, or of the ca_file
         raise ConfigurationError(f"provider {name}: {error}") from error
 
 
