@@ -85,6 +85,7 @@ class MillstreamError(Exception):
     code: str = "internal"
     status: int = 500
     retryable: bool = False
+    standing: Standing | None = None  # of the limit that refuses
 
     def __init__(self, message: str, *, retry_after_seconds: int | None = None) -> None:
         super().__init__(message)
@@ -154,15 +155,19 @@ class ModelNotFound(NotFound):
 
 
 class RateLimited(MillstreamError):
-    """A limit of requests or tokens is used up until its next window. ``standing`` says how it stands."""
+    """A limit of requests or tokens is used up until its next window, if there is one in which what is
+    ``needed`` fits. ``standing`` says how it stands.
+    """
 
     code = "rate_limited"
     status = 429
-    retryable = True
+    standing: Standing
 
-    def __init__(self, message: str, standing: Standing) -> None:
-        super().__init__(message, retry_after_seconds=standing.resets_in_seconds)
+    def __init__(self, message: str, standing: Standing, *, needed: int = 1) -> None:
+        seconds = standing.resets_in_seconds if needed <= standing.amount else None
+        super().__init__(message, retry_after_seconds=seconds)
         self.standing = standing
+        self.retryable = seconds is not None
 
 
 class BudgetExceeded(MillstreamError):
@@ -170,6 +175,7 @@ class BudgetExceeded(MillstreamError):
 
     code = "budget_exceeded"
     status = 402
+    standing: Standing
 
     def __init__(self, message: str, standing: Standing) -> None:
         super().__init__(message)
@@ -187,6 +193,8 @@ class TooManyStreams(MillstreamError):
         super().__init__(
             message or f"{most} streams of this user are open, which is all the token allows; end one"
         )
+        self.standing = Standing("streams", "total", most, 0, None)
+        self.retryable = most > 0
 
 
 class TooManyReaders(TooManyStreams):

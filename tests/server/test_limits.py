@@ -132,6 +132,38 @@ async def test_every_format_has_its_own_headers(
         assert error == error_type[-1]
 
 
+@pytest.mark.parametrize(
+    ("what", "per", "amount", "status", "words"),
+    [
+        ("tokens", "minute", 1000, 429, "a minute, and this needs 2008 tokens: it never fits"),
+        ("requests", "minute", 0, 429, "a minute, and this needs 1 requests: it never fits"),
+        ("streams", "total", 0, 429, "may have 0 streams open"),
+        ("tokens", "day", 1000, 402, "a day, and this needs 2008 tokens: it never fits"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/stream", "/v1/chat/completions", "/v1/messages"])
+async def test_what_never_fits_is_not_to_be_repeated(
+    run: Run, path: str, what: Any, per: Any, amount: int, status: int, words: str
+) -> None:
+    async with run(provider(m=SHORT)) as app:
+        await limit(app, of(what, per, amount))
+        for _ in range(2):  # the second time perhaps from memory
+            refused = await ask(app, path, max_tokens=2000)
+            assert refused.status == status
+            assert words in refused.json["error"]["message"]
+            assert refused.response_headers["x-should-retry"] == "false"
+            assert "retry-after" not in refused.response_headers
+
+
+async def test_what_is_used_up_for_ever_is_not_to_be_repeated(run: Run) -> None:
+    async with run(provider(m=SHORT)) as app:
+        await limit(app, of("requests", "total", 1))
+        refused = [await ask(app) for _ in range(2)][-1]
+        assert refused.status == 429
+        assert refused.response_headers["x-should-retry"] == "false"
+        assert "retry-after" not in refused.response_headers
+
+
 async def test_a_budget_that_is_spent_is_402_with_what_is_left(run: Run) -> None:
     async with run(provider(m=words(10)), prices=PRICES) as app:
         await limit(app, of("usd", "month", "0.02"))
@@ -185,6 +217,9 @@ async def test_open_streams_are_limited_for_a_key(run: Run) -> None:
             await call.until(lambda c: "Hel" in c.text)
             refused = await ask(app)
             assert (refused.status, refused.json["error"]["code"]) == (429, "too_many_streams")
+            assert refused.response_headers["x-should-retry"] == "true"
+            assert refused.response_headers["x-ratelimit-limit-streams"] == "1"
+            assert refused.response_headers["x-ratelimit-remaining-streams"] == "0"
             gate.set()
             await call.finished()
         await app.idle()

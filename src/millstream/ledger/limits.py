@@ -333,16 +333,21 @@ def refusal(applied: Applied, standing: Standing, needed: int) -> MillstreamErro
     of_model = f" of {limit.model}" if limit.model else ""
     amount = in_words(limit.what, limit.amount)
     if limit.what == "streams":
-        return TooManyStreams(limit.amount, f"{whose} may have {amount}{of_model} open; end one")
+        end_one = "; end one" if limit.amount else ""
+        return TooManyStreams(limit.amount, f"{whose} may have {amount}{of_model} open{end_one}")
     per = "in all" if limit.per == "total" else f"a {limit.per}"
-    message = f"{whose} may have {amount}{of_model} {per}; {in_words(limit.what, standing.left)} are left"
-    if limit.what != "requests":
-        message += f", and this needs {in_words(limit.what, needed)}"
-    if standing.resets_in_seconds is not None:
-        message += f"; the next {limit.per} begins in {standing.resets_in_seconds} s"
+    message = f"{whose} may have {amount}{of_model} {per}"
+    needs = f", and this needs {in_words(limit.what, needed)}"
+    if needed > limit.amount:
+        message += f"{needs}: it never fits; ask for less, or have the limit raised"
+    else:
+        message += f"; {in_words(limit.what, standing.left)} are left"
+        message += "" if limit.what == "requests" else needs
+        if standing.resets_in_seconds is not None:
+            message += f"; the next {limit.per} begins in {standing.resets_in_seconds} s"
     if limit.is_budget:
         return BudgetExceeded(message, standing)
-    return RateLimited(message, standing)
+    return RateLimited(message, standing, needed=needed)
 
 
 class Reading(Struct, frozen=True):

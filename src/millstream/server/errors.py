@@ -21,14 +21,12 @@ from millstream.dialects import Dialect
 from millstream.dialects.native import NATIVE
 from millstream.dialects.table import FOREIGN
 from millstream.errors import (
-    BudgetExceeded,
     Draining,
     Internal,
     InvalidRequest,
     MillstreamError,
     NotFound,
     Overloaded,
-    RateLimited,
     ReportedError,
     TooLarge,
     Unauthorized,
@@ -123,7 +121,7 @@ def error_response(
     identity = request_id(request)
     status, body = dialect.error(error, identity)
     headers = error_headers(error, identity, stream_id)
-    if isinstance(error, (RateLimited, BudgetExceeded)):
+    if error.standing is not None:
         headers |= dialect.limit_headers((error.standing,))
     response = Response(body, status, headers)
     response.headers[dialect.request_id_header] = identity
