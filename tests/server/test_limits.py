@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NoReturn
@@ -259,6 +260,39 @@ async def test_who_keeps_asking_costs_no_transaction(run: Run, monkeypatch: pyte
             refused = await ask(app)
         assert (refused.status, refused.response_headers["x-ratelimit-remaining-requests"]) == (429, "0")
         assert (await ask(app, model="n")).status == 200
+
+
+async def test_a_refusal_is_remembered_of_whom_it_was_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.streams.registry._FULL_SECONDS", 1000)
+    async with run(provider(m=SHORT)) as app:
+        few, many = [
+            (await token(app, user="ann", limits=[{"what": "requests", "per": "day", "amount": amount}]))
+            for amount in (1, 3)
+        ]
+        tokens = [few, few, many, few, many, many]
+        statuses = [(await ask(app, key=one["token"])).status for one in tokens]
+        assert statuses == [200, 429, 200, 429, 200, 429]
+
+
+async def test_open_streams_of_one_token_do_not_fill_a_larger_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.streams.registry._FULL_SECONDS", 1000)
+    gate = asyncio.Event()
+    async with run(provider(m=[TextDelta("Hel"), gate.wait, *SHORT])) as app:
+        one, three = [(await token(app, user="ann", max_streams=most))["token"] for most in (1, 3)]
+        async with post(app.app, "/v1/chat/stream", BODY, one) as call:
+            await call.until(lambda c: "Hel" in c.text)
+            monkeypatch.setattr(app.millstream.streams, "_open", Counter())  # as another worker knows it
+            refused = [await ask(app, key=one) for _ in range(2)]
+            assert [said.json["error"]["code"] for said in refused] == ["too_many_streams"] * 2
+            assert refused[1].response_headers["x-ratelimit-limit-streams"] == "1"
+            monkeypatch.setattr(app.millstream.streams, "_open", Counter())
+            async with post(app.app, "/v1/chat/stream", BODY, three) as other:
+                await other.until(lambda c: "Hel" in c.text)
+                gate.set()
+                await other.finished()
+            await call.finished()
 
 
 async def test_without_limits_nothing_is_counted(run: Run) -> None:

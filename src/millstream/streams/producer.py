@@ -245,10 +245,10 @@ class Producer:
         return self._opening.token_id is not None
 
     @property
-    def was_one_too_many(self) -> bool:
-        """Whether the ledger refused to open it because its token has as many open as it allows."""
+    def one_more_than(self) -> int | None:
+        """How many its token may have open, where the ledger refused to open it because so many are."""
         refused = self.opened.done() and isinstance(self.opened.exception(), TooManyStreams)
-        return refused and not self.is_limited
+        return self._opening.max_open if refused and not self.is_limited else None
 
     @property
     def _was_called(self) -> bool:

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections import Counter
 from contextlib import AsyncExitStack, aclosing, suppress
+from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -32,6 +33,7 @@ from millstream.events import EndedBy, StreamInfo, StreamStart
 from millstream.journals import Journal, Signal, StreamState
 from millstream.ledger import Claimed, Ledger
 from millstream.ledger.rows import Claim, Opening, Receipt
+from millstream.limits import Applied
 from millstream.prompt import BETAS
 from millstream.routing import Routed
 from millstream.streams.allowance import demand_of
@@ -48,6 +50,9 @@ _NOT_FOR_TOKENS = frozenset(
     (BETAS, "inference_geo", "metadata", "safety_identifier", "service_tier", "speed", "thinking", "user")
 )
 _LOOK_SECONDS = 0.05  # between two looks, where another worker settles it
+
+
+_Limited: TypeAlias = tuple[str, str, tuple[Applied, ...]]  # an owner, a model and what limits the owner
 
 
 class Limits(Struct, frozen=True):
@@ -92,8 +97,9 @@ class Streams:
         self._remote_readers: dict[SendAway, str] = {}
         self._readers = Readers(self._limits.readers)
         self._open: Counter[str] = Counter()  # by owner, of those with a token's limit
-        self._full: dict[str, float] = {}  # owners who had all their streams open, and until when that counts
-        self._refused: dict[tuple[str, str], tuple[RateLimited, float]] = {}  # by owner and model; until when
+        # Owners who had so many streams open, which is all a token of theirs allows; until when that counts.
+        self._full: dict[str, tuple[int, float]] = {}
+        self._refused: dict[_Limited, tuple[RateLimited, float]] = {}  # until when that counts
         self._upkeep = Upkeep(
             journal, ledger, keys, self._running, self._remote_readers.values, self._limits.kept_seconds
         )
@@ -169,8 +175,9 @@ class Streams:
         if token is not None:
             self._check_open(info.owner_id, token.max_streams)
         limited_by = principal.limited_by
+        limited = info.owner_id, info.model, limited_by
         if limited_by and idempotency_key is None:
-            self._check_refused(info)
+            self._check_refused(limited)
         demand = await demand_of(limited_by, ask.prompt, routed.model) if limited_by else None
         asked = routed.deployment
         opening = Opening(
@@ -209,7 +216,7 @@ class Streams:
             except Claimed as claimed:
                 return (await self._find(principal, claimed.stream_id)).source
             except RateLimited as refused:
-                self._refused[info.owner_id, info.model] = refused, time.monotonic() + _FULL_SECONDS
+                self._refused[limited] = refused, time.monotonic() + _FULL_SECONDS
                 raise
             except asyncio.CancelledError:
                 with producer.reading():
@@ -312,15 +319,16 @@ class Streams:
         transaction. The ledger knows those of all workers.
         """
         now = time.monotonic()
-        if self._open[owner_id] >= most or self._full.get(owner_id, 0) > now:
+        known, until = self._full.get(owner_id, (0, 0.0))
+        if self._open[owner_id] >= most or (known >= most and until > now):
             raise TooManyStreams(most)
         if len(self._full) > _MAX_FULL:
-            self._full = {owner: until for owner, until in self._full.items() if until > now}
+            self._full = {owner: one for owner, one in self._full.items() if one[1] > now}
 
-    def _check_refused(self, info: StreamInfo) -> None:
+    def _check_refused(self, limited: _Limited) -> None:
         """The same for requests that a limit has refused: no more of them come before its window is over."""
         now = time.monotonic()
-        known, until = self._refused.get((info.owner_id, info.model), (None, 0.0))
+        known, until = self._refused.get(limited, (None, 0.0))
         if known is not None and known.standing.what == "requests" and until > now:
             raise RateLimited(known.message, known.standing)
         if len(self._refused) > _MAX_FULL:
@@ -335,8 +343,8 @@ class Streams:
         self._open[owner_id] -= 1
         if not self._open[owner_id]:
             del self._open[owner_id]
-        if producer.was_one_too_many:
-            self._full[owner_id] = time.monotonic() + _FULL_SECONDS
+        if (most := producer.one_more_than) is not None:
+            self._full[owner_id] = most, time.monotonic() + _FULL_SECONDS
         else:
             self._full.pop(owner_id, None)
 
