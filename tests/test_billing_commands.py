@@ -207,8 +207,22 @@ def test_an_invoice_is_compared_and_what_differs_is_said(tmp_path: Path) -> None
     )
     assert "completion_tokens" in millstream("usage", "verify", "--invoice", str(invoice), code=1)
     millstream("usage", "verify", "--invoice", str(invoice), "--since", "1d", code=2)
-    invoice.write_bytes(b"\xff\xfe")
-    millstream("usage", "verify", "--invoice", str(invoice), code=2)
+    for wrong in (b"\xff\xfex", b"\xff"):
+        invoice.write_bytes(wrong)
+        millstream("usage", "verify", "--invoice", str(invoice), code=2)
+    invoice.write_text(headings)
+    done = CliRunner().invoke(app, ["usage", "verify", "--invoice", str(invoice)])
+    assert "has no day in it" in str(done.exception)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_an_invoice_may_be_as_a_spreadsheet_saves_it(tmp_path: Path, encoding: str) -> None:
+    record({"model": "gpt-4o", "provider": "openai"})
+    invoice = tmp_path / "usage.csv"
+    headings = '"start_time";"model";"num_model_requests";"input_tokens";"output_tokens"'
+    text = f'{headings}\r\n{int(time.time())};"gpt-4o";1;10;5\r\n'
+    invoice.write_text(text, encoding=encoding, newline="")
+    assert "no difference" in millstream("usage", "verify", "--invoice", str(invoice))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A provider's export beside the ledger. Run against every database."""
 
-import time
 from typing import Any
 
 import pytest
@@ -82,10 +81,27 @@ async def test_anthropics_export_is_compared_by_day_and_model(db: Database) -> N
         }
 
 
-async def test_an_export_of_nothing_differs_from_nothing(db: Database) -> None:
+@pytest.mark.parametrize("billed", [True, False])
+async def test_days_count_on_which_nothing_was_billed(db: Database, billed: bool) -> None:
     async with Ledger(db) as ledger:
-        await used(ledger, "a", time.time(), "openai", "gpt-4o", Usage(1, 1, "counted"))
-        assert await ledger.compare(invoices.read([OPENAI])) == []
+        await used(ledger, "a", DAY + 86_400, "openai", "gpt-4o", Usage(1, 2, "counted"))
+        lines = [
+            OPENAI,
+            of_openai(DAY, "gpt-5", 0, 0, 0, 0) if billed else of_openai(DAY, "", "", "", "", ""),
+            of_openai(DAY + 86_400, "", "", "", "", ""),
+        ]
+        found = await ledger.compare(invoices.read(lines))
+    assert [(one.day, one.model, one.what, one.ledger, one.invoice) for one in found] == [
+        ("2026-01-02", "gpt-4o", "requests", 1, 0),
+        ("2026-01-02", "gpt-4o", "prompt_tokens", 1, 0),
+        ("2026-01-02", "gpt-4o", "completion_tokens", 2, 0),
+    ]
+
+
+@pytest.mark.parametrize("lines", [[OPENAI], [ANTHROPIC, "\n"]])
+def test_an_export_without_a_day_is_refused(lines: list[str]) -> None:
+    with pytest.raises(InvalidRequest, match="has no day in it"):
+        invoices.read(lines)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +118,19 @@ async def test_an_export_of_nothing_differs_from_nothing(db: Database) -> None:
 def test_what_is_no_export_is_refused(lines: list[str]) -> None:
     with pytest.raises(InvalidRequest):
         invoices.read(lines)
+
+
+def test_a_mark_before_quoted_headings_is_none_of_them() -> None:
+    headings = ",".join(f'"{name}"' for name in OPENAI.strip().split(","))
+    ((_, model),) = invoices.read([f"\ufeff{headings}\n", of_openai(DAY, "m", 1, 1, 1, 1)]).counts
+    assert model == "m"
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_spreadsheets_separate_by_something_else(separator: str) -> None:
+    lines = [line.replace(",", separator) for line in (OPENAI, of_openai(DAY, "m", 1, 2, 3, 1))]
+    ((_, counts),) = invoices.read(lines).counts.items()
+    assert (counts.prompt_tokens, counts.completion_tokens) == (2, 3)
 
 
 GOOD = of_openai(DAY, "m", 1, 1, 1, 1)

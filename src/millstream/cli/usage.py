@@ -239,11 +239,11 @@ def usage_verify(
 def _verify_invoice(path: Path, provider: str | None, data_dir: Path | None, *, as_json: bool) -> None:
     from millstream.ledger import Ledger, invoices
 
-    with path.open(encoding="utf-8", newline="") as lines:
+    with invoices.open_export(path) as lines:
         try:
             invoice = invoices.read(lines)
-        except UnicodeDecodeError:
-            fail(f"{path} is no text in UTF-8")
+        except UnicodeError:
+            fail(f"{path} is no text in UTF-8 or UTF-16")
     found = with_database(data_dir, lambda db: Ledger(db).compare(invoice, provider))
     if as_json:
         print_json(msgspec.to_builtins(found))
@@ -256,7 +256,8 @@ def _verify_invoice(path: Path, provider: str | None, data_dir: Path | None, *, 
             table.add_row(one.day, escape(one.model), one.what, *(f"{number:,}" for number in numbers))
         print_table(table)
     else:
-        print(f"{len(invoice.counts):,} days and models of {invoice.provider}: no difference")
+        first, last = invoices.day_of(invoice.days[0]), invoices.day_of(invoice.days[-1])
+        print(f"{invoice.provider}, {first} to {last} UTC: no difference")
     if found:
         raise typer.Exit(1)
 

@@ -5,9 +5,12 @@ Read are the CSV files of OpenAI's usage page (completions) and of Anthropic's c
 
 import csv
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
-from typing import Any, TypeAlias
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO, TypeAlias
 
 import msgspec
 import sqlalchemy as sa
@@ -18,6 +21,7 @@ from millstream.errors import InvalidRequest
 from millstream.schema import EARLIEST, LATEST, streams
 
 _DAY = 86_400
+_SEPARATORS = (",", ";", "\t")  # the last two as spreadsheets write them
 # Providers bill a dated version of the name that was asked for.
 _VERSION = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)$")
 
@@ -54,22 +58,35 @@ class Difference(Struct, frozen=True):
 
 
 class Invoice(Struct, frozen=True):
-    """``provider`` is whose form it is."""
+    """``provider`` is whose form it is. Its ``days`` go from the first to the last one, also where nothing
+    was billed.
+    """
 
     provider: str
+    days: range
+    has_requests: bool
     counts: dict[Cell, Counts]
 
 
+def open_export(path: Path) -> TextIO:
+    """A file as a provider makes it, or as a spreadsheet has saved it again: in UTF-8 or UTF-16."""
+    with path.open("rb") as file:
+        is_wide = file.read(2) in (BOM_UTF16_BE, BOM_UTF16_LE)
+    return path.open(encoding="utf-16" if is_wide else "utf-8", newline="")
+
+
 def read(lines: Iterable[str]) -> Invoice:
-    """Raises ``InvalidRequest`` where it is no export that is known here, is not grouped by model, or has a
-    line that cannot be read, and what ``lines`` raises.
+    """Raises ``InvalidRequest`` where it is no export that is known here, is not grouped by model, has no
+    day, or has a line that cannot be read, and what ``lines`` raises.
     """
-    table = csv.DictReader(lines)
+    lines = iter(lines)
+    headings = next(lines, "").removeprefix("\ufeff")
+    table = csv.DictReader(chain([headings], lines), delimiter=max(_SEPARATORS, key=headings.count))
     try:
-        table.fieldnames = [name.strip().lstrip("\ufeff") for name in table.fieldnames or ()]
+        table.fieldnames = [name.strip() for name in table.fieldnames or ()]
         for provider, (needed, of_row) in _FORMS.items():
             if needed <= set(table.fieldnames):
-                return Invoice(provider, _summed(table, of_row))
+                return _summed(provider, table, of_row)
     except UnicodeDecodeError:
         raise
     except (KeyError, ValueError, TypeError, OverflowError, csv.Error) as error:
@@ -77,18 +94,24 @@ def read(lines: Iterable[str]) -> Invoice:
     raise InvalidRequest("this is no usage export of OpenAI (completions) or Anthropic that is known here")
 
 
-def _summed(table: Iterable[Row], of_row: Callable[[Row], tuple[int, str, Counts]]) -> dict[Cell, Counts]:
+def _summed(provider: str, table: Iterable[Row], of_row: Callable[[Row], tuple[int, str, Counts]]) -> Invoice:
     counts: dict[Cell, Counts] = {}
+    days: set[int] = set()
+    has_requests = False
     for row in table:
         day, model, found = of_row(row)
         if not EARLIEST <= day * _DAY <= LATEST:  # such as one of milliseconds
             raise ValueError("a day of no calendar")
+        days.add(day)
+        has_requests = has_requests or found.requests is not None
         if not model:  # as it is of a time in which nothing was used
             if any(msgspec.structs.astuple(found)):
                 raise InvalidRequest("the export is not grouped by model")
             continue
         counts.setdefault((day, _unversioned(model)), Counts()).add(found)
-    return counts
+    if not days:
+        raise InvalidRequest("the export has no day in it, so there is nothing to compare")
+    return Invoice(provider, range(min(days), max(days) + 1), has_requests, counts)
 
 
 def _openai(row: Row) -> tuple[int, str, Counts]:
@@ -138,22 +161,25 @@ def _unversioned(model: str) -> str:
 
 
 def compare(connection: Connection, invoice: Invoice, provider: str | None = None) -> list[Difference]:
-    """Of the days from the first to the last one of the invoice, for the ``provider`` of that name here."""
-    if not invoice.counts:
-        return []
-    days = [day for day, _ in invoice.counts]
-    kept, estimated = _of_ledger(connection, provider or invoice.provider, min(days), max(days) + 1)
+    """Of the days of the invoice, for the ``provider`` of that name here."""
+    days = invoice.days
+    kept, estimated = _of_ledger(connection, provider or invoice.provider, days.start, days.stop)
+    # An export without requests says nothing of them; in one with, nothing is none.
+    compared = Counts.__struct_fields__ if invoice.has_requests else Counts.__struct_fields__[1:]
     found: list[Difference] = []
     for cell in sorted(invoice.counts.keys() | kept.keys()):
         theirs, ours = invoice.counts.get(cell, Counts()), kept.get(cell, Counts(0))
-        # An export without requests says nothing of them; in one with, nothing is none.
-        told = any(counts.requests is not None for counts in invoice.counts.values())
-        for what in Counts.__struct_fields__ if told else Counts.__struct_fields__[1:]:
+        for what in compared:
             ledger, billed = getattr(ours, what) or 0, getattr(theirs, what) or 0
             if ledger != billed:
-                day = datetime.fromtimestamp(cell[0] * _DAY, UTC).date().isoformat()
-                found.append(Difference(day, cell[1], what, ledger, billed, estimated.get(cell, 0)))
+                day, model = day_of(cell[0]), cell[1]
+                found.append(Difference(day, model, what, ledger, billed, estimated.get(cell, 0)))
     return found
+
+
+def day_of(number: int) -> str:
+    """A day that is counted from 1970, as it is written."""
+    return datetime.fromtimestamp(number * _DAY, UTC).date().isoformat()
 
 
 def _of_ledger(
