@@ -466,6 +466,26 @@ async def test_a_report_is_crossed_by_what_is_asked(db: Database) -> None:
                 await meter.totals(wrong)
 
 
+async def test_a_group_may_have_more_than_a_column_holds(db: Database) -> None:
+    """In sums that are kept, in rows that run, and in a part of an hour."""
+    dear = Charge(Decimal("6000000.000000000007"), Decimal("7000000.999999999999"))
+    async with Ledger(db) as ledger:
+        for number in range(5):
+            await settled(ledger, f"s{number}", DAY + 3600 * number, charge=dear)
+        meter = Meter(ledger)
+        for since, count in ((None, 5), (DAY + 1800, 4)):
+            (total,) = await meter.totals("month", since=since)
+            assert Decimal(total.cost_usd or 0) == count * (dear.cost or 0)
+            assert Decimal(total.price_usd or 0) == count * (dear.price or 0)
+        for number in (5, 6):
+            await ledger.open(opening(f"s{number}", DAY + 3600 * number))
+            ledger.checkpoint(f"s{number}", Usage(9, 9, "checkpoint"), dear, "p")
+        await ledger.open(opening("other"))  # after the checkpoints are written
+        (total,) = await meter.totals("month")
+        assert Decimal(total.cost_usd or 0) == 7 * (dear.cost or 0)
+        assert await proven(ledger) == 5
+
+
 async def test_a_report_of_any_period_is_what_its_rows_are(db: Database) -> None:
     chance = random.Random(3)
     async with Ledger(db) as ledger:

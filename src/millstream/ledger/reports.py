@@ -7,7 +7,7 @@ zone that is not whole hours from UTC.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, cast, get_args
 from zoneinfo import ZoneInfo
 
@@ -30,7 +30,7 @@ from millstream.schema import (
     streams,
     user_hours,
 )
-from millstream.usage import TOKEN_KINDS, to_dollars
+from millstream.usage import PICODOLLARS, TOKEN_KINDS, to_dollars
 
 Dimension: TypeAlias = Literal["hour", "day", "month", "key", "owner", "model", "provider", "user"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
@@ -123,8 +123,8 @@ def totals(connection: Connection, asked: Asked) -> list[Total]:
     for query in _queries(connection, asked, zone, sums):
         for row in connection.execute(query):
             group, counts = _group(row[: len(asked.by)], asked.by, zone), row[len(asked.by) :]
-            known = found.get(group)
-            found[group] = [int(n) for n in counts] if known is None else _added(known, counts)
+            known, more = found.get(group), sums_of(sums, counts)
+            found[group] = more if known is None else [a + b for a, b in zip(known, more, strict=True)]
     if len(found) > MOST_GROUPS:
         raise InvalidRequest(f"a report has up to {MOST_GROUPS:,} groups, and this one {len(found):,}")
     there = ((group, counts) for group, counts in found.items() if counts[0])
@@ -136,15 +136,11 @@ def totals(connection: Connection, asked: Asked) -> list[Total]:
     ]
 
 
-def _added(known: list[int], more: Iterable[Any]) -> list[int]:
-    return [one + int(other) for one, other in zip(known, more, strict=True)]
-
-
 def _total(by: Sequence[str], group: Sequence[str | None], sums: dict[str, int]) -> Total:
     waited = [sums[name] for name in FIRST_EVENTS if name in sums]
     return Total(
         dict(zip(by, group, strict=True)),
-        **{name: sums[name] for name in _COUNTS if not name.endswith("_picodollars")},
+        **{name: sums[name] for name in _COUNTS if not _is_money(name)},
         cost_usd=_known(sums, "cost_picodollars", "uncosted"),
         price_usd=_known(sums, "price_picodollars", "unpriced"),
         first_event_seconds=_percentiles(waited) if waited else None,
@@ -169,7 +165,7 @@ def _queries(
     days = _Days(asked, zone, max(first - 1, _oldest(connection, now)), max(last, now) + 1)
     table = _table(asked)
     whole = [table.c.is_test == sa.literal(asked.test), table.c.hour >= first, table.c.hour < last]
-    hour, values = hour_of_row(connection), [of_row(name) for name in sums]
+    hour, values = hour_of_row(connection), added_up({name: of_row(name) for name in sums})
     day = days.of_row(connection, hour)
     queries: list[sa.Select[Any]] = []
     if days.tear:
@@ -177,7 +173,8 @@ def _queries(
         queries.append(_query(asked, streams, hour, day, _settled(asked), values, torn))
         whole.append(sa.not_(days.tears(table.c.hour)))
     day_of_hour = days.of_hour(table.c.hour)
-    queries.append(_query(asked, table, table.c.hour, day_of_hour, whole, [table.c[name] for name in sums]))
+    kept = added_up({name: table.c[name] for name in sums})
+    queries.append(_query(asked, table, table.c.hour, day_of_hour, whole, kept))
     for part in _parts(since, until, first * HOUR, last * HOUR):
         conditions = [streams.c.is_test == sa.literal(asked.test), *part]
         queries.append(_query(asked, streams, hour, day, conditions, values))
@@ -301,6 +298,9 @@ def _number(value: int) -> sa.ColumnElement[int]:
     return sa.literal_column(str(value), sa.Integer)
 
 
+_DOLLAR = _number(int(PICODOLLARS))
+
+
 def _query(
     asked: Asked,
     table: sa.Table,
@@ -333,12 +333,32 @@ def _query(
     places: list[sa.ColumnElement[Any]] = [
         sa.literal_column(str(number)) for number in range(1, len(groups) + 1)
     ]
-    query = sa.select(*groups, *(sa.func.coalesce(sa.func.sum(one), 0) for one in sums))
+    query = sa.select(*groups, *sums)
     source = table if source is None else source
     if "owner" in asked.by or asked.owner is not None:
         source = source.outerjoin(keys, keys.c.id == table.c.key_id)
     query = query.select_from(source)
     return query.where(*conditions, *of_whom).group_by(*places)
+
+
+def added_up(columns: Mapping[str, sa.ColumnElement[Any]]) -> list[sa.ColumnElement[Any]]:
+    """The sums of columns, as ``sums_of`` reads them. Money is whole dollars and the rest: SQLite's sums have
+    64 bits, which are nine million dollars.
+    """
+    parts: list[sa.ColumnElement[Any]] = []
+    for name, column in columns.items():
+        parts += [column // _DOLLAR, column % _DOLLAR] if _is_money(name) else [column]
+    return [sa.func.coalesce(sa.func.sum(part), 0) for part in parts]
+
+
+def sums_of(names: Iterable[str], parts: Iterable[Any]) -> list[int]:
+    """The sums of these names, of what was ``added_up``."""
+    rest = map(int, parts)
+    return [next(rest) * int(PICODOLLARS) + next(rest) if _is_money(name) else next(rest) for name in names]
+
+
+def _is_money(name: str) -> bool:
+    return name.endswith("_picodollars")
 
 
 def _unsorted(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
@@ -349,7 +369,7 @@ def _unsorted(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
 def of_row(name: str) -> sa.ColumnElement[Any]:
     """What a stream adds to a sum, which has to be what the triggers of the database say."""
     columns = streams.c
-    if name in TOKEN_KINDS or name.endswith("_picodollars"):
+    if name in TOKEN_KINDS or _is_money(name):
         return columns[name]
     if name in FIRST_EVENTS:
         number = FIRST_EVENTS.index(name)

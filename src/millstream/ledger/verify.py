@@ -4,7 +4,7 @@ the rows again.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
@@ -147,11 +147,11 @@ def _names(table: sa.Table) -> list[str]:
 def _of_sums(connection: Connection, table: sa.Table, start: int, end: int) -> dict[Any, list[int]]:
     names = [table.c[name] for name in _names(table)]
     query = (
-        sa.select(*names, *(sa.func.sum(table.c[name]) for name in SUMS))
+        sa.select(*names, *reports.added_up({name: table.c[name] for name in SUMS}))
         .where(table.c.hour >= start, table.c.hour < end)
         .group_by(*names)
     )
-    return _read(connection, query, len(names))
+    return _read(connection, query, len(names), SUMS)
 
 
 def _of_rows(connection: Connection, table: sa.Table, start: int, end: int) -> dict[Any, list[int]]:
@@ -159,7 +159,7 @@ def _of_rows(connection: Connection, table: sa.Table, start: int, end: int) -> d
     of_row |= {"hour": reports.hour_of_row(connection), "user": sa.func.coalesce(streams.c.user, "")}
     names = [of_row[name] for name in _names(table)]
     query = (
-        sa.select(*names, *(sa.func.coalesce(sa.func.sum(reports.of_row(name)), 0) for name in SUMS))
+        sa.select(*names, *reports.added_up({name: reports.of_row(name) for name in SUMS}))
         .where(
             streams.c.created_at >= start * HOUR,
             streams.c.created_at < end * HOUR,
@@ -167,11 +167,15 @@ def _of_rows(connection: Connection, table: sa.Table, start: int, end: int) -> d
         )
         .group_by(*(sa.literal_column(str(place)) for place in range(1, len(names) + 1)))
     )
-    return _read(connection, query, len(names))
+    return _read(connection, query, len(names), SUMS)
 
 
-def _read(connection: Connection, query: sa.Select[Any], names: int) -> dict[Any, list[int]]:
-    return {tuple(row[:names]): [int(value) for value in row[names:]] for row in connection.execute(query)}
+def _read(
+    connection: Connection, query: sa.Select[Any], names: int, sums: Sequence[str]
+) -> dict[Any, list[int]]:
+    """What is ``added_up`` in a query behind so many names, by these."""
+    rows = connection.execute(query)
+    return {tuple(row[:names]): reports.sums_of(sums, row[names:]) for row in rows}
 
 
 def _differences(
@@ -213,7 +217,7 @@ def _beginnings(connection: Connection, names: Collection[str]) -> dict[str, flo
 
 def _to_export(connection: Connection, since: float, created: _Conditions) -> _Sums:
     """What was settled from ``since`` on."""
-    amounts = [sa.func.coalesce(sa.func.sum(streams.c[name]), 0) for name in exports.AMOUNTS]
+    amounts = reports.added_up({name: streams.c[name] for name in exports.AMOUNTS})
     query = (
         sa.select(reports.hour_of_row(connection), sa.func.count(), *amounts)
         .where(*created, _IS_SETTLED, streams.c.ended_at >= since, exports.IS_BILLED)
@@ -223,15 +227,17 @@ def _to_export(connection: Connection, since: float, created: _Conditions) -> _S
 
 
 def _delivered(connection: Connection, exporter: str, start: int, end: int) -> _Sums:
-    query = sa.select(delivered.c.hour, *(delivered.c[name] for name in DELIVERED)).where(
-        delivered.c.exporter == exporter, delivered.c.hour >= start, delivered.c.hour < end
+    query = (
+        sa.select(delivered.c.hour, *reports.added_up({name: delivered.c[name] for name in DELIVERED}))
+        .where(delivered.c.exporter == exporter, delivered.c.hour >= start, delivered.c.hour < end)
+        .group_by(delivered.c.hour)
     )
     return _by_hour(connection, query)
 
 
 def _by_hour(connection: Connection, query: sa.Select[Any]) -> _Sums:
     found: _Sums = defaultdict(Counter)
-    for (hour,), values in _read(connection, query, 1).items():
+    for (hour,), values in _read(connection, query, 1, DELIVERED).items():
         found[hour].update(dict(zip(DELIVERED, values, strict=True)))
     return found
 
