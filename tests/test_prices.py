@@ -243,7 +243,10 @@ async def test_a_markup_can_stand_on_a_list_price(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(
     "section",
-    ["input = 1", "version = '1'", "cached_input = 1\nmarkup = 2", "input = 1\noutput = -1", "markup = 1001"],
+    [
+        *("input = 1", "version = '1'", "cached_input = 1\nmarkup = 2", "input = 1\noutput = -1"),
+        *("markup = 101", "input = 1\noutput = 10001"),
+    ],
 )
 def test_prices_that_make_no_sense_are_refused(tmp_path: Any, section: str) -> None:
     (tmp_path / "millstream.toml").write_text(f"[prices.m]\n{section}\n")

@@ -5,12 +5,16 @@ import time
 from decimal import Decimal
 
 from millstream.auth import check_payer
-from millstream.errors import Misuse
+from millstream.errors import Misuse, printable
 from millstream.ledger import Ledger, reports
 from millstream.ledger.reports import Asked, Total
 from millstream.ledger.rows import Opening, Settlement
 from millstream.schema import RECORD_LENGTH
-from millstream.usage import Charge, Usage
+from millstream.usage import TOKEN_KINDS, Charge, Usage
+
+# Of one record: sums of an hour hold nine million times as many tokens, and nine times as many dollars.
+_MAX_TOKENS = 10**12
+_MAX_DOLLARS = 1_000_000
 
 
 class Meter:
@@ -38,14 +42,21 @@ class Meter:
         characters) where a retry must not count twice: a second row of the same id raises
         ``sqlalchemy.exc.IntegrityError``. ``price_usd`` is what is charged, if
         that is not what it costs; without either the row counts as unpriced. ``test``
-        usage is kept apart from what is billed, and so is that of a test key. Raises ``Misuse`` for an id
-        that the ledger does not take: ``key_id`` is one as a ``Principal`` has.
+        usage is kept apart from what is billed, and so is that of a test key. Raises ``Misuse`` for what
+        the ledger does not take: ``key_id`` is one as a ``Principal`` has, names are printable, and counts
+        and sums are those of one answer.
         """
         check_payer(key_id)
-        if record_id is not None and not 0 < len(record_id) <= RECORD_LENGTH:
-            raise Misuse(f"a record_id has 1 to {RECORD_LENGTH} characters")
-        if isinstance(usage, int):
+        if record_id is not None and not (0 < len(record_id) <= RECORD_LENGTH and record_id.isprintable()):
+            raise Misuse(f"a record_id has 1 to {RECORD_LENGTH} printable characters")
+        if not isinstance(usage, Usage):
             usage = Usage(0, usage, "counted")
+        for kind in TOKEN_KINDS:
+            _check_count(kind, getattr(usage, kind))
+        for name, text, most in (("model", model, 256), ("provider", provider, 64), ("user", user, 256)):
+            _check_name(name, text, most)
+        _check_dollars("cost_usd", cost_usd)
+        _check_dollars("price_usd", price_usd)
         now = time.time()
         charge = Charge(cost_usd, cost_usd if price_usd is None else price_usd)
         stream_id = record_id or f"rec_{secrets.token_urlsafe(16)}"
@@ -74,3 +85,26 @@ class Meter:
         """
         asked = Asked(reports.dimensions(by), since, until, zone, key_id, owner, test, percentiles)
         return await self._ledger.totals(asked)
+
+
+def _check_count(kind: str, count: int) -> None:
+    is_count = isinstance(count, int) and not isinstance(count, bool)
+    if not is_count or not 0 <= count <= _MAX_TOKENS:
+        raise Misuse(f"{kind} is a whole number from 0 to {_MAX_TOKENS}, not {_shown(count)}")
+
+
+def _check_name(name: str, text: str | None, most: int) -> None:
+    if text is not None and (len(text) > most or not text.isprintable()):
+        raise Misuse(f"{name} has up to {most} printable characters, not {_shown(text)}")
+
+
+def _check_dollars(name: str, dollars: Decimal | None) -> None:
+    if dollars is None:
+        return
+    is_sum = isinstance(dollars, (Decimal, int)) and Decimal(dollars).is_finite()
+    if not is_sum or not 0 <= dollars <= _MAX_DOLLARS:
+        raise Misuse(f"{name} is a Decimal from 0 to {_MAX_DOLLARS}, not {_shown(dollars)}")
+
+
+def _shown(value: object) -> str:
+    return f"'{printable(str(value))}'"

@@ -196,8 +196,9 @@ class ProviderSettings(_Section):
         return self
 
 
-Rate = Annotated[Decimal, Field(ge=0, le=1_000_000)]
-Markup = Annotated[Decimal, Field(ge=0, le=1000)]
+# What a row costs, and an hour's rows, has to fit into a column of 64 bits: nine million dollars.
+Rate = Annotated[Decimal, Field(ge=0, le=10_000)]
+Markup = Annotated[Decimal, Field(ge=0, le=100)]
 
 
 class _OptionalRates(_Section):

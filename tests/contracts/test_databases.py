@@ -602,6 +602,56 @@ async def test_who_pays_may_have_a_long_id(db: Database) -> None:
                 await meter.record(wrong, 5, record_id=record_id)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"usage": -1},
+        {"usage": True},
+        {"usage": 1.5},
+        {"usage": 10**13},
+        {"usage": Usage(5, 5, "counted", -1)},
+        {"usage": Usage(5, 2**70, "counted")},
+        {"cost_usd": Decimal(-1)},
+        {"cost_usd": Decimal("NaN")},
+        {"cost_usd": Decimal("Infinity")},
+        {"cost_usd": Decimal(1_000_001)},
+        {"cost_usd": 0.1},
+        {"cost_usd": Decimal(1), "price_usd": Decimal("sNaN")},
+        {"user": "\x1b[31mred"},
+        {"user": "a\0b"},
+        {"user": "\ud800"},
+        {"user": "x" * 257},
+        {"model": "m\n"},
+        {"model": "m" * 257},
+        {"provider": "p" * 65},
+        {"record_id": "r\0"},
+    ],
+    ids=str,
+)
+async def test_what_no_ledger_can_have_is_not_recorded(db: Database, wrong: dict[str, Any]) -> None:
+    async with Ledger(db) as ledger:
+        meter = Meter(ledger)
+        given: dict[str, Any] = {"usage": 5, **wrong}
+        with pytest.raises(Misuse):
+            await meter.record("k", **given)
+        assert await meter.totals() == []
+
+
+async def test_the_most_that_is_recorded_is_added_up(db: Database) -> None:
+    most: dict[str, Any] = {
+        "usage": Usage(10**12, 10**12, "counted"),
+        "cost_usd": Decimal(1_000_000),
+        "user": "u" * 256,
+        "model": "m" * 256,
+        "provider": "p" * 64,
+    }
+    async with Ledger(db) as ledger:
+        for _ in range(3):
+            await Meter(ledger).record("k", **most)
+        (total,) = await Meter(ledger).totals()
+    assert (total.prompt_tokens, total.cost_usd) == (3 * 10**12, "3000000.000000")
+
+
 async def test_the_meter_records_once_for_each_id(db: Database) -> None:
     async with Ledger(db) as ledger:
         meter = Meter(ledger)

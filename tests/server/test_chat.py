@@ -339,6 +339,11 @@ async def test_whatever_a_provider_yields_its_stream_ends_and_is_settled(run: Ru
         [Finish("stop", Usage("9", 5, "provider_final"))],  # type: ignore[arg-type]
         [UsageReport(Usage(9, 1.5, "provider_partial"), {})],  # type: ignore[arg-type]
         [Usage(-9, 5, "provider_partial")],
+        [Usage(10**9, 5, "provider_partial")],
+        [UsageReport(Usage(9, 5, "provider_final"), {}, Decimal("1e30"))],
+        [UsageReport(Usage(9, 5, "provider_final"), {}, Decimal("NaN"))],
+        [UsageReport(Usage(9, 5, "provider_final"), {}, Decimal(-1))],
+        [UsageReport(Usage(9, 5, "provider_final"), {}, 0.5)],  # type: ignore[arg-type]
         None,
         "text",
     ],

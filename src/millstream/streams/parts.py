@@ -6,6 +6,7 @@ interleave the pieces of parallel calls.
 """
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import get_args
 
 import msgspec
@@ -49,7 +50,8 @@ from millstream.usage import TOKEN_KINDS, Usage
 
 _MAX_WORD = 64  # characters of a provider's finish reason that are kept
 _MAX_RAW = 4096  # of its usage object
-_MAX_TOKENS = 10**12  # of any kind: no answer has as many, and every database adds them up
+_MAX_TOKENS = 10**8  # of any kind: no answer has as many, and every database adds up what they cost
+_MAX_DOLLARS = 1_000_000
 _REASONS = get_args(FinishReason)
 _USUAL_TIERS = ("", "auto", "default", "on_demand", "standard")
 
@@ -84,6 +86,13 @@ def _checked(usage: Usage) -> Usage:
     if not all(isinstance(count, int) and 0 <= count <= _MAX_TOKENS for count in counts):
         raise TypeError("a provider counted what are no tokens")
     return usage
+
+
+def _check_cost(dollars: Decimal | None) -> None:
+    """Raises ``TypeError`` for what no answer costs."""
+    is_sum = isinstance(dollars, Decimal) and dollars.is_finite() and 0 <= dollars <= _MAX_DOLLARS
+    if dollars is not None and not is_sum:
+        raise TypeError("a provider named a price that is none")
 
 
 class Assembler:
@@ -148,6 +157,7 @@ class Assembler:
                 self._call(self._first, 0, item, events)
             elif isinstance(item, UsageReport):
                 self.usage = _checked(item.usage)
+                _check_cost(item.cost)
                 self.report = item
                 self.usage_is_stale = False
             elif isinstance(item, Usage):
