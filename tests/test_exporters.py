@@ -500,6 +500,28 @@ async def test_while_the_secret_or_the_address_is_wrong_all_of_it_waits(
     ]
 
 
+async def test_an_exporter_that_delivers_nothing_does_not_say_that_it_delivers_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither where all was refused, nor where there was nothing to send."""
+    statuses: list[int] = []
+    async with (
+        serving(service := Service(lambda asked: Answer(statuses[-1]))),
+        bench(tmp_path, **stripe(service.url)) as b,
+    ):
+        for stream_id, status in (("s", 500), ("t", 400), ("u", 200)):
+            statuses.append(status)
+            await b.settle(stream_id)
+            await b.settle(f"nothing of {stream_id}", usage=Usage(0, 0, "counted"))
+            await b.round()
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == [
+        "exporter 'x' delivers nothing: it answered 500; it goes on trying",
+        "exporter 'x': 1 streams are kept: it answered 400; see them with: millstream exports",
+        "exporter 'x' delivers again",
+    ]
+
+
 async def test_while_nobody_listens_nothing_counts_as_sent(tmp_path: Path) -> None:
     async with serving(service := Service()):
         pass

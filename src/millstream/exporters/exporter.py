@@ -39,7 +39,8 @@ class _Round:
     """What became of the exports of one lease."""
 
     def __init__(self) -> None:
-        self.delivered: list[Export] = []
+        self.delivered: list[Export] = []  # with those of which there is nothing to send
+        self.has_sent = False  # something that the service took
         self.kept: list[Kept] = []
         self.refusals: Counter[str] = Counter()  # by reason
         self.later: Later | None = None  # the last of those
@@ -51,7 +52,7 @@ class _Round:
 
     @property
     def is_in_vain(self) -> bool:
-        return not self.delivered and (self.later or self.closed) is not None
+        return not self.has_sent and (self.later or self.closed) is not None
 
 
 class Exporter:
@@ -213,6 +214,7 @@ class Exporter:
         match outcome:
             case Delivered():
                 done.delivered.append(export)
+                done.has_sent = True
             case Refused():
                 done.refuse(export, outcome.reason, outcome.words)
             case Later():
@@ -254,7 +256,7 @@ class Exporter:
         """For how long nothing is sent, since the service takes nothing now."""
         if done.is_in_vain:
             self._vain_rounds += 1
-        elif self._vain_rounds:
+        elif done.has_sent and self._vain_rounds:
             self._vain_rounds = 0
             log.warning("exporter '%s' delivers again", self.name)
         if done.closed is None and not done.is_in_vain:
