@@ -196,6 +196,9 @@ async def test_usage_is_crossed_compared_and_given_as_csv(run: Run) -> None:
             async with get(app.app, f"/v1/usage?{query}", app.admin) as call:
                 await call.finished()
                 assert (call.status, call.json["error"]["code"]) == (422, "invalid_request"), query
+        async with get(app.app, path, app.admin, accept="text/csv") as call:
+            assert "for the period before" in (await call.finished()).json["error"]["message"]
+            assert call.status == 422
 
 
 async def test_rows_are_deleted_when_they_are_old_enough(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

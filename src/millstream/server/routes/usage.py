@@ -51,6 +51,11 @@ async def usage(
 ) -> Any:
     """Totals: of all keys with the scope `usage` or `admin`, else of the caller's own. As CSV with `Accept:
     text/csv`."""
+    as_table = "text/csv" in request.headers.get("accept", "")
+    if as_table and compare:
+        raise InvalidRequest(
+            "a table has no place for the period before; ask for that one by its since and until, or for JSON"
+        )
     sees_all = caller.may(["usage"]) or caller.may(["admin"])
     if test is None:
         test = caller.test and not sees_all
@@ -58,7 +63,7 @@ async def usage(
         key = caller.id
     asked = Asked(reports.dimensions(by), since, until, zone, key, owner, test, percentiles)
     data = await _totals(request, asked, sees_all=sees_all)
-    if "text/csv" in request.headers.get("accept", ""):
+    if as_table:
         table = tables.of_totals(asked.by, data, percentiles=percentiles)
         return Response(table, media_type="text/csv")
     answer: dict[str, Any] = {"by": asked.by, "data": msgspec.to_builtins(data)}
