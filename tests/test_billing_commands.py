@@ -20,7 +20,7 @@ from millstream.errors import Unauthorized
 from millstream.ledger import Ledger
 from millstream.ledger.exports import Exports
 from millstream.meter import Meter
-from millstream.schema import hours, keys
+from millstream.schema import hours, keys, streams, user_hours
 from millstream.usage import Usage
 
 
@@ -274,6 +274,23 @@ def test_no_part_of_a_name_is_a_formula_in_a_spreadsheet(separator: str) -> None
         cells = [cell for row in csv.reader(io.StringIO(text), delimiter=separator) for cell in row]
         assert not [cell for cell in cells if cell.lstrip('"').startswith(tuple("=+-@＝＋－＠"))]
         assert "a; b=1-2" in text
+
+
+def test_no_name_is_obeyed_by_the_terminal() -> None:
+    record({"model": "m", "user": "u", "record_id": "s"})
+    evil = {name: f"\x1b]0;{name}\x07\n[red]\u202e" for name in ("user", "model")}
+    db = Database("sqlite:///millstream-data/millstream.db")
+    db.run(lambda c: [c.execute(sa.update(table).values(evil)) for table in (user_hours, streams)])
+    db.close()
+    for table, code in (
+        (("usage", "--by", "user,model"), 0),
+        (("usage", "--stream", "s"), 0),
+        (("usage", "verify"), 1),
+        (("prices", "check"), 1),
+    ):
+        told = millstream(*table, code=code)
+        assert r"\x1b]0;model\x07\n[red]\u202e" in told
+        assert all(line.isprintable() for line in told.splitlines())
 
 
 @pytest.mark.parametrize(

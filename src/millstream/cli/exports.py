@@ -5,10 +5,18 @@ from typing import Annotated, NoReturn
 
 import msgspec
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from millstream.cli.shared import DataDir, Json, fail, print_json, print_table, refuse_options, with_database
+from millstream.cli.shared import (
+    DataDir,
+    Json,
+    cell,
+    fail,
+    print_json,
+    print_table,
+    refuse_options,
+    with_database,
+)
 
 exports_app = typer.Typer(
     help="What is on its way to exporters. Works on the database, with or without a running server.",
@@ -39,11 +47,11 @@ def exports_list(context: typer.Context, data_dir: DataDir = None, as_json: Json
     table.add_column("last error")
     for state in states:
         table.add_row(
-            state.exporter,
+            cell(state.exporter),
             f"{state.waiting:,}",
             f"{state.lag_seconds:,.0f} s" if state.waiting else "",
             f"{state.failed:,}" if state.failed else "",
-            escape(state.last_error or ""),
+            cell(state.last_error or ""),
         )
     print_table(table)
 

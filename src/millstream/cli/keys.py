@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
 from millstream.cli.shared import (
@@ -14,6 +13,7 @@ from millstream.cli.shared import (
     Json,
     KeyId,
     age_of,
+    cell,
     date_of,
     fail,
     moment_of,
@@ -150,12 +150,12 @@ def keys_list(data_dir: DataDir = None, as_json: Json = False) -> None:
         dates = (key.created_at, key.last_used_at, key.expires_at, key.revoked_at)
         table.add_row(
             key.id,
-            escape(key.name),
-            escape(key.owner or ""),
+            cell(key.name),
+            cell(key.owner or ""),
             key.hint,
             " ".join(key.scopes),
             *("" if at is None else date_of(at) for at in dates),
-            escape(" ".join(f"{name}={value}" for name, value in key.labels.items())),
+            cell(" ".join(f"{name}={value}" for name, value in key.labels.items())),
         )
     print_table(table)
 
@@ -247,7 +247,7 @@ def keys_limit(
     for one in told:
         whose = "each user" if one["each_user"] else "the key"
         amounts = [str(one.get(name, "")) for name in names]
-        table.add_row(one["what"], one["per"], escape(one["model"] or "all"), whose, *amounts)
+        table.add_row(one["what"], one["per"], cell(one["model"] or "all"), whose, *amounts)
     print_table(table)
 
 

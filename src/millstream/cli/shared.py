@@ -12,9 +12,10 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from millstream.errors import ConfigurationError
+from millstream.errors import ConfigurationError, printable
 
 Result = TypeVar("Result")
 
@@ -108,6 +109,11 @@ def date_of(at: float) -> str:
         return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
     except (ValueError, OverflowError, OSError):  # no calendar has it
         return f"{at:g}"
+
+
+def cell(text: str) -> str:
+    """Words that somebody has chosen, for a table: the terminal obeys none of them."""
+    return escape(printable(text, most=1000))
 
 
 def print_table(table: Table) -> None:

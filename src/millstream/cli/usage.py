@@ -17,6 +17,7 @@ from millstream.cli.shared import (
     Json,
     Since,
     Until,
+    cell,
     date_of,
     fail,
     moment_of,
@@ -59,7 +60,7 @@ def prices_check(
             table.add_column(column, justify="right")
         for one in found:
             names = (one.provider, one.model, one.upstream_model or "")
-            table.add_row(*map(escape, names), f"{one.streams:,}", f"{one.tokens:,}")
+            table.add_row(*map(cell, names), f"{one.streams:,}", f"{one.tokens:,}")
         print_table(table)
     if found:
         raise typer.Exit(1)
@@ -137,7 +138,7 @@ def _print_totals(by: Sequence[str], totals: Sequence[Any]) -> None:
         first = total.first_event_seconds
         seconds = (first.p50, first.p95) if first else ()
         table.add_row(
-            *(escape(total.group[name] or "(none)") for name in by),
+            *(cell(total.group[name] or "(none)") for name in by),
             f"{total.streams:,}",
             f"{total.prompt_tokens:,}",
             f"{total.completion_tokens:,}",
@@ -223,7 +224,7 @@ def usage_verify(
             for one in verified.differences:
                 of = " ".join(f"{name}={value}" for name, value in one.of.items())
                 table.add_row(
-                    date_of(one.hour), one.table, escape(of), one.what, f"{one.rows:,}", f"{one.sums:,}"
+                    date_of(one.hour), one.table, cell(of), one.what, f"{one.rows:,}", f"{one.sums:,}"
                 )
             print_table(table)
         looked_at = (
@@ -253,7 +254,7 @@ def _verify_invoice(path: Path, provider: str | None, data_dir: Path | None, *, 
             table.add_column(column, justify="right")
         for one in found:
             numbers = (one.ledger, one.invoice, one.ledger - one.invoice, one.estimated)
-            table.add_row(one.day, escape(one.model), one.what, *(f"{number:,}" for number in numbers))
+            table.add_row(one.day, cell(one.model), one.what, *(f"{number:,}" for number in numbers))
         print_table(table)
     else:
         first, last = invoices.day_of(invoice.days[0]), invoices.day_of(invoice.days[-1])
@@ -270,11 +271,11 @@ def _print_receipt(receipt: dict[str, Any]) -> None:
         facts = {f"{name}.{of}": one for of, one in inner.items()} if inner else {name: value}
         for fact, known in facts.items():
             if known not in (None, {}, []):
-                table.add_row(fact, escape(_fact(fact, known)))
+                table.add_row(fact, _fact(fact, known))
     print_table(table)
 
 
 def _fact(name: str, value: object) -> str:
     if name.endswith("_at") and isinstance(value, float):
         return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " UTC"
-    return json.dumps(value) if isinstance(value, (dict, list, tuple)) else str(value)
+    return escape(json.dumps(value)) if isinstance(value, (dict, list, tuple)) else cell(str(value))
