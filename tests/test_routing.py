@@ -486,7 +486,7 @@ def file_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
         [prices.fast]
         input = 1
-        output = 1_000_000
+        output = 10_000
         """
     )
     return Settings.load()
@@ -511,7 +511,7 @@ async def test_a_name_of_ones_own_is_listed_and_its_receipt_has_every_attempt(
             ("first", "upstream_error"),
             ("second", None),
         ]
-        assert receipt.cost_usd == "1.000001"
+        assert receipt.cost_usd == "0.010001"
         chunks = [chunk async for chunk in service.stream_chat([{"role": "user", "content": "x"}], "fast")]
         assert "".join(chunk.content for chunk in chunks) == "Hello"
 
