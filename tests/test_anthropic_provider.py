@@ -257,6 +257,17 @@ def test_zeros_at_the_end_take_no_counts_back() -> None:
     assert answer.terminal.bill.usage == Usage(109, 5, "provider_final", 100)
 
 
+@pytest.mark.parametrize("at_the_end", ["", ', "cache_creation": {"ephemeral_1h_input_tokens": 0}'])
+def test_what_the_cache_keeps_for_an_hour_is_counted_apart(at_the_end: str) -> None:
+    split = '{"ephemeral_5m_input_tokens": 40, "ephemeral_1h_input_tokens": 60}'
+    written = f'"cache_creation_input_tokens": 100, "cache_creation": {split}'
+    begun = BEGUN.replace('"input_tokens": 9', f'"input_tokens": 9, {written}')
+    ended = ENDED.replace('"output_tokens": 5', f'"output_tokens": 5{at_the_end}')
+    answer = assembled(read(f"{begun}{SAID}{STOPPED}{ended}".encode()))
+    assert isinstance(answer.terminal, StreamEnd)
+    assert answer.terminal.bill.usage == Usage(109, 5, "provider_final", 0, 0, 100, 60)
+
+
 def test_half_a_character_costs_that_character() -> None:
     broken = SAID.replace("Hello", "Hel\\ud83d")
     assert assembled(read(f"{BEGUN}{broken}{STOPPED}{ENDED}".encode())).text == "Hel\ufffd"

@@ -86,7 +86,7 @@ async def test_every_list_price_is_what_its_source_makes_of_it() -> None:
     usages = [
         Usage(1000, 100, "counted"),
         Usage(150_000, 700, "counted", 50_000, 300, 20_000),
-        Usage(300_000, 700, "counted", 50_000, 300, 20_000),
+        Usage(300_000, 700, "counted", 50_000, 300, 20_000, 8_000),
     ]
     compared = 0
     for provider in providers:
@@ -103,6 +103,7 @@ async def test_every_list_price_is_what_its_source_makes_of_it() -> None:
                         output_tokens=usage.completion_tokens,
                         cache_read_tokens=usage.cached_tokens,
                         cache_write_tokens=usage.cache_write_tokens,
+                        cache_write_1h_tokens=usage.cache_write_1h_tokens,
                         output_reasoning_tokens=usage.reasoning_tokens,
                     ),
                     model_ref=model.id,
@@ -165,13 +166,35 @@ def test_sound_and_pictures_have_prices_of_their_own_or_none() -> None:
     assert text.cost(Usage(100, 50, "counted").with_media((0, 9), (0, 0))) == Decimal(200) / MILLION
 
 
+def test_what_a_cache_keeps_for_an_hour_has_a_price_of_its_own() -> None:
+    usage = Usage(100, 0, "counted", cache_write_tokens=60, cache_write_1h_tokens=20)
+    known = rates(1, 2, cache_write=Decimal("1.25"), cache_write_1h=Decimal(2))
+    assert known.cost(usage) == (40 * 1 + 40 * Decimal("1.25") + 20 * 2) / MILLION
+    assert rates(1, 2, cache_write=Decimal(3)).cost(usage) == Decimal(40 * 1 + 60 * 3) / MILLION
+    assert rates(1, 2).cost(usage) == Decimal(100) / MILLION
+
+
+async def test_the_list_knows_what_an_hour_in_the_cache_costs() -> None:
+    tariff = await found(Prices({}), "claude-sonnet-4-5", "anthropic")
+    minutes, hour = (
+        tariff.charge(Usage(MILLION, 0, "counted", 0, 0, MILLION, kept), NOW) for kept in (0, MILLION)
+    )
+    assert minutes.cost
+    assert hour.cost
+    assert hour.cost > minutes.cost
+    shown = json.loads(hour.unit_prices or "")["cost"]
+    assert Decimal(shown["cache_write_1h"]) == 2 * Decimal(shown["input"])
+
+
 def test_no_token_is_billed_twice() -> None:
     everything = {
         name: Decimal(1)
-        for name in ("cached_input", "cache_write", "reasoning", "audio_input", "audio_output")
+        for name in (
+            *("cached_input", "cache_write", "cache_write_1h", "reasoning", "audio_input", "audio_output"),
+        )
     }
     price = rates(1, 1, image_input=Decimal(1), image_output=Decimal(1), **everything)
-    usage = Usage(100, 50, "counted", 60, 45, 30).with_media((80, 20), (10, 5))
+    usage = Usage(100, 50, "counted", 60, 45, 30, 20).with_media((80, 20), (10, 5))
     assert price.cost(usage) == Decimal(150) / MILLION
 
 

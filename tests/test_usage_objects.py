@@ -119,6 +119,36 @@ def test_without_details_there_are_none(api: str) -> None:
             },
             (100, 10, 10, 90),
         ),
+        # LiteLLM and New API, what is kept for an hour: inside what was written.
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 10,
+                "prompt_tokens_details": {
+                    "cache_creation_tokens": 70,
+                    "cache_creation_token_details": {"ephemeral_1h_input_tokens": 30},
+                },
+            },
+            (100, 10, 0, 70, 30),
+        ),
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 10,
+                "prompt_tokens_details": {"cached_creation_tokens": 70},
+                "claude_cache_creation_1_h_tokens": 70,
+            },
+            (100, 10, 0, 70, 70),
+        ),
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 10,
+                "cache_creation_input_tokens": 40,
+                "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 50},
+            },
+            (100, 10, 0, 40, 40),
+        ),
         # More than there is.
         (
             {
@@ -131,7 +161,7 @@ def test_without_details_there_are_none(api: str) -> None:
     ],
 )
 def test_what_the_cache_had_and_got_is_part_of_the_prompt(
-    said: dict[str, Any], counted: tuple[int, int, int, int]
+    said: dict[str, Any], counted: tuple[int, ...]
 ) -> None:
     report = chat_completions(said)
     assert report is not None
@@ -141,4 +171,5 @@ def test_what_the_cache_had_and_got_is_part_of_the_prompt(
         usage.completion_tokens,
         usage.cached_tokens,
         usage.cache_write_tokens,
-    ) == counted
+        usage.cache_write_1h_tokens,
+    ) == (counted if len(counted) > 4 else (*counted, 0))

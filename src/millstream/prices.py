@@ -28,8 +28,9 @@ _MAX_KNOWN = 256
 
 class Rates(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """US dollars per million tokens. Tokens without a rate of their own are billed at ``input`` or
-    ``output``; of sound, and of pictures that a model makes, that is not known: they have no price then.
-    ``request`` is in US dollars for an answer that was produced.
+    ``output``, and those that a cache keeps for an hour at ``cache_write``; of sound, and of pictures that a
+    model makes, that is not known: they have no price then. ``request`` is in US dollars for an
+    answer that was produced.
 
     ``above`` are rates for the whole of a prompt and its answer, if the prompt is longer than ``tokens``, in
     the order of that.
@@ -39,6 +40,7 @@ class Rates(Struct, frozen=True, omit_defaults=True, kw_only=True):
     output: Decimal
     cached_input: Decimal | None = None
     cache_write: Decimal | None = None
+    cache_write_1h: Decimal | None = None
     reasoning: Decimal | None = None
     audio_input: Decimal | None = None
     audio_output: Decimal | None = None
@@ -65,10 +67,12 @@ class Rates(Struct, frozen=True, omit_defaults=True, kw_only=True):
         image = min(usage.prompt_image_tokens, fresh - audio)
         if usage.prompt_audio_tokens and self.audio_input is None:
             return None
+        cache_write = _or(self.cache_write, self.input)
         return (
             (fresh - audio - image) * self.input
             + usage.cached_tokens * _or(self.cached_input, self.input)
-            + usage.cache_write_tokens * _or(self.cache_write, self.input)
+            + (usage.cache_write_tokens - usage.cache_write_1h_tokens) * cache_write
+            + usage.cache_write_1h_tokens * _or(self.cache_write_1h, cache_write)
             + audio * _or(self.audio_input, self.input)
             + image * _or(self.image_input, self.input)
         )
@@ -168,6 +172,7 @@ _GENAI = {
     "output": "output_mtok",
     "cached_input": "cache_read_mtok",
     "cache_write": "cache_write_mtok",
+    "cache_write_1h": "cache_write_1h_mtok",
     "reasoning": "output_reasoning_mtok",
     "audio_input": "input_audio_mtok",
     "audio_output": "output_audio_mtok",

@@ -2,9 +2,9 @@
 
 import sqlalchemy as sa
 
-from millstream.usage import TOKEN_KINDS
+from millstream.usage import SUMMED_KINDS, TOKEN_KINDS
 
-REVISION = "0012"  # the newest migration
+REVISION = "0013"  # the newest migration
 
 PAYER_LENGTH = 128  # of the id of whoever pays: a key, or a user of an application with a login of its own
 RECORD_LENGTH = 64  # of a stream's id
@@ -167,7 +167,7 @@ SUMS = (
     "estimated",  # whose provider has not said the last word on its tokens
     "uncosted",  # without a known cost
     "unpriced",  # and without a known price
-    *TOKEN_KINDS,
+    *SUMMED_KINDS,
     "cost_picodollars",
     "price_picodollars",
     *FIRST_EVENTS,
@@ -227,7 +227,7 @@ exporters = sa.Table(
 )
 
 # What an exporter has delivered of the streams that were created in one hour, since it has been there.
-DELIVERED = ("streams", *TOKEN_KINDS, "cost_picodollars", "price_picodollars")
+DELIVERED = ("streams", *SUMMED_KINDS, "cost_picodollars", "price_picodollars")
 delivered = sa.Table(
     "delivered",
     metadata,

@@ -38,7 +38,7 @@ from pydantic_settings import (
 from millstream.errors import ConfigurationError
 from millstream.events import FinishReason
 from millstream.providers.known import KNOWN, Quirks
-from millstream.usage import TOKEN_KINDS
+from millstream.usage import SUMMED_KINDS
 from millstream.version import DOCS
 
 TOML_FILE = "millstream.toml"
@@ -204,6 +204,9 @@ Markup = Annotated[Decimal, Field(ge=0, le=100)]
 class _OptionalRates(_Section):
     cached_input: Rate | None = Field(default=None, description="else `input`")
     cache_write: Rate | None = Field(default=None, description="else `input`")
+    cache_write_1h: Rate | None = Field(
+        default=None, description="of what a cache keeps for an hour; else `cache_write`"
+    )
     reasoning: Rate | None = Field(default=None, description="else `output`")
     audio_input: Rate | None = Field(default=None, description="else a prompt with sound has no known price")
     audio_output: Rate | None = Field(
@@ -300,7 +303,7 @@ class ModelSettings(_Section):
 
 
 _EXPORTER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-EXPORTED_VALUES = (*TOKEN_KINDS, "cost_picodollars", "price_picodollars", "streams")
+EXPORTED_VALUES = (*SUMMED_KINDS, "cost_picodollars", "price_picodollars", "streams")
 
 
 class ExporterSettings(_Section):

@@ -1,7 +1,7 @@
 """Usage and money: the kinds of tokens that are counted, what they cost, what is charged, and a bill of it.
 
 Each fact stands here once. The tables of the database, the statements of the ledger and the receipt take
-their columns from ``TOKEN_KINDS``.
+their columns from ``TOKEN_KINDS``, and sums of streams from ``SUMMED_KINDS``.
 """
 
 from decimal import ROUND_HALF_UP, Decimal
@@ -18,7 +18,8 @@ PICODOLLARS = Decimal(10**12)  # a dollar
 class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
     """Tokens of one answer, in OpenAI's meaning: the prompt count includes those that were read from a cache
     and those that were written to one, the completion count includes hidden reasoning. Tokens of sound and of
-    pictures are in the counts of their side too.
+    pictures are in the counts of their side too, and those that a cache keeps for an hour are in what was
+    written to one.
 
     ``source`` says where the numbers come from: ``provider_final`` the provider's last word;
     ``provider_partial`` its running count when the stream was cut; ``counted`` our tokenizer over the
@@ -32,6 +33,7 @@ class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
     prompt_audio_tokens: int = 0
     prompt_image_tokens: int = 0
     completion_audio_tokens: int = 0
@@ -61,6 +63,8 @@ class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
 
 # Every kind of token that is counted. A new kind is a field of ``Usage`` and a migration.
 TOKEN_KINDS = tuple(name for name in Usage.__struct_fields__ if name.endswith("_tokens"))
+# Those that are added up by the hour, and exported. The others only have a price of their own.
+SUMMED_KINDS = tuple(kind for kind in TOKEN_KINDS if kind != "cache_write_1h_tokens")
 
 
 class Charge(Struct, frozen=True):

@@ -42,7 +42,7 @@ def settlement(stream_id: str, **more: Any) -> Settlement:
         "status": "completed",
         "finish_reason": "stop",
         "error_code": None,
-        "usage": Usage(10, 5, "provider_final", 4, 3, 2).with_media((1, 1), (1, 1)),
+        "usage": Usage(10, 5, "provider_final", 4, 3, 2, 1).with_media((1, 1), (1, 1)),
         "charge": KNOWN,
         "first_event_at": None,
         "ended_at": DAY + 9,
@@ -76,6 +76,7 @@ async def test_every_sum_of_a_stream_is_kept(db: Database) -> None:
     async with Ledger(db) as ledger:
         await settled(ledger, "s", DAY + 3700, user="u", first_event_at=DAY + 3700.4)
         assert await proven(ledger) == 1
+        assert (await ledger.receipt("s")).usage == settlement("s").usage
     for table in (hours, key_hours, user_hours):
         (row,) = await kept(db, table)
         assert row["hour"] * 3600 == DAY + 3600

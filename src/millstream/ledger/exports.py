@@ -20,10 +20,10 @@ from millstream.database import Database
 from millstream.driver import DriverConnection, Prepared
 from millstream.ledger.periods import HOUR
 from millstream.schema import DELIVERED, delivered, exporters, exports, keys, streams
-from millstream.usage import TOKEN_KINDS
+from millstream.usage import SUMMED_KINDS
 
 # What an export counts. Costs are in picodollars, and None where no price is known.
-AMOUNTS = (*TOKEN_KINDS, "cost_picodollars", "price_picodollars")
+AMOUNTS = (*SUMMED_KINDS, "cost_picodollars", "price_picodollars")
 
 MAX_PAUSE_SECONDS = 3600.0  # between two attempts
 MAX_ERROR = 256
@@ -399,7 +399,7 @@ def amounts_of(row: Mapping[Any, Any], stream: Mapping[Any, Any]) -> dict[str, i
 
 def _due(amounts: dict[str, int | None]) -> dict[str, int | None]:
     """The same, but that no token costs nothing, whether its price is known or not."""
-    if any(amounts[kind] for kind in TOKEN_KINDS):
+    if any(amounts[kind] for kind in SUMMED_KINDS):
         return amounts
     return {name: amount or 0 for name, amount in amounts.items()}
 

@@ -30,7 +30,7 @@ from millstream.schema import (
     streams,
     user_hours,
 )
-from millstream.usage import PICODOLLARS, TOKEN_KINDS, to_dollars
+from millstream.usage import PICODOLLARS, SUMMED_KINDS, to_dollars
 
 Dimension: TypeAlias = Literal["hour", "day", "month", "key", "owner", "model", "provider", "user"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
@@ -369,7 +369,7 @@ def _unsorted(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
 def of_row(name: str) -> sa.ColumnElement[Any]:
     """What a stream adds to a sum, which has to be what the triggers of the database say."""
     columns = streams.c
-    if name in TOKEN_KINDS or _is_money(name):
+    if name in SUMMED_KINDS or _is_money(name):
         return columns[name]
     if name in FIRST_EVENTS:
         number = FIRST_EVENTS.index(name)

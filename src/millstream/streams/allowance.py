@@ -114,6 +114,7 @@ def _ahead(usage: Usage) -> Usage:
         usage.cached_tokens,
         usage.reasoning_tokens,
         usage.cache_write_tokens,
+        usage.cache_write_1h_tokens,
     )
 
 

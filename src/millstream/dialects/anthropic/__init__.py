@@ -362,6 +362,11 @@ def _usage(usage: Usage | None) -> dict[str, Any]:
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
     }
+    if hour := usage.cache_write_1h_tokens:
+        shown["cache_creation"] = {
+            "ephemeral_5m_input_tokens": usage.cache_write_tokens - hour,
+            "ephemeral_1h_input_tokens": hour,
+        }
     if usage.reasoning_tokens:
         shown["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
     return shown

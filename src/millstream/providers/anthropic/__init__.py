@@ -307,16 +307,24 @@ class Reading(reading.Reading):
         told = {name: value for name, value in usage.items() if not _is_no_count(name, value)}
         # Of later counts only what they say, which a zero behind a number is not (gateways send some); the
         # first one is kept with its nulls, as it came.
-        self._usage |= {name: value for name, value in told.items() if value or not self._usage}
+        self._usage |= {name: value for name, value in told.items() if _says(value) or not self._usage}
         read, written = _tokens(self._usage, "input_tokens"), _tokens(self._usage, "output_tokens")
         cached = _tokens(self._usage, "cache_read_input_tokens")
         cache_write = _tokens(self._usage, "cache_creation_input_tokens")
-        thought = self._usage.get("output_tokens_details")
-        reasoning = _tokens(thought, "thinking_tokens") if isinstance(thought, dict) else 0
+        hour = _tokens(_object(self._usage, "cache_creation"), "ephemeral_1h_input_tokens")
+        reasoning = _tokens(_object(self._usage, "output_tokens_details"), "thinking_tokens")
         prompt = read + cached + cache_write
         if not prompt + written:
             return None
-        counts = Usage(prompt, written, "provider_partial", cached, min(reasoning, written), cache_write)
+        counts = Usage(
+            prompt,
+            written,
+            "provider_partial",
+            cached,
+            min(reasoning, written),
+            cache_write,
+            min(hour, cache_write),
+        )
         return UsageReport(counts, dict(self._usage))
 
     def _finish(self, produced: list[Produced]) -> None:
@@ -372,6 +380,11 @@ def _text(said: dict[str, Any], name: str) -> str:
 def _index(said: dict[str, Any]) -> int:
     value = said.get("index")
     return value if isinstance(value, int) else 0
+
+
+def _says(value: object) -> bool:
+    """Whether it is a number but 0, or has one in it."""
+    return any(value.values()) if isinstance(value, dict) else bool(value)
 
 
 def _is_no_count(name: str, value: object) -> bool:

@@ -37,7 +37,14 @@ _CACHED = (
 _CACHE_WRITE = (
     ("prompt_tokens_details", "cache_write_tokens"),  # OpenAI, OpenRouter
     ("prompt_tokens_details", "cache_creation_tokens"),  # LiteLLM
+    ("prompt_tokens_details", "cached_creation_tokens"),  # New API
     ("cache_creation_input_tokens",),  # Anthropic
+)
+# And of those what is kept for an hour.
+_CACHE_WRITE_1H = (
+    ("prompt_tokens_details", "cache_creation_token_details", "ephemeral_1h_input_tokens"),  # LiteLLM
+    ("cache_creation", "ephemeral_1h_input_tokens"),  # Anthropic
+    ("claude_cache_creation_1_h_tokens",),  # New API
 )
 _OF_CLAUDE = (("cache_read_input_tokens",), ("cache_creation_input_tokens",))
 _REASONING = (
@@ -77,7 +84,8 @@ def usage_report(raw: object, quirks: Quirks) -> UsageReport | None:
     places = (*_CACHED, tuple(quirks.cached_at.split("."))) if quirks.cached_at else _CACHED
     cached = min(max(_count(raw, (place,)) or 0 for place in places), prompt)
     cache_write = min(_count(raw, _CACHE_WRITE) or 0, prompt - cached)
-    usage = Usage(prompt, written, "provider_partial", cached, min(reasoning, written), cache_write)
+    hour = min(_count(raw, _CACHE_WRITE_1H) or 0, cache_write)
+    usage = Usage(prompt, written, "provider_partial", cached, min(reasoning, written), cache_write, hour)
     usage = usage.with_media(_media(raw, _OF_PROMPT), _media(raw, _OF_COMPLETION))
     return UsageReport(usage, raw, _cost(raw))
 
