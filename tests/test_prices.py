@@ -20,7 +20,7 @@ from millstream.errors import ConfigurationError, UpstreamRateLimited
 from millstream.events import AnswerStart, TextDelta
 from millstream.ledger import rows
 from millstream.ledger.rows import Attempt
-from millstream.prices import Override, Prices, Rates, RatesAbove, Tariff, UnitPrices
+from millstream.prices import RATES, Override, Prices, Rates, RatesAbove, Tariff, UnitPrices
 from millstream.providers import Finish, UsageReport
 from millstream.providers.scripted import Script, ScriptedProvider
 from millstream.runtime.providers import prices as prices_of
@@ -187,13 +187,8 @@ async def test_the_list_knows_what_an_hour_in_the_cache_costs() -> None:
 
 
 def test_no_token_is_billed_twice() -> None:
-    everything = {
-        name: Decimal(1)
-        for name in (
-            *("cached_input", "cache_write", "cache_write_1h", "reasoning", "audio_input", "audio_output"),
-        )
-    }
-    price = rates(1, 1, image_input=Decimal(1), image_output=Decimal(1), **everything)
+    everything: dict[str, Any] = {name: Decimal(1) for name in RATES if name != "request"}
+    price = Rates(**everything)
     usage = Usage(100, 50, "counted", 60, 45, 30, 20).with_media((80, 20), (10, 5))
     assert price.cost(usage) == Decimal(150) / MILLION
 
@@ -230,6 +225,40 @@ async def test_what_is_charged_is_the_cost_times_the_markup_or_has_rates_of_its_
         "price": {"input": "1.5", "output": "3.0"},
     }
     assert json.loads(charges["own"].unit_prices or "")["version"] == "settings, settings 2026-07"
+
+
+async def test_cost_and_charge_each_come_from_the_first_name_that_says_them() -> None:
+    prices = Prices(
+        {
+            "alias": override(markup=Decimal(2)),
+            "p/m": override(rates(1, 1), markup=Decimal(3)),
+            "m": override(rates(5, 5), charged=UnitPrices("settings", rates(9, 9))),
+            "own": override(rates(4, 4)),
+        },
+        markup=Decimal(7),
+    )
+    usage = Usage(MILLION, 0, "counted")
+    charges: dict[tuple[str, str], tuple[Any, Any]] = {}
+    for name, provider in (
+        ("alias", "p"),
+        ("alias", "q"),
+        ("x", "p"),
+        ("own", "p"),
+        ("own", "q"),
+        ("x", "q"),
+    ):
+        tariff = await prices.find(name, provider, None, "m")
+        assert tariff is not None
+        charge = tariff.charge(usage, NOW)
+        charges[name, provider] = (charge.cost, charge.price)
+    assert charges == {
+        ("alias", "p"): (1, 2),
+        ("alias", "q"): (5, 10),
+        ("x", "p"): (1, 3),
+        ("own", "p"): (4, 12),
+        ("own", "q"): (4, 9),
+        ("x", "q"): (5, 9),
+    }
 
 
 async def test_a_markup_can_stand_on_a_list_price(tmp_path: Any) -> None:

@@ -314,7 +314,7 @@ class _Sheet:
 
 class Prices:
     """``overrides`` are by the names that callers use: ``gpt-4o`` or ``openai/gpt-4o``. ``markup`` is what is
-    charged for the others, as a multiple of what they cost.
+    charged where none of them says it, as a multiple of the cost.
     """
 
     def __init__(self, overrides: Mapping[str, Override], markup: Decimal = Decimal(1)) -> None:
@@ -337,4 +337,9 @@ class Prices:
         return Tariff(cost, self._markup if override.markup is None else override.markup, charged)
 
     def _override(self, names: Iterable[str]) -> Override:
-        return next((self._overrides[name] for name in names if name in self._overrides), Override())
+        """What it costs, from the first of ``names`` that says so; what is charged for it, likewise."""
+        given = [self._overrides[name] for name in names if name in self._overrides]
+        cost = next((one.cost for one in given if one.cost is not None), None)
+        charges = (one for one in given if one.charged is not None or one.markup is not None)
+        charging = next(charges, Override())
+        return Override(cost, charging.markup, charging.charged)

@@ -236,7 +236,7 @@ class PriceSettings(_OptionalRates):
     """A model's prices in US dollars per million tokens: ``[prices."<model>"]`` in the file."""
 
     input: Rate | None = Field(
-        default=None, description="what its tokens cost; without, the list price holds"
+        default=None, description="what its tokens cost; without, another section's or the list price holds"
     )
     output: Rate | None = Field(default=None, description="belongs to `input`")
     above: tuple[RateAboveSettings, ...] = Field(
