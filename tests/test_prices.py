@@ -25,7 +25,7 @@ from millstream.providers import Finish, UsageReport
 from millstream.providers.scripted import Script, ScriptedProvider
 from millstream.runtime.providers import prices as prices_of
 from millstream.settings import Settings
-from millstream.usage import Bill, Usage
+from millstream.usage import Bill, Charge, Usage
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC).timestamp()
 MILLION = 1_000_000
@@ -64,9 +64,12 @@ async def test_a_price_holds_under_every_name_of_its_model(price_of: str) -> Non
 
 
 async def test_an_unknown_model_has_no_price() -> None:
-    prices = Prices({}, markup=Decimal(2))
-    assert await prices.find("x", "p", "openai", "no-such-model") is None
-    assert await prices.find("x", "p", None, "gpt-4o") is None
+    for provider_id, model in (("openai", "no-such-model"), (None, "gpt-4o")):
+        assert await Prices({}).find("x", "p", provider_id, model) is None
+        marked_up = await Prices({}, markup=Decimal(2)).find("x", "p", provider_id, model)
+        assert marked_up is not None
+        assert marked_up.charge(Usage(9, 5, "counted"), NOW) == Charge()
+        assert marked_up.marks_up
 
 
 async def test_a_model_that_is_listed_without_a_price_is_not_free() -> None:
@@ -347,6 +350,53 @@ async def test_a_customer_sees_what_is_charged_and_an_operator_what_it_costs_too
             async with get(app.app, "/v1/usage?by=model", key) as call:
                 (total,) = (await call.finished()).json["data"]
             assert (total["cost_usd"], total["price_usd"]) == sums
+
+
+@pytest.mark.parametrize("prices", [{"m": {"input": 1, "output": 1, "markup": 3}}, {"m": {"markup": 3}}])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("api", "path"),
+    [("openai", "/v1/chat/completions"), ("anthropic", "/v1/messages"), ("responses", "/v1/responses")],
+)
+async def test_no_format_tells_a_customer_what_the_provider_takes(
+    run: Run, api: str, path: str, stream: bool, prices: dict[str, Any]
+) -> None:
+    raw = {
+        "prompt_tokens": 9,
+        "totalCost": 31415,
+        "total_price": "31415",
+        "Cost": {"x": 31415},
+        "details": {"cached_tokens": 1, "cost": 31415, "parts": [{"price_usd": 31415, "n": 1}]},
+    }
+    script: Script = [
+        AnswerStart(api, usage=USAGE, extra={"usage": raw, "cost": 31415}),
+        TextDelta("Hello"),
+        UsageReport(USAGE, raw, Decimal(31415)),
+        Finish("stop", USAGE, "stop", extra={"usage": raw}),
+    ]
+    body = {**BODY, "input": "Hello", "max_tokens": 9, "stream": stream}
+    del body["input" if path != "/v1/responses" else "messages"]
+    async with run({"s": ScriptedProvider({"m": script})}, prices=prices) as app:
+        async with post(app.app, path, body, app.key) as call:
+            answer = await call.finished()
+        assert answer.status == 200
+        assert b"31415" not in answer.received
+        assert b'"parts":[{"n":1}]' in answer.received
+        await app.idle()
+        async with get(app.app, f"/v1/streams/{answer.response_headers['x-stream-id']}", app.key) as call:
+            seen = (await call.finished()).json
+        assert seen["provider_cost_usd"] is None
+        assert seen["provider_usage"] == {
+            "prompt_tokens": 9,
+            "details": {"cached_tokens": 1, "parts": [{"n": 1}]},
+        }
+
+
+def test_an_object_that_is_too_deep_tells_nothing() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert rows.without_costs({"n": 1, "deep": deep}) == {}
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])

@@ -324,7 +324,7 @@ class Prices:
     async def find(
         self, name: str, provider: str, provider_id: str | None, upstream_name: str
     ) -> Tariff | None:
-        """None where nobody knows a price. Off the event loop at a model's first look-up."""
+        """None where nobody knows a price, or marks it up. Off the event loop at a model's first look-up."""
         override = self._override((name, f"{provider}/{upstream_name}", upstream_name))
         cost: PriceSource | None = None
         if override.cost is not None:
@@ -332,9 +332,10 @@ class Prices:
         elif provider_id is not None:  # somebody lists prices for it
             cost = await asyncio.to_thread(_listed, provider_id, upstream_name)
         charged = None if override.charged is None else SetPrices(override.charged)
-        if cost is None and charged is None:
+        markup = self._markup if override.markup is None else override.markup
+        if cost is None and charged is None and markup == 1:
             return None
-        return Tariff(cost, self._markup if override.markup is None else override.markup, charged)
+        return Tariff(cost, markup, charged)
 
     def _override(self, names: Iterable[str]) -> Override:
         """What it costs, from the first of ``names`` that says so; what is charged for it, likewise."""

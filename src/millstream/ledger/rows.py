@@ -3,6 +3,7 @@
 The columns of usage come from ``usage.TOKEN_KINDS``.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
@@ -37,6 +38,8 @@ REPORTED_COLUMNS = (
     "provider_cost_picodollars",
     "attempts",
 )
+# In names of sums of money: ``totalCost``, ``cost_in_usd_ticks``, ``total_price``, ``credits_used``.
+_OF_MONEY = re.compile("cost|pric(?:e|ing)|usd|dollar|fee|charge|spen[dt]|credit|discount", re.IGNORECASE)
 
 
 class Claim(Struct, frozen=True):
@@ -236,8 +239,20 @@ class Receipt(Struct, frozen=True):
 
 
 def without_costs(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A provider's usage object, without what it takes for it."""
-    return {name: value for name, value in raw.items() if "cost" not in name}
+    """A provider's usage object, or another one of its, without what it takes for it. Nothing is left of one
+    that is too deep to be looked through.
+    """
+    try:
+        costless: dict[str, Any] = _costless(raw)
+    except RecursionError:
+        return {}
+    return costless
+
+
+def _costless(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _costless(one) for name, one in value.items() if not _OF_MONEY.search(name)}
+    return [_costless(one) for one in value] if isinstance(value, list) else value
 
 
 def opening_values(opening: Opening, worker_id: str | None) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from millstream.events import (
     ToolCallDelta,
     WholePart,
 )
-from millstream.ledger.rows import Reported
+from millstream.ledger.rows import Reported, without_costs
 from millstream.providers import (
     MAX_CHOICES,
     MAX_PARTS,
@@ -108,6 +108,7 @@ class Assembler:
         "fault",
         "finish",
         "generated",
+        "hides_costs",
         "produced",
         "report",
         "usage",
@@ -121,6 +122,7 @@ class Assembler:
         self.report: UsageReport | None = None  # and what it wrote of it
         self.usage_is_stale = False  # something came after it
         self._said_tier: object = None
+        self.hides_costs = False  # of the provider, in what it says of its answer as a whole
         self.generated = GrowingCount()
         self.produced = 0  # events so far
         self._parts = 0  # the number of the next one
@@ -268,8 +270,11 @@ class Assembler:
         self.usage_is_stale = True
 
     def _begin(self, events: list[Event]) -> None:
-        if self._start_of_answer is not None:
-            events.append(self._start_of_answer)
+        start = self._start_of_answer
+        if start is not None:
+            if self.hides_costs and start.extra:
+                start = msgspec.structs.replace(start, extra=without_costs(start.extra))
+            events.append(start)
             self._start_of_answer = None
 
     def _check_room(self) -> None:

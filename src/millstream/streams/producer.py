@@ -158,6 +158,7 @@ class Producer:
             routed.deployment.tariff,
             opening.created_at,
         )
+        self._assembler.hides_costs = self._tally.marks_up
         self._ledger_says: Opened | None = None  # of its limits, where it has any
         self._allowance: Allowance | None = None  # where it has budgets
         self._scope = CancelScope()
@@ -336,6 +337,7 @@ class Producer:
         async with self._routed.answering() as (begun, rest):
             deployment = self._routed.deployment
             self._tally.answered_by(deployment.encoding, deployment.tariff)
+            self._assembler.hides_costs = self._tally.marks_up
             for batch in begun:
                 await self._take(batch)
             async for batch in rest:
@@ -379,10 +381,11 @@ class Producer:
             return
         reported = self._assembler.reported  # which can be written, whatever the provider is
         raw = None if reported.usage is None else msgspec.json.decode(reported.usage)
-        if raw is not None and self._tally.marks_up:  # what it costs is nobody's business
-            raw = without_costs(raw)
+        extra = finish.extra
+        if self._tally.marks_up:  # what it costs is nobody's business
+            raw, extra = (one and without_costs(one) for one in (raw, extra))
         word = reported.finish_reason or ""
-        await self._append_end(StreamEnd(reason, bill, word, finish.stop_sequence, raw, finish.extra))
+        await self._append_end(StreamEnd(reason, bill, word, finish.stop_sequence, raw, extra))
 
     async def _fail(self, error: MillstreamError, by: EndedBy) -> None:
         if self.is_ending:
