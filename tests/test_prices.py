@@ -296,6 +296,25 @@ async def test_a_markup_can_stand_on_a_list_price(tmp_path: Any) -> None:
     assert (batch.cost, batch.price) == (Decimal(25) / MILLION, Decimal(500) / MILLION)
 
 
+async def test_an_answer_costs_the_same_above_and_in_a_tier_that_say_nothing_of_it(tmp_path: Any) -> None:
+    (tmp_path / "millstream.toml").write_text(
+        """
+        [prices.m]
+        input = 0
+        output = 0
+        request = 0.01
+        above = [{tokens = 100, input = 0, output = 0}, {tokens = 200, input = 0, output = 0, request = 0}]
+        [prices.m.tiers]
+        flex = {input = 0, output = 0}
+        batch = {input = 0, output = 0, request = 0.005}
+        """
+    )
+    tariff = await found(prices_of(Settings.load()), "m")
+    asked: list[tuple[int, str | None]] = [(100, None), (101, None), (201, None), (9, "flex"), (9, "batch")]
+    costs = [tariff.charge(Usage(prompt, 0, "counted"), NOW, tier).cost for prompt, tier in asked]
+    assert costs == [Decimal(cost) for cost in ("0.01", "0.01", "0", "0.01", "0.005")]
+
+
 @pytest.mark.parametrize(
     "section",
     [

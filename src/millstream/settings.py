@@ -216,7 +216,9 @@ class _OptionalRates(_Section):
     image_output: Rate | None = Field(
         default=None, description="else an answer with pictures has no known price"
     )
-    request: Rate | None = Field(default=None, description="US dollars for an answer, besides its tokens")
+    request: Rate | None = Field(
+        default=None, description="US dollars for an answer; `above` and `tiers` have the same by default"
+    )
 
 
 class RateSettings(_OptionalRates):

@@ -88,11 +88,17 @@ def _override(price: PriceSettings) -> Override:
     cost = charged = None
     if price.input is not None:
         above = sorted(price.above, key=lambda one: one.tokens)
-        rates = _rates(price, above=tuple(RatesAbove(one.tokens, _rates(one)) for one in above))
-        cost = UnitPrices(version, rates, {tier: _rates(one) for tier, one in price.tiers.items()})
+        rates = _rates(price, above=tuple(RatesAbove(one.tokens, _dependent(one, price)) for one in above))
+        cost = UnitPrices(version, rates, {tier: _dependent(one, price) for tier, one in price.tiers.items()})
     if price.charged is not None:
         charged = UnitPrices(version, _rates(price.charged))
     return Override(cost, price.markup, charged)
+
+
+def _dependent(given: RateSettings, on: PriceSettings) -> Rates:
+    """Of a tier, or of long prompts: an answer costs what it usually does where they say nothing of that."""
+    rates = _rates(given)
+    return replace(rates, request=on.request) if rates.request is None else rates
 
 
 def _rates(given: PriceSettings | RateSettings, **more: Any) -> Rates:
