@@ -145,10 +145,24 @@ async def test_service_tiers_and_batches_have_prices_of_their_own() -> None:
     assert (tier["tier"], tier["cost"]["input"]) == ("flex", "0.625")
 
 
-def test_a_set_price_holds_in_every_tier_that_is_not_set() -> None:
-    prices = UnitPrices("settings", rates(2, 4), {"flex": rates(1, 2)})
-    assert prices.of("flex") == rates(1, 2)
-    assert prices.of("scale") == prices.of(None) == rates(2, 4)
+async def test_a_set_price_with_tiers_holds_in_no_other_and_one_without_in_all(tmp_path: Any) -> None:
+    (tmp_path / "millstream.toml").write_text(
+        """
+        [prices.some]
+        input = 2
+        output = 4
+        tiers = {Flex = {input = 1, output = 2}}
+        [prices.none]
+        input = 2
+        output = 4
+        """
+    )
+    prices = prices_of(Settings.load())
+    some, none = await found(prices, "some"), await found(prices, "none")
+    usage = Usage(MILLION, 0, "counted")
+    assert [some.charge(usage, NOW, tier).cost for tier in (None, "flex", "scale")] == [2, 1, None]
+    assert some.charge(usage, NOW, "scale").budgeted == 2
+    assert none.charge(usage, NOW, "scale").cost == 2
 
 
 def test_a_long_prompt_is_dearer_as_a_whole() -> None:

@@ -245,7 +245,9 @@ class PriceSettings(_OptionalRates):
         default=(), description="rates for long prompts: `[{tokens = 200000, input = …, output = …}]`"
     )
     tiers: dict[str, RateSettings] = Field(
-        default={}, description="rates of service tiers that the provider names, such as `flex`, `batch`"
+        default={},
+        description="rates of service tiers that the provider names, such as `flex`, `batch`; "
+        "with some, any other has no known price, without, the section holds in all",
     )
     version: str = Field(
         default="", max_length=64, description="is noted with every stream, such as `2026-07`"

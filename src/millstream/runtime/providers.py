@@ -89,7 +89,8 @@ def _override(price: PriceSettings) -> Override:
     if price.input is not None:
         above = sorted(price.above, key=lambda one: one.tokens)
         rates = _rates(price, above=tuple(RatesAbove(one.tokens, _dependent(one, price)) for one in above))
-        cost = UnitPrices(version, rates, {tier: _dependent(one, price) for tier, one in price.tiers.items()})
+        tiers = {tier.lower(): _dependent(one, price) for tier, one in price.tiers.items()}
+        cost = UnitPrices(version, rates, tiers, all_tiers=bool(tiers))
     if price.charged is not None:
         charged = UnitPrices(version, _rates(price.charged))
     return Override(cost, price.markup, charged)
