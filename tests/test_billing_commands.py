@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from typer.testing import CliRunner
 
+from ledger_rows import opening, settlement
 from millstream.auth import Keys
 from millstream.cli import app
 from millstream.database import Database
@@ -21,7 +22,7 @@ from millstream.ledger import Ledger
 from millstream.ledger.exports import Exports
 from millstream.meter import Meter
 from millstream.schema import hours, keys, streams, user_hours
-from millstream.usage import Usage
+from millstream.usage import Charge, Usage
 
 
 def millstream(*arguments: str, code: int = 0) -> str:
@@ -114,6 +115,40 @@ def test_models_in_use_without_a_price_are_listed_until_they_have_one(tmp_path: 
     millstream("prices", "check", code=1)  # of a cost that nobody knows
     (tmp_path / "millstream.toml").write_text('[prices."cluster/mine"]\ninput = 1\noutput = 2\n')
     assert millstream("prices", "check") == ""
+
+
+def test_prices_are_checked_in_the_tiers_and_for_the_kinds_of_tokens_that_streams_had(tmp_path: Path) -> None:
+    record()
+
+    async def write(db: Database) -> None:
+        text = Usage(10, 5, "provider_final")
+        sound = text.with_media((1, 0), (2, 0))
+        async with Ledger(db) as ledger:
+            for stream_id, usage, tier in (
+                ("a", text, None),
+                ("b", text, "flex"),
+                ("c", text, "priority"),
+                ("d", sound, None),
+                ("e", sound, None),
+            ):
+                prices = None if tier is None else json.dumps({"date": stream_id, "tier": tier})
+                await ledger.open(opening(stream_id))
+                await ledger.settle(settlement(stream_id, usage=usage, charge=Charge(unit_prices=prices)))
+
+    db = Database("sqlite:///millstream-data/millstream.db")
+    asyncio.run(write(db))
+    db.close()
+    every = json.loads(millstream("prices", "check", "--json", code=1))
+    assert sorted(one["streams"] for one in every) == [1, 1, 1, 2]
+    (tmp_path / "millstream.toml").write_text(
+        "[prices.m]\ninput = 1\noutput = 2\ntiers = {flex = {input = 1, output = 2}}\n"
+    )
+    found = json.loads(millstream("prices", "check", "--json", code=1))
+    assert [(one["tier"], one["kinds"], one["streams"]) for one in found] == [
+        (None, ["prompt_audio_tokens", "completion_audio_tokens"], 2),
+        ("priority", [], 1),
+    ]
+    assert "priority" in millstream("prices", "check", code=1)
 
 
 def test_a_receipt_is_printed() -> None:

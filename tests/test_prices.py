@@ -145,6 +145,14 @@ async def test_service_tiers_and_batches_have_prices_of_their_own() -> None:
     assert (tier["tier"], tier["cost"]["input"]) == ("flex", "0.625")
 
 
+async def test_a_tier_without_a_price_is_named_all_the_same() -> None:
+    tariff = await found(Prices({}, markup=Decimal(2)), "gpt-5", "openai")
+    shown = json.loads(tariff.charge(Usage(9, 5, "counted"), NOW, "scale").unit_prices or "")
+    assert shown.keys() == {"version", "date", "tier"}
+    unknown = await found(Prices({}, markup=Decimal(2)), "no-such-model", "openai")
+    assert unknown.charge(Usage(9, 5, "counted"), NOW, "scale").unit_prices is None
+
+
 async def test_a_set_price_with_tiers_holds_in_no_other_and_one_without_in_all(tmp_path: Any) -> None:
     (tmp_path / "millstream.toml").write_text(
         """

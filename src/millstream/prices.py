@@ -300,11 +300,12 @@ class _Sheet:
 
     @cached_property
     def shown(self) -> str | None:
-        """As JSON: ``cost``, and ``price`` where that is another one."""
+        """As JSON: ``cost``, and ``price`` where that is another one; neither in a tier that has none."""
         price = self._price
         if price is None and self._cost is not None and self._markup != 1:
             price = self._cost.times(self._markup)
-        if self._cost is None and price is None:
+        is_known = self._cost is not None or price is not None
+        if not (is_known or (self._tier is not None and self._versions)):
             return None
         found = {"version": ", ".join(dict.fromkeys(self._versions)), "date": self._date, "tier": self._tier}
         rates = {"cost": self._cost, "price": price}

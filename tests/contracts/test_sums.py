@@ -156,6 +156,29 @@ async def test_money_that_nobody_knows_is_not_zero(db: Database) -> None:
     assert (other.cost_usd, other.price_usd, other.unpriced) == (None, None, 1)
 
 
+async def test_streams_without_a_price_are_told_apart_by_their_tier_and_their_kinds_of_tokens(
+    db: Database,
+) -> None:
+    text = Usage(10, 5, "provider_final")
+    sound = text.with_media((1, 0), (0, 0))
+    async with Ledger(db) as ledger:
+        for stream_id, usage, prices in (
+            ("a", text, None),
+            ("b", text, '{"date":"2026-01-01","tier":"flex"}'),
+            ("c", text, '{"date":"2026-01-02","tier":"flex"}'),
+            ("d", sound, None),
+        ):
+            await settled(ledger, stream_id, usage=usage, charge=Charge(unit_prices=prices))
+        await settled(ledger, "known")
+        found = await ledger.unpriced(DAY)
+        assert await ledger.unpriced(DAY + 1) == []
+    assert {(one.tier, one.kinds): (one.streams, one.tokens) for one in found} == {
+        (None, ()): (1, 15),
+        ("flex", ()): (2, 30),
+        (None, ("prompt_audio_tokens",)): (1, 15),
+    }
+
+
 async def test_rows_that_are_settled_one_by_one_count_once(db: Database) -> None:
     async with Ledger(db) as ledger:
         for stream_id in ("good", "bad", "fine"):

@@ -44,8 +44,9 @@ def prices_check(
 ) -> None:
     """List the models in use that have no price; the exit code is 1 if there is one.
 
-    Looks at the streams of the ledger that have no price, and whether they would have one now. What
-    test keys have used is left out. A price is a section \\[prices."MODEL"] of millstream.toml.
+    Looks at the streams of the ledger that have no price, and whether they would have one now, in
+    their service tier and with the kinds of tokens that they had. What test keys have used is left
+    out. A price is a section \\[prices."MODEL"] of millstream.toml.
     """
     from millstream.runtime.price_check import unpriced
     from millstream.settings import Settings
@@ -55,11 +56,11 @@ def prices_check(
     if as_json:
         print_json(msgspec.to_builtins(found))
     elif found:
-        table = Table("provider", "model", "its name there", box=None)
+        table = Table("provider", "model", "its name there", "tier", "besides text", box=None)
         for column in ("streams", "tokens"):
             table.add_column(column, justify="right")
         for one in found:
-            names = (one.provider, one.model, one.upstream_model or "")
+            names = (one.provider, one.model, one.upstream_model or "", one.tier or "", ", ".join(one.kinds))
             table.add_row(*map(cell, names), f"{one.streams:,}", f"{one.tokens:,}")
         print_table(table)
     if found:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, cast, get_args
 from zoneinfo import ZoneInfo
 
+import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
 from msgspec.structs import replace
@@ -427,23 +428,31 @@ def _percentile(counts: Sequence[int], share: float) -> float | None:
 
 # -- models without a price ------------------------------------------------------------------------
 
+# Kinds of tokens that may have no price where others of their model have one.
+_MEDIA = tuple(kind for kind in SUMMED_KINDS if "audio" in kind or "image" in kind)
+
 
 class Unpriced(Struct, frozen=True):
-    """A model of which streams have no price, by the name that was asked for and by its provider's."""
+    """A model of which streams have no price, by the name that was asked for and by its provider's: those of
+    one service ``tier``, and with tokens of the same ``kinds`` besides text.
+    """
 
     provider: str
     model: str
     upstream_model: str | None
+    tier: str | None
+    kinds: tuple[str, ...]
     streams: int
     tokens: int
 
 
 def unpriced(connection: Connection, since: float | None = None) -> list[Unpriced]:
     """Models that were used from ``since`` on, but by test keys, and whose streams have no price."""
-    names = (streams.c.provider, streams.c.model, streams.c.upstream_model)
+    names = (streams.c.provider, streams.c.model, streams.c.upstream_model, streams.c.unit_prices)
+    groups = [*names, *(_one(streams.c[kind] > _number(0)) for kind in _MEDIA)]
     tokens = streams.c.prompt_tokens + streams.c.completion_tokens
     query = (
-        sa.select(*names, sa.func.count().label("streams"), sa.func.sum(tokens).label("tokens"))
+        sa.select(*groups, sa.func.count(), sa.func.sum(tokens))
         .where(
             streams.c.price_picodollars.is_(None),
             streams.c.status != "running",
@@ -451,10 +460,14 @@ def unpriced(connection: Connection, since: float | None = None) -> list[Unprice
             tokens > 0,
             *([streams.c.created_at >= since] if since is not None else []),
         )
-        .group_by(*names)
-        .order_by(*names)
+        .group_by(*(sa.literal_column(str(place)) for place in range(1, len(groups) + 1)))
     )
-    return [
-        Unpriced(row.provider, row.model, row.upstream_model, row.streams, int(row.tokens))
-        for row in connection.execute(query)
-    ]
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for provider, model, upstream_model, prices, *counts in connection.execute(query):
+        *has, count, total = map(int, counts)
+        tier = None if prices is None else msgspec.json.decode(prices).get("tier")
+        kinds = tuple(kind for kind, there in zip(_MEDIA, has, strict=True) if there)
+        of = (provider, model, upstream_model, tier, kinds)
+        found[of] = _added(found.get(of, [0, 0]), (count, total))
+    ordered = sorted(found.items(), key=lambda item: [part or "" for part in item[0][:-1]])
+    return [Unpriced(*of, *sums) for of, sums in ordered]
