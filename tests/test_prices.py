@@ -63,6 +63,36 @@ async def test_a_price_holds_under_every_name_of_its_model(price_of: str) -> Non
     assert await prices.find("other", "q", None, "n") is None
 
 
+async def test_a_price_holds_for_dated_versions_that_have_none_of_their_own() -> None:
+    prices = Prices({"m": override(rates(1, 1)), "p/m-2026-01-31": override(rates(2, 2))})
+    usage = Usage(MILLION, 0, "counted")
+    for version, cost in (
+        ("m", 1),
+        ("m-2024-08-06", 1),
+        ("m-20250929", 1),
+        ("m-0613", 1),
+        ("m-2026-01-31", 2),
+    ):
+        tariff = await prices.find(f"p/{version}", "p", None, version)
+        assert tariff is not None
+        assert tariff.charge(usage, NOW).cost == cost
+    assert await prices.find("m-mini", "p", None, "m-mini") is None
+
+
+async def test_a_dated_version_that_is_listed_keeps_its_price_and_is_marked_up_as_its_model() -> None:
+    marked = Override(UnitPrices("v", rates(1, 1)), Decimal(2))
+    usage = Usage(MILLION, 0, "counted")
+    listed = await Prices({}).find("openai/gpt-4o-2024-05-13", "openai", "openai", "gpt-4o-2024-05-13")
+    tariff = await Prices({"gpt-4o": marked}).find(
+        "openai/gpt-4o-2024-05-13", "openai", "openai", "gpt-4o-2024-05-13"
+    )
+    assert listed is not None
+    assert tariff is not None
+    charge = tariff.charge(usage, NOW)
+    assert charge.cost == listed.charge(usage, NOW).cost == 5
+    assert charge.price == 10
+
+
 async def test_an_unknown_model_has_no_price() -> None:
     for provider_id, model in (("openai", "no-such-model"), (None, "gpt-4o")):
         assert await Prices({}).find("x", "p", provider_id, model) is None

@@ -215,7 +215,10 @@ ROOMS = (
     ("the server, the only package that knows FastAPI", ("server",)),
     ("settings, and everything that runs", ("runtime", "settings")),
     ("streams", ("streams",)),
-    ("models and their metering", ("catalog", "listings", "routing", "meter", "exporters", "traces")),
+    (
+        "models and their metering",
+        ("catalog", "listings", "routing", "model_names", "meter", "exporters", "traces"),
+    ),
     ("providers", ("providers", "http")),
     ("wire formats", ("dialects", "messages", "bodies")),
     ("journals", ("journals",)),

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from millstream.model_names import unversioned
 from millstream.usage import Charge, Usage
 
 if TYPE_CHECKING:
@@ -314,8 +315,9 @@ class _Sheet:
 
 
 class Prices:
-    """``overrides`` are by the names that callers use: ``gpt-4o`` or ``openai/gpt-4o``. ``markup`` is what is
-    charged where none of them says it, as a multiple of the cost.
+    """``overrides`` are by the names that callers use: ``gpt-4o`` or ``openai/gpt-4o``. What one charges holds
+    for dated versions as well; what it costs, for those that nobody lists. ``markup`` is what is charged
+    where none of them says it, as a multiple of the cost.
     """
 
     def __init__(self, overrides: Mapping[str, Override], markup: Decimal = Decimal(1)) -> None:
@@ -326,12 +328,15 @@ class Prices:
         self, name: str, provider: str, provider_id: str | None, upstream_name: str
     ) -> Tariff | None:
         """None where nobody knows a price, or marks it up. Off the event loop at a model's first look-up."""
-        override = self._override((name, f"{provider}/{upstream_name}", upstream_name))
-        cost: PriceSource | None = None
-        if override.cost is not None:
-            cost = SetPrices(override.cost)
-        elif provider_id is not None:  # somebody lists prices for it
+        exact = (name, f"{provider}/{upstream_name}", upstream_name)
+        model = unversioned(upstream_name)
+        override = self._override((*exact, f"{provider}/{model}", model))
+        set_cost = self._override(exact).cost
+        cost: PriceSource | None = None if set_cost is None else SetPrices(set_cost)
+        if cost is None and provider_id is not None:  # somebody lists prices for it
             cost = await asyncio.to_thread(_listed, provider_id, upstream_name)
+        if cost is None and override.cost is not None:
+            cost = SetPrices(override.cost)
         charged = None if override.charged is None else SetPrices(override.charged)
         markup = self._markup if override.markup is None else override.markup
         if cost is None and charged is None and markup == 1:

@@ -20,6 +20,7 @@ from msgspec import Struct
 from millstream.errors import ProviderError, RequestRefused, UpstreamRateLimited
 from millstream.events import AnswerStart
 from millstream.ledger.rows import Attempt
+from millstream.model_names import unversioned
 from millstream.prices import Tariff
 from millstream.prompt import Prompt
 from millstream.providers import Produced, Provider, UsageReport
@@ -89,9 +90,12 @@ class Deployment(Struct, frozen=True, eq=False):
     is_for_tests: bool = False
 
     @property
-    def names(self) -> tuple[str, str]:
-        """Its provider's name for the model, alone and behind the provider's."""
-        return self.upstream_name, f"{self.provider_name}/{self.upstream_name}"
+    def names(self) -> set[str]:
+        """Its provider's name for the model, and for what that is a version of; alone and behind the
+        provider's.
+        """
+        names = {self.upstream_name, unversioned(self.upstream_name)}
+        return names | {f"{self.provider_name}/{name}" for name in names}
 
 
 class Model(Struct, frozen=True, eq=False):
@@ -109,7 +113,9 @@ class Model(Struct, frozen=True, eq=False):
 
     @property
     def names(self) -> set[str]:
-        """All by which callers may ask it, or one of its deployments: ``gpt-4o``, ``openai/gpt-4o``."""
+        """All by which a limit may mean it: by which callers may ask it, or one of its deployments
+        (``gpt-4o``, ``openai/gpt-4o``), and those of what these are versions of.
+        """
         return {self.name}.union(*(one.names for one in self.deployments))
 
     @property

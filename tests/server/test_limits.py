@@ -210,6 +210,13 @@ async def test_a_limit_of_a_model_holds_by_every_name_of_it(run: Run, name: str)
         assert (await ask(app, model="other")).status == 200  # which only falls back on it
 
 
+async def test_a_limit_of_a_model_is_for_its_dated_versions_too(run: Run) -> None:
+    async with run(provider(**{"m": SHORT, "m-2024-08-06": SHORT, "m-mini": SHORT})) as app:
+        await limit(app, of("requests", "day", 2, model="m"), of("requests", "day", 1, model="m-2024-08-06"))
+        names = ("m-2024-08-06", "scripted/m-2024-08-06", "m", "m", "m-mini")
+        assert [(await ask(app, model=name)).status for name in names] == [200, 429, 200, 429, 200]
+
+
 async def test_open_streams_are_limited_for_a_key(run: Run) -> None:
     gate = asyncio.Event()
     async with run(provider(m=[TextDelta("Hel"), gate.wait, *SHORT])) as app:

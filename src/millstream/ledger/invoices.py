@@ -4,7 +4,6 @@ Read are the CSV files of OpenAI's usage page (completions) and of Anthropic's c
 """
 
 import csv
-import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
@@ -18,12 +17,11 @@ from msgspec import Struct
 from sqlalchemy.engine import Connection
 
 from millstream.errors import InvalidRequest
+from millstream.model_names import unversioned
 from millstream.schema import EARLIEST, LATEST, streams
 
 _DAY = 86_400
 _SEPARATORS = (",", ";", "\t")  # the last two as spreadsheets write them
-# Providers bill a dated version of the name that was asked for.
-_VERSION = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)$")
 
 Row: TypeAlias = Mapping[str, str]
 Cell: TypeAlias = tuple[int, str]  # a day, counted from 1970, and a model without its version
@@ -108,7 +106,7 @@ def _summed(provider: str, table: Iterable[Row], of_row: Callable[[Row], tuple[i
             if any(msgspec.structs.astuple(found)):
                 raise InvalidRequest("the export is not grouped by model")
             continue
-        counts.setdefault((day, _unversioned(model)), Counts()).add(found)
+        counts.setdefault((day, unversioned(model)), Counts()).add(found)
     if not days:
         raise InvalidRequest("the export has no day in it, so there is nothing to compare")
     return Invoice(provider, range(min(days), max(days) + 1), has_requests, counts)
@@ -151,10 +149,6 @@ _FORMS: dict[str, tuple[set[str], Callable[[Row], tuple[int, str, Counts]]]] = {
 
 def _number(row: Row, name: str) -> int:
     return int(float((row.get(name) or "0").replace(",", "")))
-
-
-def _unversioned(model: str) -> str:
-    return _VERSION.sub("", model.strip())
 
 
 # -- beside the ledger -----------------------------------------------------------------------------
@@ -211,7 +205,7 @@ def _of_ledger(
     kept: dict[Cell, Counts] = {}
     estimated: dict[Cell, int] = {}
     for at, model, *counts, unsure in connection.execute(query):
-        cell = (int(at), _unversioned(model))
+        cell = (int(at), unversioned(model.strip()))
         kept.setdefault(cell, Counts(0)).add(Counts(*map(int, counts)))
         estimated[cell] = estimated.get(cell, 0) + int(unsure)
     return kept, estimated

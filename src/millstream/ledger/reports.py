@@ -468,6 +468,8 @@ def unpriced(connection: Connection, since: float | None = None) -> list[Unprice
         tier = None if prices is None else msgspec.json.decode(prices).get("tier")
         kinds = tuple(kind for kind, there in zip(_MEDIA, has, strict=True) if there)
         of = (provider, model, upstream_model, tier, kinds)
-        found[of] = _added(found.get(of, [0, 0]), (count, total))
+        sums = found.setdefault(of, [0, 0])
+        sums[0] += count
+        sums[1] += total
     ordered = sorted(found.items(), key=lambda item: [part or "" for part in item[0][:-1]])
     return [Unpriced(*of, *sums) for of, sums in ordered]
