@@ -315,7 +315,7 @@ class _Sheet:
 
 
 class Prices:
-    """``overrides`` are by the names that callers use: ``gpt-4o`` or ``openai/gpt-4o``. What one charges holds
+    """``overrides`` are by the names that callers use: ``gpt-4o``, ``openai/gpt-4o``. What one charges holds
     for dated versions as well; what it costs, for those that nobody lists. ``markup`` is what is charged
     where none of them says it, as a multiple of the cost.
     """
