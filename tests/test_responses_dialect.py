@@ -34,7 +34,9 @@ from millstream.events import (
     WholePart,
     from_json,
 )
-from millstream.providers.responses import body
+from millstream.providers.responses import Reading, body
+from millstream.sse import Message
+from millstream.streams.parts import Assembler
 from millstream.usage import Bill, Usage
 
 CASES = json.loads((Path(__file__).parent.parent / "spec" / "fixtures" / "responses.json").read_text("utf-8"))
@@ -243,6 +245,29 @@ def test_what_the_model_drew_in_this_format_comes_back_as_it_went() -> None:
     output = json.loads(RESPONSES.answer(StreamInfo("str_1", "key_1", "m", 5.0), answer))["output"]
     (message,) = parsed(input=output).prompt.messages
     assert message.parts == (asked.Image(file.url),)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {
+            "summary": [{"type": "summary_text", "text": "One."}, {"type": "summary_text", "text": "Two."}],
+            "content": [{"type": "reasoning_text", "text": "Hm."}, {"type": "reasoning_text", "text": "So."}],
+            "encrypted_content": "sealed",
+        },
+    ],
+)
+def test_a_thought_itself_goes_back_to_its_provider_as_it_came(said: dict[str, Any]) -> None:
+    item = {"id": "rs_1", "type": "reasoning", **said}
+    assembler, reading = Assembler(), Reading("p")
+    answer = {"object": "response", "id": "resp_1", "status": "completed", "output": [item]}
+    answer_events = assembler.feed(reading.read([Message(json.dumps(answer).encode())]))
+    whole = Answer()
+    whole.add([*answer_events, StreamEnd("stop", Bill(Usage(1, 1, "counted"), None))])
+    output = json.loads(RESPONSES.answer(StreamInfo("str_1", "key_1", "m", 5.0), whole))["output"]
+    assert output == [item]
+    assert body(parsed(input=output).prompt)["input"] == [item]
 
 
 @pytest.mark.parametrize("mode", ["json", "python"])

@@ -45,6 +45,7 @@ RAW = {
     "total_tokens": 21,
 }
 USAGE = Usage(9, 12, "provider_final", 4, 3, 2)
+RAW_THOUGHT = {"id": "rs_1", "type": "reasoning_text"}
 CREATED = {"type": "response.created", "response": {"id": "resp_9", "model": "m-1", "service_tier": "flex"}}
 START = AnswerStart("responses", "resp_9", "m-1", extra={"service_tier": "flex"})
 
@@ -128,6 +129,29 @@ def test_a_thought_is_signed_with_what_only_its_provider_can_read() -> None:
     ]
 
 
+def test_a_thought_itself_is_told_from_its_summary_in_pieces_and_whole() -> None:
+    whole = {
+        "id": "rs_1",
+        "summary": [{"type": "summary_text", "text": "Short."}],
+        "content": [{"type": "reasoning_text", "text": "Long."}],
+    }
+    told = [
+        PartOpen(Reasoning(extra={"id": "rs_1"})),
+        ReasoningDelta("Short."),
+        PartOpen(Reasoning(extra=RAW_THOUGHT)),
+        ReasoningDelta("Long."),
+        PartBreak(Reasoning("")),
+    ]
+    in_pieces = said(
+        item("reasoning", 0, id="rs_1", summary=[]),
+        delta("reasoning_summary_text", "Short.", "rs_1", summary_index=0),
+        delta("reasoning_text", "Long.", "rs_1", content_index=0),
+        item("reasoning", 0, True, **whole),
+    )
+    assert in_pieces == told
+    assert said(item("reasoning", 0, True, **whole)) == told
+
+
 def test_calls_may_come_one_among_the_other() -> None:
     arguments = "function_call_arguments"
     assert said(
@@ -203,7 +227,7 @@ def test_items_that_are_whole_behind_the_last_one_say_nothing_again() -> None:
         delta("output_text", "lo", "msg_1"),
         item("message", 1, True, id="msg_1", content=[text]),
     ) == [
-        PartOpen(Reasoning(extra={"id": "rs_1"})),
+        PartOpen(Reasoning(extra=RAW_THOUGHT)),
         ReasoningDelta("hm"),
         PartOpen(Text(extra={"id": "msg_1"})),
         TextDelta("Hel"),
@@ -254,7 +278,7 @@ def test_what_llamacpp_leaves_out_is_not_missed() -> None:
         ended(),
     ) == [
         AnswerStart("responses", "resp_1"),
-        PartOpen(Reasoning(extra={"id": "rs_1"})),
+        PartOpen(Reasoning(extra=RAW_THOUGHT)),
         ReasoningDelta("Hm"),
         PartBreak(Reasoning("")),
         PartOpen(Text(extra={"id": "msg_1"})),
@@ -605,6 +629,15 @@ SUMMARY = [{"type": "summary_text", "text": "Hm."}]
         (
             asked.Reasoning("Hm.", extra={"responses": {"content": [{"text": "Hm."}]}}),
             {"type": "reasoning", "content": [{"text": "Hm."}]},
+        ),
+        (
+            asked.Reasoning("Hm.", extra={"responses": RAW_THOUGHT}),
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [],
+                "content": [{"type": "reasoning_text", "text": "Hm."}],
+            },
         ),
         (asked.Reasoning("Hm.", "EqQB", extra={"responses": {"encrypted_content": "EqQB"}}), None),
         (asked.Reasoning("Hm.", "gemini:c2ln", extra={"responses": {"content": [{"text": "Hm."}]}}), None),

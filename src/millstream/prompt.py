@@ -21,6 +21,7 @@ NO_EXTRA: Extra = {}
 WITHIN = "within"  # in ``extra`` of a picture: that API has it in a part before
 BETAS = "betas"  # in ``extra`` of a prompt: what its client wants to try, as that API names it
 RESPONSES_SEAL = "responses:"  # before a signature of that API, because any other would refuse it
+RAW_THOUGHT = "reasoning_text"  # the type of a thought of that API that is no summary
 _LONGEST_USER = 64  # characters
 
 

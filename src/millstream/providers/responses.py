@@ -8,7 +8,7 @@ names another one.
 2. A text, a thought or a call that comes whole with the end of its item counts like one that came in pieces.
 3. A thought goes out with its item's id, and with what only its provider can read as its signature: both are
    wanted back with the history, and together. The signature says whose it is, because another vendor's is
-   refused.
+   refused. A thought that is no summary, but what the model has thought, says so in its ``type``.
 4. Nothing is kept at the provider (``store`` is false).
 """
 
@@ -32,7 +32,7 @@ from millstream.events import (
     Text,
     TextDelta,
 )
-from millstream.prompt import RESPONSES_SEAL, Message, Prompt
+from millstream.prompt import RAW_THOUGHT, RESPONSES_SEAL, Message, Prompt
 from millstream.providers import (
     Finish,
     PartBreak,
@@ -53,6 +53,8 @@ _API = "responses"
 _MAX_TOKENS = 10_000_000  # no answer is longer; a larger count is nonsense
 
 _OF_ANSWER = ("service_tier",)  # what an answer says of itself that no other format has
+_SUMMARY_DELTA = "response.reasoning_summary_text.delta"
+_RAW_DELTA = "response.reasoning_text.delta"
 _INCOMPLETE = {"incomplete": "length", "max_messages": "length", "steered": "stop"}
 
 
@@ -182,7 +184,10 @@ def _call_id(given: str) -> str:
 
 def _reasoning(thought: asked.Reasoning) -> dict[str, Any] | None:
     """A thought as its item came; None for one of another API, or without what the provider needs of it."""
-    item = {"type": "reasoning", **thought.extra.get(_API, {})}
+    item = dict(thought.extra.get(_API, {}))
+    if item.get("type") == RAW_THOUGHT:
+        item |= {"summary": [], "content": [{"type": RAW_THOUGHT, "text": thought.text}]}
+    item["type"] = "reasoning"
     seal = thought.signature or thought.redacted
     if seal.startswith(RESPONSES_SEAL):
         summary = [{"type": "summary_text", "text": thought.text}] if thought.text else []
@@ -359,7 +364,9 @@ class Reading(reading.Reading):
         of_item = {"id": identity}
         if _text(self._item, "id") == identity and (phase := _text(self._item, "phase")):
             of_item["phase"] = phase
-        extra = of_item if identity else None
+        if kind == _RAW_DELTA:
+            of_item["type"] = RAW_THOUGHT
+        extra = {name: value for name, value in of_item.items() if value} or None
         is_text = kind == "response.output_text.delta"
         produced.append(PartOpen(Text(extra) if is_text else Reasoning(extra=extra)))
 
@@ -449,10 +456,10 @@ class Reading(reading.Reading):
     ) -> None:
         if is_new:
             self._item = item
-            for place, part in enumerate(_objects(item, "summary") or _objects(item, "content")):
-                whole = _Event("", _text(part, "text"))
-                self._open("response.reasoning_summary_text.delta", whole, place, produced)
-                self._say(ReasoningDelta(_text(part, "text")), produced)
+            for name, kind in (("summary", _SUMMARY_DELTA), ("content", _RAW_DELTA)):
+                for place, part in enumerate(_objects(item, name)):
+                    self._open(kind, _Event(), place, produced)
+                    self._say(ReasoningDelta(_text(part, "text")), produced)
         sealed, identity = _text(item, "encrypted_content"), _text(item, "id")
         sealed = f"{RESPONSES_SEAL}{sealed}" if sealed else ""
         if self._part is not None and self._part[0] != "response.output_text.delta":

@@ -31,7 +31,7 @@ from millstream.events import (
     ToolCallDelta,
     WholePart,
 )
-from millstream.prompt import RESPONSES_SEAL
+from millstream.prompt import RAW_THOUGHT, RESPONSES_SEAL
 from millstream.usage import Usage
 
 _json = msgspec.json.Encoder().encode
@@ -50,11 +50,12 @@ _LIMITS = {"length": "max_output_tokens", "budget_exceeded": "max_output_tokens"
 class _Piece:
     """A part of ours in its item: what it is, and what came of it before this batch and in it."""
 
-    __slots__ = ("annotations", "content", "cut", "earlier", "extras", "item", "later", "place")
+    __slots__ = ("annotations", "content", "cut", "earlier", "extras", "is_raw", "item", "later", "place")
 
-    def __init__(self, item: "_Item", place: int, content: Content, earlier: Part | None) -> None:
+    def __init__(self, item: "_Item", content: Content, earlier: Part | None, *, is_raw: bool) -> None:
         self.item = item
-        self.place = place  # among the pieces of its item
+        self.is_raw = is_raw  # a thought itself, and no summary of one
+        self.place = sum(piece.is_raw == is_raw for piece in item.pieces)  # in its list of the item
         self.content = content
         self.cut = False  # the answer broke off in it
         self.annotations: list[dict[str, Any]] = []
@@ -75,7 +76,7 @@ class _Piece:
         if isinstance(self.content, Refusal):
             return {"type": "refusal", "refusal": self.text}
         if isinstance(self.content, Reasoning):
-            return {"type": "summary_text", "text": self.text}
+            return {"type": RAW_THOUGHT if self.is_raw else "summary_text", "text": self.text}
         return {
             "type": "output_text",
             "text": self.text,
@@ -134,7 +135,10 @@ class _Item:
         """The item as it is now."""
         shown = self.begun()
         if self.kind == "reasoning":
-            shown["summary"] = [piece.shown() for piece in self.pieces if not _is_opaque(piece.content)]
+            thoughts = [piece for piece in self.pieces if not _is_opaque(piece.content)]
+            shown["summary"] = [piece.shown() for piece in thoughts if not piece.is_raw]
+            if raw := [piece.shown() for piece in thoughts if piece.is_raw]:
+                shown["content"] = raw
             if sealed := _sealed(self.pieces, self.api):
                 shown["encrypted_content"] = sealed
             return shown
@@ -210,8 +214,10 @@ class Encoder:
                 self.add_text(event)
             case ReasoningDelta():
                 piece = self._grow(event.part, event.text)
-                at = {"summary_index": piece.place, "delta": event.text}
-                self._of(piece.item, "response.reasoning_summary_text.delta", lambda: at)
+                kind = "response.reasoning_summary_text.delta"
+                if piece.is_raw:
+                    kind = "response.reasoning_text.delta"
+                self._of(piece.item, kind, lambda: {**_at(piece), "delta": event.text})
             case RefusalDelta():
                 piece = self._grow(event.part, event.text)
                 at = {"content_index": piece.place, "delta": event.text}
@@ -303,6 +309,7 @@ class Encoder:
         kind = _kind(content)
         more = self._given(content)
         given = more.pop("id", "")
+        is_raw = more.pop("type", "") == RAW_THOUGHT
         item = self._items[-1] if self._items else None
         joins = item is not None and item.kind == kind and not item.ended
         if joins and kind == "message":
@@ -313,14 +320,16 @@ class Encoder:
             item = self._open(kind, given or self._name(kind, number), more)
         elif item.pieces:
             self._end_piece(item.pieces[-1])
-        piece = self._pieces[number] = _Piece(item, len(item.pieces), content, earlier)
+        piece = self._pieces[number] = _Piece(item, content, earlier, is_raw=is_raw)
         item.pieces.append(piece)
         if len(item.pieces) == 1:
             self._say("response.output_item.added", lambda: _about(item, item=item.begun()))
         if kind == "message":
-            self._of(item, "response.content_part.added", lambda: self._part(piece, _NOTHING[type(content)]))
+            self._of(item, "response.content_part.added", lambda: _part(piece, _NOTHING[type(content)]))
+        elif is_raw:
+            self._of(item, "response.content_part.added", lambda: _part(piece, _NO_THOUGHT))
         elif kind == "reasoning" and not _is_opaque(content):
-            self._of(item, "response.reasoning_summary_part.added", lambda: self._part(piece, _NO_SUMMARY))
+            self._of(item, "response.reasoning_summary_part.added", lambda: _part(piece, _NO_SUMMARY))
         return piece
 
     def _annotate(self, number: int, annotation: dict[str, Any]) -> None:
@@ -380,13 +389,14 @@ class Encoder:
         if item.kind == "function_call":
             self._of(item, "response.function_call_arguments.done", lambda: {"arguments": piece.text})
             return
-        if item.kind == "reasoning":
-            at = {"summary_index": piece.place}
+        at = _at(piece)
+        if item.kind == "reasoning" and not piece.is_raw:
             self._of(item, "response.reasoning_summary_text.done", lambda: at | {"text": piece.text})
-            self._of(item, "response.reasoning_summary_part.done", lambda: self._part(piece, piece.shown()))
+            self._of(item, "response.reasoning_summary_part.done", lambda: _part(piece, piece.shown()))
             return
-        at = {"content_index": piece.place}
-        if isinstance(piece.content, Refusal):
+        if piece.is_raw:
+            self._of(item, "response.reasoning_text.done", lambda: at | {"text": piece.text})
+        elif isinstance(piece.content, Refusal):
             self._of(item, "response.refusal.done", lambda: at | {"refusal": piece.text})
         else:
             self._of(
@@ -394,15 +404,11 @@ class Encoder:
                 "response.output_text.done",
                 lambda: at | {"text": piece.text, "logprobs": piece.logprobs},
             )
-        self._of(item, "response.content_part.done", lambda: self._part(piece, piece.shown()))
+        self._of(item, "response.content_part.done", lambda: _part(piece, piece.shown()))
 
     def _end(self, item: _Item) -> None:
         item.ended = True
         self._say("response.output_item.done", lambda: _about(item, item=item.shown()))
-
-    def _part(self, piece: _Piece, part: Mapping[str, Any]) -> dict[str, Any]:
-        index = "summary_index" if piece.item.kind == "reasoning" else "content_index"
-        return {index: piece.place, "part": part}
 
     def _given(self, content: Content) -> dict[str, Any]:
         """What the provider says of the item, where it speaks this API."""
@@ -434,6 +440,7 @@ _NOTHING: Mapping[type[Content], Mapping[str, Any]] = {
     Refusal: {"type": "refusal", "refusal": ""},
 }
 _NO_SUMMARY: Mapping[str, Any] = {"type": "summary_text", "text": ""}
+_NO_THOUGHT: Mapping[str, Any] = {"type": RAW_THOUGHT, "text": ""}
 
 
 def frame(kind: str, said: Mapping[str, Any]) -> bytes:
@@ -442,6 +449,16 @@ def frame(kind: str, said: Mapping[str, Any]) -> bytes:
 
 def _about(item: _Item, /, **fields: Any) -> dict[str, Any]:
     return {"output_index": item.index, **fields}
+
+
+def _at(piece: _Piece) -> dict[str, int]:
+    """Where a part stands in its item."""
+    is_summary = piece.item.kind == "reasoning" and not piece.is_raw
+    return {"summary_index" if is_summary else "content_index": piece.place}
+
+
+def _part(piece: _Piece, part: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_at(piece), "part": part}
 
 
 def _kind(content: Content) -> _Kind:
