@@ -226,7 +226,21 @@ ROOMS = (
     ("who is asking", ("auth", "api_keys", "signing", "tickets")),
     ("the database", ("database", "schema", "driver", "driver_words", "private_files", "threads")),
     ("for programs that call a server", ("client",)),
-    ("words", ("answer", "events", "prompt", "usage", "errors", "log_ids", "deadlines", "data_urls", "sse")),
+    (
+        "words",
+        (
+            "answer",
+            "events",
+            "prompt",
+            "crossing",
+            "usage",
+            "errors",
+            "log_ids",
+            "deadlines",
+            "data_urls",
+            "sse",
+        ),
+    ),
 )
 _NOT_LISTED = ("__main__", "version", "migrations")
 

@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
+from millstream import crossing
 from millstream.errors import ProviderError, RequestRefused, UpstreamRateLimited
 from millstream.events import AnswerStart
 from millstream.ledger.rows import Attempt
@@ -96,6 +97,11 @@ class Deployment(Struct, frozen=True, eq=False):
         """
         names = {self.upstream_name, unversioned(self.upstream_name)}
         return names | {f"{self.provider_name}/{name}" for name in names}
+
+    def left_out(self, prompt: Prompt) -> tuple[str, ...]:
+        """The names of what its provider is not told, as far as that is known."""
+        api = getattr(self.provider, "api", None)
+        return () if api is None else crossing.lost(prompt.extra, api)
 
 
 class Model(Struct, frozen=True, eq=False):

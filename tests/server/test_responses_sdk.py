@@ -21,7 +21,9 @@ from millstream.errors import ProviderError, RequestRefused, UpstreamError, Upst
 from millstream.events import Reasoning, ReasoningDelta, TextDelta
 from millstream.prompt import Prompt
 from millstream.providers import Finish, PartBreak, Produced, Provider, ToolCallPiece
+from millstream.providers.openai import OpenAIProvider
 from millstream.providers.scripted import Script, ScriptedProvider
+from millstream.providers.upstream import Upstream
 from millstream.usage import Usage
 from oracle import SSE_HEAD, Request, oracle
 
@@ -300,6 +302,28 @@ async def test_what_is_only_offered_is_named_in_the_answer(run: Run) -> None:
         tools: Any = [{"type": "web_search"}, {"type": "custom", "name": "apply_patch"}]
         raw = await client.responses.with_raw_response.create(model="m", input="Hello", tools=tools)
         assert raw.headers["millstream-ignored"] == "tools.web_search, tools.custom"
+
+
+@pytest.mark.parametrize("tier", [None, "default"])
+async def test_a_tier_is_the_one_that_the_provider_says(run: Run, tier: str | None) -> None:
+    chunk = {"id": "c", "choices": [{"index": 0, "delta": {"content": "Hello"}, "finish_reason": "stop"}]}
+
+    async def upstream(request: Request) -> None:
+        await request.head()
+        await request.event({**chunk, "service_tier": tier})
+        await request.finish()
+
+    async with oracle(upstream) as server:
+        provider = OpenAIProvider("p", server.base_url, Upstream("p", {}))
+        async with run({"p": provider}) as running, asking(running) as client:
+            raw = await client.responses.with_raw_response.create(
+                model="p/m", input="Hello", service_tier="flex", prompt_cache_key="k", truncation="auto"
+            )
+            assert raw.headers["millstream-ignored"] == "truncation"
+            response = raw.parse()
+            assert (response.service_tier, response.prompt_cache_key) == (tier, "k")
+        sent = server.requests[-1].json
+        assert (sent["service_tier"], sent["prompt_cache_key"]) == ("flex", "k")
 
 
 async def test_a_response_that_is_not_there_is_not_found(run: Run) -> None:

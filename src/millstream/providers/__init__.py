@@ -102,6 +102,8 @@ Produced: TypeAlias = Said | AnswerStart | PartOpen | PartBreak | InChoice | Usa
 
 
 class Provider(Protocol):
+    """One may say in ``api`` whose fields of ``extra`` it sends."""
+
     def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
         """What ``model`` (the provider's own name for it) answers, one batch for each socket read.
 

@@ -70,6 +70,8 @@ class GeminiProvider:
     ``extra`` is merged into every request.
     """
 
+    api = API
+
     def __init__(
         self, name: str, base_url: str, upstream: Upstream, *, extra: Mapping[str, Any] | None = None
     ) -> None:

@@ -65,6 +65,12 @@ class KnownProvider(Struct, frozen=True):
     openai_url: str | None = None
 
 
+# What OpenAI has besides, which is refused by whoever takes no field that it does not know.
+_OPENAIS = (
+    "moderation", "prompt_cache_breakpoint", "prompt_cache_key", "prompt_cache_options",
+    "prompt_cache_retention", "safety_identifier", "verbosity",
+)  # fmt: skip
+
 # OpenAI has renamed the field, and takes metadata of what it stores only; Azure follows it. Anthropic's marks
 # of the cache are refused by whoever takes no field that it does not know.
 OPENAI = Quirks(
@@ -117,7 +123,7 @@ KNOWN = (
         url_variable="GEMINI_BASE_URL",
         preferred=("gemini-2.5-flash", "gemini-2.0-flash"),
         hidden=("embedding", "imagen", "veo", "tts", "image", "live", "aqa", "audio"),
-        quirks=Quirks(refused=("seed", "metadata", "user", "top_k"), reasoning_field=None),
+        quirks=Quirks(refused=("seed", "metadata", "user", "top_k", *_OPENAIS), reasoning_field=None),
         type="gemini",
         openai_url="https://generativelanguage.googleapis.com/v1beta/openai",
     ),
@@ -128,7 +134,9 @@ KNOWN = (
         "groq",
         hidden=("whisper", "tts", "guard", "orpheus"),
         quirks=Quirks(
-            refused=("metadata", "top_k", "cache_control"), reasoning_field=None, extra_content=False
+            refused=("metadata", "top_k", "cache_control", *_OPENAIS),
+            reasoning_field=None,
+            extra_content=False,
         ),
     ),
     KnownProvider(
@@ -151,7 +159,11 @@ KNOWN = (
         quirks=Quirks(
             stream_options=False,
             renamed={"seed": "random_seed"},
-            refused=("user", "reasoning_effort", "metadata", "top_k", "cache_control"),
+            refused=(
+                *("user", "reasoning_effort", "metadata", "top_k", "cache_control"),
+                *("logprobs", "top_logprobs", "service_tier"),
+                *_OPENAIS,
+            ),
             user_after_tool=False,
             short_call_ids=True,
             reasoning_field=None,

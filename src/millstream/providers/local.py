@@ -59,6 +59,8 @@ def model_file(path: Path) -> Path:
 class LocalProvider:
     """Starts the model's process when it is first needed."""
 
+    api = OpenAIProvider.api
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._starting = asyncio.Lock()

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream import data_urls
+from millstream import crossing, data_urls
 from millstream import prompt as asked
 from millstream.errors import RequestRefused, UpstreamError
 from millstream.events import (
@@ -60,6 +60,8 @@ _INCOMPLETE = {"incomplete": "length", "max_messages": "length", "steered": "sto
 
 class ResponsesProvider:
     """``extra`` is merged into every request."""
+
+    api = _API
 
     def __init__(
         self, name: str, base_url: str, upstream: Upstream, *, extra: Mapping[str, Any] | None = None
@@ -107,7 +109,7 @@ def body(prompt: Prompt) -> dict[str, Any]:
     """Without the model, and without what says that a stream is wanted. ``stop``, ``seed`` and ``top_k`` have
     no place here.
     """
-    extra = prompt.extra_of(_API)
+    extra = crossing.known(prompt.extra, _API)
     sent: dict[str, Any] = {
         **{name: value for field, name in _SAME.items() if (value := getattr(prompt, field)) is not None},
         **extra,
@@ -121,7 +123,8 @@ def body(prompt: Prompt) -> dict[str, Any]:
         messages = messages[1:]
     sent["input"] = [item for message in media.shown_by_users(messages) for item in _items(message)]
     if prompt.user is not None:  # who it is, a browser token may have said, and not the body
-        sent["safety_identifier" if "safety_identifier" in extra else "user"] = asked.short_user(prompt.user)
+        name = "safety_identifier" if "safety_identifier" in prompt.extra_of(_API) else "user"
+        sent[name] = asked.short_user(prompt.user)
     if prompt.reasoning_effort is not None:
         sent["reasoning"] = {"effort": prompt.reasoning_effort, **extra.get("reasoning", {})}
     if prompt.output is not None:
@@ -196,7 +199,7 @@ def _reasoning(thought: asked.Reasoning) -> dict[str, Any] | None:
 
 
 def _part(part: asked.Part, role: str) -> dict[str, Any]:
-    extra = {} if isinstance(part, asked.Refusal) else part.extra.get(_API, {})
+    extra = {} if isinstance(part, asked.Refusal) else crossing.known(part.extra, _API)
     return _shown(part, role) | {name: value for name, value in extra.items() if name != "phase"}
 
 

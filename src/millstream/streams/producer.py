@@ -126,6 +126,7 @@ class Producer:
         "audience",
         "info",
         "key_id",
+        "left_out",
         "opened",
         "state",
     )
@@ -143,6 +144,7 @@ class Producer:
         self.info = info
         self.key_id = opening.key_id
         self.state = State.ASKED
+        self.left_out = routed.deployment.left_out(ask.prompt)
         self.audience = Audience(ask.on_disconnect, partial(self.cancel, by="policy"))
         self._opening = opening
         self._routed = routed

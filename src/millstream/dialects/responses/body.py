@@ -45,7 +45,7 @@ ECHO: Mapping[str, Any] = {
     "prompt_cache_key": None,
     "reasoning": {"effort": None, "summary": None},
     "safety_identifier": None,
-    "service_tier": None,
+    "service_tier": None,  # which the provider says
     "store": True,
     "temperature": None,
     "text": {"format": {"type": "text"}},
@@ -94,7 +94,8 @@ def ask_of(body: bytes, dialect: Dialect) -> Ask:
     if background and "on_disconnect" not in fields:
         policy = "continue"
     ignored = (*fields.ignored(), *left_out)
-    echo = {name: value for name, value in fields.these(*ECHO).items() if _is_short(value)}
+    said = fields.these(*(name for name in ECHO if name != "service_tier"))
+    echo = {name: value for name, value in said.items() if _is_short(value)}
     return Ask(prompt, policy, not stream, ignored, dialect, background=background, echo=echo)
 
 

@@ -271,7 +271,7 @@ class Encoder:
             "output": [item.shown() for item in self._items],
             "previous_response_id": None,
             **self._echo,
-            **((start.extra or {}) if start is not None and start.api == API else {}),
+            **_of_answer(start),
             "usage": usage,
         }
 
@@ -497,6 +497,15 @@ def _logprobs(extra: Mapping[str, Any]) -> list[Any]:
     kept = extra.get("logprobs")
     tokens = kept.get("content") if isinstance(kept, dict) else None
     return tokens if isinstance(tokens, list) else []
+
+
+def _of_answer(start: AnswerStart | None) -> Mapping[str, Any]:
+    """What the provider says of its answer. Both of OpenAI's APIs have a tier."""
+    extra = (start.extra or {}) if start is not None else {}
+    if start is None or start.api == API:
+        return extra
+    tier = extra.get("service_tier") if start.api == "openai" else None
+    return {} if tier is None else {"service_tier": tier}
 
 
 def _status(terminal: Terminal) -> str:

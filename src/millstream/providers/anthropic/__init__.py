@@ -58,6 +58,8 @@ class AnthropicProvider:
     with every one, besides those that its client names.
     """
 
+    api = request.API
+
     def __init__(
         self,
         name: str,

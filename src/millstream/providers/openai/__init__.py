@@ -64,6 +64,8 @@ _PINGS = frozenset((b"", b"ping", b"heartbeat", b"keepalive", b"keep-alive", b"n
 class OpenAIProvider:
     """``extra`` is merged into every request."""
 
+    api = request.API
+
     def __init__(
         self,
         name: str,

@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
-from millstream import data_urls
+from millstream import crossing, data_urls
 from millstream import prompt as asked
 from millstream.errors import RequestRefused
 from millstream.prompt import Message, Prompt
@@ -41,7 +41,7 @@ def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
     sent: dict[str, Any] = {
         "messages": messages if quirks.developer_role else _one_system(messages),
         **{name: value for name in _SAME if (value := getattr(prompt, name)) is not None},
-        **prompt.extra_of(API),
+        **crossing.known(prompt.extra, API),
     }
     if prompt.user is not None:
         sent["user"] = asked.short_user(prompt.user)
@@ -195,7 +195,7 @@ def _file(file: asked.File, quirks: Quirks) -> dict[str, Any]:
 
 def _extra(extra: asked.Extra, quirks: Quirks) -> dict[str, Any]:
     """What only this API knows of a part or a tool, without what this server refuses."""
-    return {name: value for name, value in extra.get(API, {}).items() if name not in quirks.refused}
+    return {name: value for name, value in crossing.known(extra, API).items() if name not in quirks.refused}
 
 
 def _result(result: asked.ToolResult, quirks: Quirks) -> dict[str, Any]:

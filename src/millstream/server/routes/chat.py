@@ -81,7 +81,8 @@ async def speak(request: Request, caller: Principal, dialect: Dialect) -> Respon
     seen = position(last_event_id(request))
     client, source, ask = await start(request, caller, dialect, resumes=seen is not None)
     journal, reply = get_runtime(request).journal, ask.reply or dialect
-    ignored = list(filter(_PLAIN.fullmatch, ask.ignored))
+    left_out = source.left_out if isinstance(source, Producer) else ()
+    ignored = list(filter(_PLAIN.fullmatch, (*ask.ignored, *left_out)))
     headers = limit_headers(source, reply)
     if ignored:
         headers = {**headers, "Millstream-Ignored": ", ".join(ignored[:_MAX_IGNORED])}
