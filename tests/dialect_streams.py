@@ -51,6 +51,7 @@ words = st.text(max_size=12)
 SOME: list[Produced] = [
     File("image/png", "data:image/png;base64,AA=="),
     Source("https://a.example/", "A"),
+    Source("https://b.example/", "B", 3, 8),
     Reasoning(redacted="opaque"),
     Reasoning(extra={"type": "compaction", "content": "What was said."}),
     PartOpen(Text({"citations": []})),
@@ -59,6 +60,7 @@ SOME: list[Produced] = [
     PartBreak(Reasoning("signed")),
     PartOpen(Text(extra={"id": "msg_1"})),
     PartOpen(Reasoning(extra={"id": "rs_1"})),
+    PartOpen(Reasoning(extra={"id": "rs_1", "type": "reasoning_text"})),
     PartBreak(index=0),
     TextDelta("", extra={"citation": {"type": "page_location"}}),
     TextDelta("x", extra={"logprobs": {"content": [{"token": "x"}], "refusal": None}}),

@@ -446,6 +446,25 @@ async def test_a_source_that_is_repeated_is_one() -> None:
     ]
 
 
+async def test_a_page_that_is_cited_in_two_places_is_two_sources() -> None:
+    def cited(start: object, end: object) -> dict[str, Any]:
+        said = {"url": "https://a.example/", "title": "A", "start_index": start, "end_index": end}
+        return {"type": "url_citation", "url_citation": said}
+
+    async def handler(request: Request) -> None:
+        await request.head()
+        pages = [cited(0, 2), cited(3, 5), cited(0, 2), cited(-1, 10**30), cited("x", None)]
+        await request.event(chunk({"content": "Hello", "annotations": pages}, "stop"))
+        await request.finish()
+
+    produced = await produce(handler)
+    assert [item for item in produced if isinstance(item, Source)] == [
+        Source("https://a.example/", "A", 0, 2),
+        Source("https://a.example/", "A", 3, 5),
+        Source("https://a.example/", "A"),
+    ]
+
+
 async def test_what_tokens_are_worth_is_kept_wherever_they_are() -> None:
     thought, name, arguments, half = (
         {"content": [{"token": token, "logprob": -0.1}], "refusal": None}

@@ -108,6 +108,33 @@ def test_a_source_comes_after_its_text() -> None:
     )[1:] == [TextDelta("Hel"), TextDelta("lo"), Source("https://a.example/", "A")]
 
 
+def test_where_a_source_stands_is_counted_in_all_text() -> None:
+    def part(text: str) -> dict[str, Any]:
+        cited = {"type": "url_citation", "url": f"https://{text}.example/", "start_index": 1, "end_index": 2}
+        return {"type": "output_text", "text": text, "annotations": [cited]}
+
+    def message(at: int, *texts: str) -> dict[str, Any]:
+        return item("message", at, True, id=f"msg_{at}", content=[part(text) for text in texts])
+
+    added = {"type": "response.output_text.annotation.added", "annotation": part("six")["annotations"][0]}
+    found = said(
+        message(0, "one", "two"),
+        item("message", 1, id="msg_1"),
+        delta("output_text", "six", "msg_1", content_index=0),
+        added,
+        message(1, "six"),
+        item("message", 2, id="msg_2"),
+        delta("output_text", "ten", "msg_2", content_index=0),
+        message(2, "ten"),
+    )
+    assert [one for one in found if isinstance(one, Source)] == [
+        Source("https://one.example/", "", 1, 2),
+        Source("https://two.example/", "", 4, 5),
+        Source("https://six.example/", "", 7, 8),
+        Source("https://ten.example/", "", 10, 11),
+    ]
+
+
 def test_a_thought_is_signed_with_what_only_its_provider_can_read() -> None:
     summary = "reasoning_summary_text"
     assert said(

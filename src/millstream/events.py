@@ -90,10 +90,14 @@ class File(Struct, frozen=True, gc=False, tag="file", omit_defaults=True):
 
 
 class Source(Struct, frozen=True, gc=False, tag="source", omit_defaults=True):
-    """A page that the answer rests on."""
+    """A page that the answer rests on: the characters from ``start`` to ``end`` of all its text, where the
+    provider says so.
+    """
 
     url: str
     title: str = ""
+    start: int | None = None
+    end: int | None = None
 
 
 Content: TypeAlias = Text | Reasoning | Refusal | ToolCall | File | Source

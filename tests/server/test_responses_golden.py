@@ -28,8 +28,8 @@ MESSAGE: dict[str, Any] = {
                     "type": "url_citation",
                     "url": "https://a.example/",
                     "title": "A",
-                    "start_index": 0,
-                    "end_index": 0,
+                    "start_index": 3,
+                    "end_index": 8,
                 }
             ],
             "logprobs": [{"token": "It", "logprob": -0.5, "bytes": [73, 116], "top_logprobs": []}],

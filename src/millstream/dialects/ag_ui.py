@@ -212,11 +212,10 @@ class AGUIDialect:
                 value = {"mediaType": file.media_type, "url": file.url}
                 yield {"type": "CUSTOM", "name": "file", "value": value}
             case WholePart(content=Source() as source):
-                yield {
-                    "type": "CUSTOM",
-                    "name": "source",
-                    "value": {"url": source.url, "title": source.title},
-                }
+                value = {"url": source.url, "title": source.title}
+                places = {"start": source.start, "end": source.end}
+                known = {name: place for name, place in places.items() if place is not None}
+                yield {"type": "CUSTOM", "name": "source", "value": {**value, **known}}
             case StreamEnd():
                 start = before().start or _start(batch)
                 calls = _calls(batch, before)

@@ -337,7 +337,8 @@ def _image(file: File) -> dict[str, Any]:
 
 
 def _citation(source: Source) -> dict[str, Any]:
-    cited = {"url": source.url, "title": source.title, "start_index": 0, "end_index": 0}
+    place = {"start_index": source.start or 0, "end_index": source.end or 0}
+    cited = {"url": source.url, "title": source.title, **place}
     return {"type": "url_citation", "url_citation": cited}
 
 

@@ -300,6 +300,8 @@ class Reading(reading.Reading):
         self._calls: list[_Call] = []
         self._calls_by: dict[object, _Call] = {}  # whatever names them
         self._sources: list[Source] = []  # of the message that is not whole yet
+        self._characters = 0  # of all text until now
+        self._before_part = 0  # of it
 
     def _message(self, message: Sent, produced: list[Produced]) -> None:
         if message.data[:1] != b"{":  # [DONE], and whatever keeps a connection open
@@ -323,7 +325,7 @@ class Reading(reading.Reading):
             case "response.output_item.added":
                 self._added(event, produced)
             case "response.output_text.annotation.added":
-                self._sources += _sources([event.annotation])
+                self._sources += _sources([event.annotation], self._before_part)
             case "response.output_item.done":
                 self._done(event, produced)
             case "response.created" | "response.in_progress" | "response.queued":
@@ -352,7 +354,9 @@ class Reading(reading.Reading):
         tokens = event.logprobs if isinstance(event.logprobs, list) else []
         # Kept as Chat Completions has them.
         extra = {"logprobs": {"content": tokens, "refusal": None}} if tokens else None
-        self._say(TextDelta(self._words(event), extra=extra), produced)
+        words = self._words(event)
+        self._characters += len(words)
+        self._say(TextDelta(words, extra=extra), produced)
 
     def _open(self, kind: str, event: _Event, place: object, produced: list[Produced]) -> None:
         """A new part, where an event belongs to another one than the last."""
@@ -371,6 +375,8 @@ class Reading(reading.Reading):
             of_item["type"] = RAW_THOUGHT
         extra = {name: value for name, value in of_item.items() if value} or None
         is_text = kind == "response.output_text.delta"
+        if is_text:
+            self._before_part = self._characters
         produced.append(PartOpen(Text(extra) if is_text else Reasoning(extra=extra)))
 
     def _say(self, item: TextDelta | ReasoningDelta | RefusalDelta, produced: list[Produced]) -> None:
@@ -443,15 +449,19 @@ class Reading(reading.Reading):
     def _message_done(self, item: dict[str, Any], produced: list[Produced], *, is_new: bool) -> None:
         if is_new:
             self._item = item
-        for place, part in enumerate(_objects(item, "content")):
+        parts = _objects(item, "content")
+        for place, part in enumerate(parts):
             if is_new and (text := _text(part, "text")):
                 whole = _Event("response.output_text.delta", text, content_index=place)
                 whole.logprobs = part.get("logprobs")
                 self._text(whole, produced)
             if is_new and (refusal := _text(part, "refusal")):
                 self._say(RefusalDelta(refusal), produced)
-            if not self._sources:
-                self._sources += _sources(part.get("annotations"))
+        if not self._sources:
+            before = self._characters - sum(len(_text(part, "text")) for part in parts)
+            for part in parts:
+                self._sources += _sources(part.get("annotations"), before)
+                before += len(_text(part, "text"))
         produced += self._flush_sources()
 
     def _reasoning_done(
@@ -571,10 +581,13 @@ def _spoken(kind: str, event: _Event) -> set[tuple[str, object]]:
     return {(kind, name) for name in _names(event)}
 
 
-def _sources(annotations: object) -> Iterator[Source]:
+def _sources(annotations: object, before: int) -> Iterator[Source]:
+    """Those of a part that has so many characters ``before`` it."""
     for annotation in annotations if isinstance(annotations, list) else ():
         match annotation:
             case {"type": "url_citation", "url": str(url)} if url:
-                yield Source(url, _text(annotation, "title"))
+                start, end = _count(annotation, "start_index"), _count(annotation, "end_index")
+                places = (None if place is None else before + place for place in (start, end))
+                yield Source(url, _text(annotation, "title"), *places)
             case _:
                 pass

@@ -296,9 +296,9 @@ class Encoder:
 
     def _whole(self, number: int, content: Content, earlier: Part | None) -> None:
         if isinstance(content, Source):
-            self._annotate(number, _citation(content.url, content.title))
+            self._annotate(number, content)
         elif isinstance(content, File) and _kind(content) == "message":
-            self._annotate(number, _citation(content.url, content.media_type))
+            self._annotate(number, Source(content.url, content.media_type))
         elif not isinstance(content, Reasoning) or content.redacted:
             piece = self._place(number, content, earlier)
             if isinstance(content, (File, Reasoning)):
@@ -332,13 +332,14 @@ class Encoder:
             self._of(item, "response.reasoning_summary_part.added", lambda: _part(piece, _NO_SUMMARY))
         return piece
 
-    def _annotate(self, number: int, annotation: dict[str, Any]) -> None:
+    def _annotate(self, number: int, source: Source) -> None:
         """A source belongs to the text before it; without one, to an empty text."""
         item = self._items[-1] if self._items else None
         piece = item.pieces[-1] if item is not None and item.kind == "message" and not item.ended else None
         if piece is None or not isinstance(piece.content, Text):
             piece = self._place(number, Text(), None)
         self._pieces[number] = piece
+        annotation = _citation(source, 0 if source.start is None else self._before(piece))
         piece.annotations.append(annotation)
         last = len(piece.annotations) - 1
         self._of(
@@ -346,6 +347,11 @@ class Encoder:
             "response.output_text.annotation.added",
             lambda: {"content_index": piece.place, "annotation_index": last, "annotation": annotation},
         )
+
+    def _before(self, last: _Piece) -> int:
+        """The characters of all text before the last one."""
+        pieces = (piece for item in self._items for piece in item.pieces if piece is not last)
+        return sum(len(piece.text) for piece in pieces if isinstance(piece.content, Text))
 
     def _open(self, kind: _Kind, identity: str, more: Mapping[str, Any]) -> _Item:
         self._end_run()
@@ -488,8 +494,11 @@ def _sealed(pieces: list[_Piece], api: str) -> str:
     return seal if bare.startswith(NAMED) else bare
 
 
-def _citation(url: str, title: str) -> dict[str, Any]:
-    return {"type": "url_citation", "url": url, "title": title, "start_index": 0, "end_index": 0}
+def _citation(source: Source, before: int) -> dict[str, Any]:
+    """Of a part that has so many characters ``before`` it."""
+    start, end = (max(0, (place or 0) - before) for place in (source.start, source.end))
+    cited = {"url": source.url, "title": source.title, "start_index": start, "end_index": end}
+    return {"type": "url_citation", **cited}
 
 
 def _logprobs(extra: Mapping[str, Any]) -> list[Any]:

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from millstream.errors import ProviderError, UpstreamError
-from millstream.events import AnswerStart, FinishReason, ReasoningDelta, RefusalDelta, TextDelta
+from millstream.events import AnswerStart, FinishReason, ReasoningDelta, RefusalDelta, Source, TextDelta
 from millstream.prompt import Prompt
 from millstream.providers import (
     MAX_CHOICES,
@@ -56,7 +56,7 @@ _OF_ANSWER = (
 _DONE = re.compile(rb'\s*"?\[DONE\]"?\s*', re.IGNORECASE)
 _PING_EVENTS = frozenset(("ping", "heartbeat", "keepalive", "keep-alive"))
 # Sources, by answer; some servers repeat them all the time.
-_NOTHING_TOLD: frozenset[tuple[int, str]] = frozenset()
+_NOTHING_TOLD: frozenset[tuple[int, Source]] = frozenset()
 _WORDS = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallPiece)
 _PINGS = frozenset((b"", b"ping", b"heartbeat", b"keepalive", b"keep-alive", b"null"))
 
@@ -268,8 +268,8 @@ class Reading(reading.Reading):
 
     def _tell_sources(self, index: int, annotations: object, produced: list[Produced]) -> None:
         for source in chunks.sources(annotations):
-            if (index, source.url) not in self._told:
-                self._told |= {(index, source.url)}
+            if (index, source) not in self._told:
+                self._told |= {(index, source)}
                 produced.append(source)
 
     def _tell_details(self, index: int, details: list[Any], produced: list[Produced], before: int) -> None:

@@ -61,6 +61,8 @@ class Chunk(Struct, gc=False):
     x_groq: Any = None
 
 
+_LONGEST_TEXT = 2**31
+
 _decode = msgspec.json.Decoder(Chunk).decode
 decode_anything = msgspec.json.Decoder().decode
 
@@ -225,14 +227,22 @@ def images(value: object) -> Iterator[File]:
 
 
 def sources(value: object) -> Iterator[Source]:
-    """``[{"type": "url_citation", "url_citation": {"url": …, "title": …}}]``."""
+    """``[{"type": "url_citation", "url_citation": {"url": …, "title": …}}]``, with ``start_index`` and
+    ``end_index`` of the text that rests on it.
+    """
     for annotation in value if isinstance(value, list) else ():
         match annotation:
             case {"url_citation": {"url": str(url), **rest}} if url:
                 title = rest.get("title")
-                yield Source(url, title if isinstance(title, str) else "")
+                start, end = (_place(rest.get(name)) for name in ("start_index", "end_index"))
+                yield Source(url, title if isinstance(title, str) else "", start, end)
             case _:
                 pass
+
+
+def _place(value: object) -> int | None:
+    place = _number(value)
+    return place if place is not None and 0 <= place <= _LONGEST_TEXT else None
 
 
 def _media_type(url: str) -> str:
