@@ -50,6 +50,7 @@ BODIES: dict[str, dict[str, Any]] = {
 words = st.text(max_size=12)
 SOME: list[Produced] = [
     File("image/png", "data:image/png;base64,AA=="),
+    File("image/png", "data:image/png;base64,AA==", {"id": "ig_1", "size": "1024x1024"}),
     Source("https://a.example/", "A"),
     Source("https://b.example/", "B", 3, 8),
     Reasoning(redacted="opaque"),

@@ -144,7 +144,7 @@ def found(produced: Sequence[Produced | ProviderError]) -> dict[str, object]:
         "text": "".join(p.text for p in produced if isinstance(p, TextDelta)),
         "reasoning": "".join(p.text for p in produced if isinstance(p, ReasoningDelta)),
         "refusal": "".join(p.text for p in produced if isinstance(p, RefusalDelta)),
-        "files": [msgspec.structs.asdict(p) for p in produced if isinstance(p, File)],
+        "files": [{"media_type": p.media_type, "url": p.url} for p in produced if isinstance(p, File)],
         "tool_calls": list(calls.values()),
         "finish_reason": finish.reason if finish else None,
         **({"word": finish.word} if finish and finish.word not in OPENAI_WORDS else {}),

@@ -223,7 +223,7 @@ def test_what_comes_whole_counts_like_what_comes_in_pieces() -> None:
         ToolCallPiece(0, "", "c1", "look"),
         ToolCallPiece(0, "{}"),
         PartBreak(index=0),
-        File("image/webp", "data:image/webp;base64,AA=="),
+        File("image/webp", "data:image/webp;base64,AA==", {"id": "ig_1", "output_format": "webp"}),
     ]
     items = [
         event

@@ -87,6 +87,7 @@ class File(Struct, frozen=True, gc=False, tag="file", omit_defaults=True):
 
     media_type: str
     url: str
+    extra: dict[str, Any] | None = None
 
 
 class Source(Struct, frozen=True, gc=False, tag="source", omit_defaults=True):

@@ -42,6 +42,24 @@ THOUGHT: dict[str, Any] = {
     "summary": [{"type": "summary_text", "text": "Hm."}, {"type": "summary_text", "text": "So."}],
     "encrypted_content": "sealed",
 }
+PICTURE = {
+    "id": "ig_9",
+    "type": "image_generation_call",
+    "status": "completed",
+    "result": "UklGRiQA",
+    "action": "generate",
+    "background": "opaque",
+    "output_format": "webp",
+    "quality": "high",
+    "revised_prompt": "A cat.",
+    "size": "1024x1536",
+}
+RAW_THOUGHT: dict[str, Any] = {
+    "id": "rs_8",
+    "type": "reasoning",
+    "summary": [],
+    "content": [{"type": "reasoning_text", "text": "So it is."}],
+}
 CALL = {
     "id": "fc_9",
     "type": "function_call",
@@ -61,7 +79,7 @@ ANSWER: dict[str, Any] = {
     "max_output_tokens": None,
     "metadata": {},
     "model": "m-2026",
-    "output": [THOUGHT, MESSAGE, CALL],
+    "output": [THOUGHT, MESSAGE, CALL, RAW_THOUGHT, PICTURE],
     "parallel_tool_calls": True,
     "previous_response_id": None,
     "reasoning": {"effort": "low", "summary": "auto"},
@@ -102,6 +120,7 @@ def events() -> list[dict[str, Any]]:
     thought = {"item_id": "rs_9", "output_index": 0}
     said = {"item_id": "msg_9", "output_index": 1, "content_index": 0}
     called = {"item_id": "fc_9", "output_index": 2}
+    raw = {"item_id": "rs_8", "output_index": 3, "content_index": 0}
     empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
     found: list[dict[str, Any]] = [
         {"type": "response.created", "response": begun},
@@ -144,6 +163,15 @@ def events() -> list[dict[str, Any]]:
         {"type": "response.function_call_arguments.delta", **called, "delta": ":1}"},
         {"type": "response.function_call_arguments.done", **called, "arguments": CALL["arguments"]},
         {"type": "response.output_item.done", "output_index": 2, "item": CALL},
+        {"type": "response.output_item.added", "output_index": 3, "item": {**RAW_THOUGHT, "content": []}},
+        {"type": "response.content_part.added", **raw, "part": {"type": "reasoning_text", "text": ""}},
+        {"type": "response.reasoning_text.delta", **raw, "delta": "So it "},
+        {"type": "response.reasoning_text.delta", **raw, "delta": "is."},
+        {"type": "response.reasoning_text.done", **raw, "text": "So it is."},
+        {"type": "response.content_part.done", **raw, "part": RAW_THOUGHT["content"][0]},
+        {"type": "response.output_item.done", "output_index": 3, "item": RAW_THOUGHT},
+        {"type": "response.output_item.added", "output_index": 4, "item": PICTURE},
+        {"type": "response.output_item.done", "output_index": 4, "item": PICTURE},
         {"type": "response.completed", "response": ANSWER},
     ]
     return [{**event, "sequence_number": number} for number, event in enumerate(found)]
@@ -228,10 +256,12 @@ async def test_what_is_sent_back_reaches_the_server_as_it_was(run: Run) -> None:
         for name in {*ASKED, "instructions"} - {"tools"}:
             assert found[name] == expected[name], name
         assert found["tools"] == [{**tool, "strict": None} for tool in expected["tools"]]
-        question, thought, message, call, answered_call = found["input"]
+        question, thought, message, call, raw, answered_call, shown = found["input"]
         assert question["content"] == [{"type": "input_text", "text": "Hello"}]
         sent = expected["input"]
         assert thought == {name: value for name, value in sent[1].items() if value is not None}
         assert (message["phase"], message["content"][0]["text"]) == ("commentary", "It is so.")
         assert call == {name: sent[3][name] for name in ("type", "call_id", "name", "arguments")}
+        assert raw == {name: value for name, value in sent[4].items() if value is not None}
         assert answered_call == result
+        assert shown["content"][1]["image_url"] == f"data:image/webp;base64,{PICTURE['result']}"

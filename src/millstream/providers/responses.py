@@ -53,6 +53,7 @@ _API = "responses"
 _MAX_TOKENS = 10_000_000  # no answer is longer; a larger count is nonsense
 
 _OF_ANSWER = ("service_tier",)  # what an answer says of itself that no other format has
+_OF_PICTURE = ("id", "action", "background", "output_format", "quality", "revised_prompt", "size")
 _SUMMARY_DELTA = "response.reasoning_summary_text.delta"
 _RAW_DELTA = "response.reasoning_text.delta"
 _INCOMPLETE = {"incomplete": "length", "max_messages": "length", "steered": "stop"}
@@ -439,7 +440,8 @@ class Reading(reading.Reading):
             case "image_generation_call" if image := _text(item, "result"):
                 media_type = f"image/{_text(item, 'output_format') or 'png'}"
                 self.contents += 1
-                produced.append(File(media_type, f"data:{media_type};base64,{image}"))
+                extra = {name: said for name in _OF_PICTURE if (said := _text(item, name))}
+                produced.append(File(media_type, f"data:{media_type};base64,{image}", extra or None))
             case _:
                 pass
         if self._part is None or not (names := _names(event)) or self._part[1] in names:

@@ -148,7 +148,7 @@ class _Item:
         elif self.kind == "function_call":
             shown["arguments"] = self.pieces[0].text
         elif isinstance(file := self.pieces[0].content, File):
-            shown["result"] = file.url.partition(",")[2]
+            shown |= {"result": file.url.partition(",")[2], **self.more}
         return shown
 
 
@@ -419,7 +419,7 @@ class Encoder:
     def _given(self, content: Content) -> dict[str, Any]:
         """What the provider says of the item, where it speaks this API."""
         theirs = self._start is not None and self._start.api == API
-        extra = content.extra if theirs and isinstance(content, (Text, Reasoning)) else None
+        extra = content.extra if theirs and isinstance(content, (Text, Reasoning, File)) else None
         return {name: value for name, value in (extra or {}).items() if isinstance(value, str) and value}
 
     def _name(self, kind: _Kind, number: int) -> str:
