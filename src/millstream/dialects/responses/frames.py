@@ -55,7 +55,7 @@ class _Piece:
     def __init__(self, item: "_Item", content: Content, earlier: Part | None, *, is_raw: bool) -> None:
         self.item = item
         self.is_raw = is_raw  # a thought itself, and no summary of one
-        self.place = sum(piece.is_raw == is_raw for piece in item.pieces)  # in its list of the item
+        self.place = item.raw if is_raw else len(item.pieces) - item.raw  # among those of its kind
         self.content = content
         self.cut = False  # the answer broke off in it
         self.annotations: list[dict[str, Any]] = []
@@ -88,7 +88,7 @@ class _Piece:
 class _Item:
     """An item of the output. ``cut`` is whether the end of the answer came before its own."""
 
-    __slots__ = ("api", "cut", "ended", "id", "index", "kind", "more", "pieces")
+    __slots__ = ("api", "cut", "ended", "id", "index", "kind", "more", "pieces", "raw")
 
     def __init__(self, index: int, kind: _Kind, identity: str, more: Mapping[str, Any], api: str) -> None:
         self.index = index
@@ -97,6 +97,7 @@ class _Item:
         self.more = more  # what its provider says of it
         self.api = api  # of its provider
         self.pieces: list[_Piece] = []
+        self.raw = 0  # of them
         self.ended = self.cut = False
 
     @property
@@ -167,6 +168,8 @@ class Encoder:
         self._items: list[_Item] = []
         self._pieces: dict[int, _Piece] = {}  # by the number of their part
         self._grown: set[int] = set()  # parts of which something came in this batch
+        self._last_text: _Piece | None = None
+        self._characters = 0  # of all text before it
         self._heads: dict[int, bytes] = {}
         self._counts_only = True
         if has_begun:
@@ -322,6 +325,10 @@ class Encoder:
             self._end_piece(item.pieces[-1])
         piece = self._pieces[number] = _Piece(item, content, earlier, is_raw=is_raw)
         item.pieces.append(piece)
+        item.raw += is_raw
+        if isinstance(content, Text):
+            self._characters += 0 if self._last_text is None else len(self._last_text.text)
+            self._last_text = piece
         if len(item.pieces) == 1:
             self._say("response.output_item.added", lambda: _about(item, item=item.begun()))
         if kind == "message":
@@ -339,7 +346,7 @@ class Encoder:
         if piece is None or not isinstance(piece.content, Text):
             piece = self._place(number, Text(), None)
         self._pieces[number] = piece
-        annotation = _citation(source, 0 if source.start is None else self._before(piece))
+        annotation = _citation(source, self._characters)
         piece.annotations.append(annotation)
         last = len(piece.annotations) - 1
         self._of(
@@ -347,11 +354,6 @@ class Encoder:
             "response.output_text.annotation.added",
             lambda: {"content_index": piece.place, "annotation_index": last, "annotation": annotation},
         )
-
-    def _before(self, last: _Piece) -> int:
-        """The characters of all text before the last one."""
-        pieces = (piece for item in self._items for piece in item.pieces if piece is not last)
-        return sum(len(piece.text) for piece in pieces if isinstance(piece.content, Text))
 
     def _open(self, kind: _Kind, identity: str, more: Mapping[str, Any]) -> _Item:
         self._end_run()
