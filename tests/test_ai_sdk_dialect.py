@@ -8,9 +8,10 @@ import pytest
 from millstream.answer import Answer
 from millstream.dialects.ai_sdk import AI_SDK
 from millstream.errors import InvalidRequest
-from millstream.events import Batch, PartEnd, PartStart, Position, StreamEnd, StreamInfo
+from millstream.events import AnswerStart, Batch, PartEnd, PartStart, Position, StreamEnd, StreamInfo
+from millstream.events import Reasoning as Thought
 from millstream.events import ToolCall as ToolCallEvent
-from millstream.prompt import Message, Prompt, Text, ToolCall, ToolResult
+from millstream.prompt import Message, Prompt, Reasoning, Text, ToolCall, ToolResult
 from millstream.usage import Bill, Usage
 
 QUESTION = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}
@@ -88,6 +89,17 @@ def test_a_model_is_told_why_a_call_was_denied(approval: Any, words: str, state:
 def test_a_call_that_is_allowed_and_has_not_run_cannot_go_back() -> None:
     call = {"type": "tool-look", "toolCallId": "c1", "state": "approval-responded", "input": {}}
     assert len(parsed(answer(call | {"approval": {"id": "a", "approved": True}})).messages) == 1
+
+
+def test_what_a_provider_says_of_a_thought_goes_to_the_page_and_comes_back() -> None:
+    raw = {"id": "rs_1", "type": "reasoning_text"}
+    info, part = StreamInfo("str_1", "key_1", "m", 5.0), PartEnd(0, Thought(extra=raw))
+    batch = Batch(Position(1, 3), [AnswerStart("responses"), part])
+    end = json.loads(AI_SDK.encode(info, batch, Answer).removeprefix(b"data: "))
+    assert end == {"type": "reasoning-end", "id": "0", "providerMetadata": {"responses": {"extra": raw}}}
+    shown = {"type": "reasoning", "text": "Hm.", "providerMetadata": end["providerMetadata"]}
+    message = parsed(answer(shown)).messages[1]
+    assert message.parts == (Reasoning("Hm.", extra={"responses": raw}),)
 
 
 SIGNED: dict[str, Any] = {"google": {"thought_signature": "signed"}}

@@ -161,9 +161,10 @@ def _chunks(event: Event, batch: Batch, before: Before) -> Iterator[dict[str, An
                 }
         case PartEnd(content=ToolCall() as call):
             yield _tool_input(call, event.cut)
-        case PartEnd(content=Reasoning() as thought) if thought.signature:
-            signed = _by_provider({"signature": thought.signature}, batch, before)
-            yield {"type": "reasoning-end", "id": str(event.part), "providerMetadata": signed}
+        case PartEnd(content=Reasoning() as thought) if thought.signature or thought.extra:
+            kept = {"signature": thought.signature, "extra": thought.extra}
+            said = _by_provider({name: value for name, value in kept.items() if value}, batch, before)
+            yield {"type": "reasoning-end", "id": str(event.part), "providerMetadata": said}
         case PartEnd():
             yield {"type": f"{_prose(event.content)}-end", "id": str(event.part)}
         case WholePart(content=File() as file):
@@ -326,7 +327,12 @@ def _part(fields: Fields) -> asked.Part | None:
                 next((word for value in said if isinstance(word := value.get(name), str)), "")
                 for name in ("signature", "redactedData")
             )
-            return asked.Reasoning(fields.needed("text"), signature, redacted)
+            extra = {
+                api: known
+                for api, value in metadata.items()
+                if isinstance(value, dict) and isinstance(known := value.get("extra"), dict)
+            }
+            return asked.Reasoning(fields.needed("text"), signature, redacted, extra)
         case "file":
             media_type, url = fields.needed("mediaType", most=128), fields.needed("url")
             if media_type.startswith("image/"):
