@@ -8,7 +8,7 @@ import pytest
 from millstream import crossing
 from millstream.dialects.openai import OPENAI
 from millstream.dialects.responses import RESPONSES
-from millstream.prompt import BETAS, Prompt
+from millstream.prompt import BETAS, Prompt, short_user
 from millstream.providers import responses
 from millstream.providers.known import KNOWN, Quirks
 from millstream.providers.openai import request
@@ -67,6 +67,12 @@ def test_logprobs_are_asked_for_in_the_words_of_each(included: list[str], lost: 
     assert request.body(prompt, Quirks())["logprobs"] is True
     assert crossing.lost(prompt.extra, "openai") == lost
     assert "include" not in responses.body(of_chat(logprobs=False))
+
+
+def test_a_long_end_user_is_as_short_as_everywhere() -> None:
+    prompt = of_responses(safety_identifier="s" * 65, user="u" * 65)
+    sent = request.body(prompt, Quirks())
+    assert (sent["safety_identifier"], sent["user"]) == (short_user("s" * 65), short_user("u" * 65))
 
 
 def test_marks_of_the_cache_cross_with_their_parts() -> None:

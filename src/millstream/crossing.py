@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from millstream.prompt import BETAS, Extra
+from millstream.prompt import BETAS, Extra, short_user
 
 _CHAT, _RESPONSES = "openai", "responses"
 
@@ -59,6 +59,9 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _in_chat(said: Mapping[str, Any]) -> dict[str, Any]:
     fields = _flat(said)
     made = {name: fields[theirs] for name, theirs in _BOTH.items() if theirs in fields}
+    for name in ("safety_identifier", "user"):
+        if isinstance(made.get(name), str):
+            made[name] = short_user(made[name])
     included = fields.get("include")
     if "top_logprobs" in made or (isinstance(included, list) and _LOGPROBS in included):
         made["logprobs"] = True

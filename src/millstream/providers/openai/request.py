@@ -43,7 +43,7 @@ def body(prompt: Prompt, quirks: Quirks) -> dict[str, Any]:
         **{name: value for name in _SAME if (value := getattr(prompt, name)) is not None},
         **crossing.known(prompt.extra, API),
     }
-    if prompt.user is not None:
+    if prompt.user is not None and "user" not in sent:  # by which Responses may say something else
         sent["user"] = asked.short_user(prompt.user)
     if prompt.stop:
         sent["stop"] = list(prompt.stop)
