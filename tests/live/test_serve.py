@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from live.conftest import Ask, Serve
+from live.conftest import Ask, Serve, Server
 from millstream.database import Database
 from millstream.ledger import Ledger
 from millstream.meter import Meter
@@ -207,6 +207,49 @@ async def test_a_signal_ends_streams_settles_them_and_exits_0(
     (row,) = rows(tmp_path)
     assert (row["status"], row["usage_source"]) == ("cancelled", "counted")
     assert row["completion_tokens"] > 0
+
+
+async def uploading(server: Server, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A request whose body does not end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"
+    writer.write(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    await writer.drain()
+    return reader, writer
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "seconds"),
+    [
+        ("/v1/chat/stream", b'{"error":{"code":"draining"', 0),
+        ("/v1/streams", b'{"error":{"code":"draining"', 0),
+        ("/v1/messages", b'{"type":"error","error":{"type":"overloaded_error"', 0),
+        ("/v1/messages/count_tokens", b'{"type":"error","error":{"type":"overloaded_error"', 5),
+        ("/v1/keys", b'{"error":{"code":"draining"', 5),
+    ],
+)
+async def test_who_still_sends_when_the_server_stops_is_told_so(
+    serve: Serve, path: str, shape: bytes, seconds: float
+) -> None:
+    context = serve(MILLSTREAM_PROVIDERS='{"demo": {"type": "scripted"}}', MILLSTREAM_DRAIN_SECONDS="60")
+    server = await asyncio.to_thread(context.__enter__)
+    try:
+        reader, writer = await uploading(server, path)
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        answered = await asyncio.wait_for(reader.read(), 10)
+        assert time.monotonic() - began < seconds + 2
+        head, _, body = answered.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: " in head
+        assert b"\r\nx-request-id: req_" in head
+        assert body.startswith(shape)
+        writer.close()
+        assert await asyncio.to_thread(server.process.wait, 10) == 0
+        assert "ERROR" not in server.printed
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
 
 
 async def test_a_terminal_that_closes_leaves_streams_their_time(serve: Serve, ask: Ask) -> None:

@@ -1,5 +1,6 @@
 """How `millstream serve` writes its lines: what repeats, and what they belong to."""
 
+import asyncio
 import io
 import json
 import logging
@@ -68,3 +69,9 @@ def test_a_line_that_names_one_stream_belongs_to_it(written: io.StringIO) -> Non
     log.error("stream %s cannot be ended", one)
     log.error("streams %s and %s", one, other)
     assert [line.get("stream_id") for line in lines(written)] == [one, None]
+
+
+def test_a_request_that_the_server_has_ended_is_no_failure(written: io.StringIO) -> None:
+    for error in (asyncio.CancelledError("the server stops"), ValueError("a defect")):
+        log.error("Exception in ASGI application\n", exc_info=error)
+    assert [line["message"] for line in lines(written)] == ["Exception in ASGI application\\n (ValueError)"]

@@ -16,9 +16,8 @@ from millstream.errors import ConfigurationError, Misuse
 from millstream.limits import WHATS
 from millstream.runtime import Runtime
 from millstream.server import access_log, openapi, startup_errors, stop_signals
-from millstream.server.dependencies import STATE
 from millstream.server.direct import DirectRoutes
-from millstream.server.errors import http_error
+from millstream.server.errors import STATE, http_error
 from millstream.server.root_path import BelowRootPath
 from millstream.server.routes import (
     ag_ui,

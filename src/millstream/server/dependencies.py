@@ -16,12 +16,11 @@ from millstream.catalog import LLMService
 from millstream.errors import Forbidden, MillstreamError, Misuse, Overloaded, Unauthorized
 from millstream.meter import Meter
 from millstream.runtime import NotRunning, Runtime
-from millstream.server.errors import Refused
+from millstream.server.errors import STATE, Refused
 from millstream.server.openapi import KEY
 from millstream.tickets import is_signed
 
 _CHAT: tuple[Scope, ...] = ("chat",)
-STATE = "_millstream"  # its name in ``app.state``
 
 
 def get_runtime(request: HTTPConnection) -> Runtime:

@@ -1,5 +1,6 @@
 """Errors out: every error of ours as one HTTP response, whatever application it is mounted in."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -35,6 +36,7 @@ from millstream.errors import (
     printable,
 )
 from millstream.log_ids import REQUEST_ID
+from millstream.runtime import Runtime
 
 log = logging.getLogger("millstream.server")
 
@@ -43,6 +45,7 @@ Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _MAX_SHOWN_PATH = 200
 _SCOPE_KEY = "millstream.request_id"
+STATE = "_millstream"  # the name of what runs in ``app.state``
 
 
 class Refused(FastAPIHTTPException):
@@ -159,6 +162,12 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]], dialect: Diale
             return answered(invalid(error.errors()), request)
         except ClientDisconnect:
             return unread_response()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not _is_draining(request):
+                raise
+            task.uncancel()  # the server stops, and waits for this request no longer
+            return answered(Draining(), request)
         except DatabaseAway as error:
             where = printable(f"{request.method} {request.scope['path']}")
             log.error("%s: %s: the database: %s", request_id(request), where, error)
@@ -169,6 +178,11 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]], dialect: Diale
             return answered(fault_of(request, error), request)
 
     return handler
+
+
+def _is_draining(request: Request) -> bool:
+    runtime: Runtime | None = getattr(request.app.state, STATE, None)
+    return runtime is not None and runtime.streams.draining
 
 
 def _is_handled(request: Request, error: Exception) -> bool:

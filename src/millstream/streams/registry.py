@@ -9,7 +9,8 @@ import random
 import secrets
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import Generator
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from typing import TypeAlias
 
 import msgspec
@@ -38,6 +39,7 @@ from millstream.prompt import BETAS
 from millstream.routing import Routed
 from millstream.streams.allowance import demand_of
 from millstream.streams.audience import FollowedStream, ReadableStream, Readers, RemoteStream, SendAway
+from millstream.streams.cancel_scope import CancelScope
 from millstream.streams.pressure import Pressure
 from millstream.streams.producer import Producer
 from millstream.streams.upkeep import Upkeep
@@ -94,6 +96,7 @@ class Streams:
         self._limits = limits or Limits()
         self._running: dict[str, Producer] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._arriving: set[CancelScope] = set()
         self._remote_readers: dict[SendAway, str] = {}
         self._readers = Readers(self._limits.readers)
         self._open: Counter[str] = Counter()  # by owner, of those with a token's limit
@@ -361,12 +364,29 @@ class Streams:
             raise Draining
         self.pressure.check()
 
+    @contextmanager
+    def arriving(self) -> Generator[None]:
+        """To be held while the body of a start is read. Raises what ``admit`` raises, and ``Draining`` as
+        soon as a drain begins.
+        """
+        self.admit()
+        with CancelScope() as scope:
+            self._arriving.add(scope)
+            try:
+                yield
+            finally:
+                self._arriving.remove(scope)
+        if scope.cancelled:
+            raise Draining
+
     async def drain(self, seconds: float) -> None:
         """Refuses new streams and lets the running ones go on for ``seconds``; sends readers of other
         workers' streams away in the meantime, not all at once. Then cancels the rest and waits until all
         are settled; if the database is away, not for ever.
         """
         self.draining = True
+        for scope in self._arriving:
+            scope.cancel()
         loop = asyncio.get_running_loop()
         for send_away in list(self._remote_readers):
             loop.call_later(random.uniform(0, seconds / 2), send_away)  # noqa: S311  # no secret

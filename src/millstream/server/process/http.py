@@ -218,6 +218,11 @@ class Connection(HttpToolsProtocol):
         self._polite.let_head_go()
         self._socket.close()
 
+    def abort(self) -> None:
+        """Closes without waiting for anything."""
+        self._wait(None)
+        self._socket.abort()
+
     def is_closing(self) -> bool:
         return self._lingers or self._socket.is_closing()
 
@@ -357,7 +362,7 @@ class Connection(HttpToolsProtocol):
             case "body":
                 self._refuse(_late("the body", self._bounds.body_seconds))
             case "rest":
-                self._socket.abort()
+                self.abort()
 
     # -- what is refused --------------------------------------------------------------------
 
@@ -365,8 +370,7 @@ class Connection(HttpToolsProtocol):
         """Whether the client may go on."""
         self._discarded += size
         if self._discarded > self._bounds.rest_bytes:
-            self._wait(None)
-            self._socket.abort()
+            self.abort()
             return False
         self._look()
         return True

@@ -1,5 +1,6 @@
 """What `millstream serve` writes to its standard error: one line a record, as text or as JSON."""
 
+import asyncio
 import json
 import logging
 import re
@@ -23,12 +24,18 @@ def configure(level: str, form: Literal["text", "json"], *, access: bool) -> Non
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if form == "json" else _Text())
+    handler.addFilter(_is_no_cut)
     handler.addFilter(_Repeats())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("millstream").setLevel(level.upper())
     logging.getLogger("uvicorn.access").setLevel(logging.INFO if access else logging.WARNING)
+
+
+def _is_no_cut(record: logging.LogRecord) -> bool:
+    """A request that this server itself has ended is no failure, though uvicorn logs it as one."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 class _Repeats(logging.Filter):

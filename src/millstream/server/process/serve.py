@@ -50,7 +50,9 @@ _BACKLOG = 4096
 _DESCRIPTORS = 1 << 20  # a worker asks for no more
 _MODELS_SHOWN = 6
 _KEYS_SHOWN = 3
-_HURRIED_SECONDS = 1  # what connections get to take their last frames, where somebody hurries
+_FINISH_SECONDS = 4  # what requests get to end by themselves, after the drain
+_HURRIED_SECONDS = 1  # the same where somebody hurries
+_READ_SECONDS = 1  # what clients then get to read how they ended
 _DEMOS = {"local": "a demo model on this machine: fluent, often wrong", "scripted": "a script, no model"}
 
 
@@ -122,7 +124,7 @@ def _run(
         proxy_headers=False,  # nothing here depends on where a request says it comes from
         date_header=False,
         backlog=_BACKLOG,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=_FINISH_SECONDS + _READ_SECONDS + 1,
     )
     connections = Connections(_raise_descriptors(), Bounds.for_bodies(settings.max_body_bytes))
     server = _Server(config, connections, millstream, app, listener, banner, ready)
@@ -316,10 +318,19 @@ class _Server(uvicorn.Server):
                 async with asyncio.timeout(_REVOKE_SECONDS):
                     await self._millstream.keys.revoke(self._temporary_key_id)
         self._is_drained = True
-        if self._hurry.is_set():
-            self.config.timeout_graceful_shutdown = _HURRIED_SECONDS
+        ending = asyncio.create_task(self._end_requests(), name="end of requests")
         await super().shutdown(sockets)
+        ending.cancel()
         await self._lifespan.aclose()
+
+    async def _end_requests(self) -> None:
+        """Those that have no answer after a while are told that the server stops; the others are cut."""
+        await asyncio.sleep(_HURRIED_SECONDS if self._hurry.is_set() else _FINISH_SECONDS)
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        await asyncio.sleep(_READ_SECONDS)
+        for connection in list(self.server_state.connections):
+            cast("HttpConnection", connection).abort()
 
     def _say_what_is_waited_for(self, streams: int, seconds: float) -> None:
         log.info(

@@ -111,8 +111,8 @@ async def start(
     ``ClientDisconnect`` where the client leaves first; the stream's policy then applies.
     """
     runtime = get_runtime(request)
-    runtime.streams.admit()
-    ask = await read_body(request, dialect.parse, runtime.settings.max_body_bytes)
+    with runtime.streams.arriving():
+        ask = await read_body(request, dialect.parse, runtime.settings.max_body_bytes)
     if dialect.beta_header and (names := betas(request, dialect.beta_header)):
         ask = ask.trying(dialect.name, names)
     key = idempotency_key(request)

@@ -51,7 +51,8 @@ async def start(request: Request, response: Response, caller: Caller) -> dict[st
     """Starts a stream without following it. Its URLs carry tickets and need no headers: the first is for
     `EventSource`, the second for `sendBeacon`."""
     runtime = get_runtime(request)
-    chat = await read_model(request, ChatRequest, runtime.settings.max_body_bytes)
+    with runtime.streams.arriving():
+        chat = await read_model(request, ChatRequest, runtime.settings.max_body_bytes)
     if "on_disconnect" not in chat.model_fields_set:
         chat = chat.model_copy(update={"on_disconnect": _GRACE})
     source = await runtime.streams.start(caller, ask_of(chat), idempotency_key(request), unread=True)
