@@ -35,6 +35,16 @@ def test_a_key_of_the_environment_goes_to_no_other_server(
         assert settings.providers["openai"].api_key is None
 
 
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a%20b", "a@b:c d", "ä"])
+def test_the_database_is_in_the_data_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    url = Settings(data_dir=folder).resolved_database_url
+    assert missing_file(url) == folder / "millstream.db"
+    Database(url).close()
+    assert missing_file(url) == folder / "millstream.db"  # it has nothing in it
+    assert (folder / "millstream.db").is_file()
+
+
 @pytest.mark.parametrize(
     ("value", "origins"),
     [

@@ -20,6 +20,7 @@ from contextvars import Context
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
@@ -68,6 +69,7 @@ _POSTGRES_OPTIONS = {
     "tcp_user_timeout": 5_000,
     "options": "-c statement_timeout=30000 -c lock_timeout=4000",
 }
+_SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)")
 _SQLITE_LOCKED_MILLISECONDS = 1500  # what a writer waits for another one
 
 
@@ -420,18 +422,25 @@ def _away(error: Exception) -> DatabaseAway:
 def missing_file(url: str) -> Path | None:
     """The file of an SQLite database that is not there, or has nothing in it."""
     with suppress(ArgumentError, ValueError, RuntimeError):  # the last of a home that nobody knows
-        parsed = make_url(url)
+        parsed = _parsed(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database:
             path = Path(parsed.database).expanduser()
             return None if path.exists() and (path.stat().st_size or not path.is_file()) else path
     return None
 
 
+def _parsed(url: str) -> URL:
+    """Raises ``ArgumentError``, or ``ValueError`` of a port that is no number."""
+    parsed = make_url(re.sub("^postgres:", "postgresql:", url))  # what Heroku and others still call it
+    if file := _SQLITE_FILE.match(url):  # which SQLAlchemy before 2.1 does not decode
+        parsed = parsed.set(database=unquote(file[1]))
+    return parsed
+
+
 def _engine(url: str) -> Engine:
     try:
-        # What Heroku and others still call it.
-        parsed = make_url(re.sub("^postgres:", "postgresql:", url))
-    except (ArgumentError, ValueError):  # the latter of a port that is no number
+        parsed = _parsed(url)
+    except (ArgumentError, ValueError):
         raise ConfigurationError(
             "MILLSTREAM_DATABASE_URL is not a database URL; try sqlite:///millstream.db "
             "or postgresql://user@host/name, and write @ : in a password as %40 %3A"

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from pydantic import (
     AfterValidator,
@@ -592,7 +593,7 @@ class Settings(BaseSettings):
 
     @property
     def resolved_database_url(self) -> str:
-        return self.database_url or f"sqlite:///{self.data_dir / 'millstream.db'}"
+        return self.database_url or f"sqlite:///{quote(str(self.data_dir / 'millstream.db'))}"
 
     @property
     def resolved_recordings_dir(self) -> Path:
