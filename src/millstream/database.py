@@ -64,11 +64,9 @@ class RowTaken(RowRefused):
 
 
 # For PostgreSQL: what it does not finish in this time it gives up itself.
-_POSTGRES_OPTIONS = {
-    "connect_timeout": 3,
-    "tcp_user_timeout": 5_000,
-    "options": "-c statement_timeout=30000 -c lock_timeout=4000",
-}
+_POSTGRES_FIXED = {"client_encoding": "utf8", "connect_timeout": 3, "tcp_user_timeout": 5_000}
+_POSTGRES_OPTIONS = "-c statement_timeout=30000 -c lock_timeout=4000"
+_FIXED_OPTION = re.compile("(?:statement|lock)[_-]timeout")
 _SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)")
 _SQLITE_LOCKED_MILLISECONDS = 1500  # what a writer waits for another one
 
@@ -461,13 +459,30 @@ def _engine(url: str) -> Engine:
             pool_pre_ping=not is_sqlite,
             pool_use_lifo=True,  # as few as can be, each of which has sums of its own
             hide_parameters=True,  # its errors are logged, and rows are nobody's business
-            connect_args={} if is_sqlite else _POSTGRES_OPTIONS,
+            connect_args={} if is_sqlite else _postgres_options(parsed),
         )
     except ModuleNotFoundError as error:
         raise missing_extra("PostgreSQL", "postgres") from error
     if is_sqlite:
         sa.event.listen(engine, "connect", _configure_sqlite)
+    else:
+        # Before SQLAlchemy asks anything itself, which fails where texts are bytes.
+        sa.event.listen(engine, "connect", _check_encoding, insert=True)
     return engine
+
+
+def _postgres_options(url: URL) -> dict[str, Any]:
+    """How PostgreSQL is connected, with the options that ``url`` or libpq's variable has. Raises
+    ``ConfigurationError`` where the former are Millstream's to set.
+    """
+    options = " ".join(url.normalized_query.get("options", ()))
+    if fixed := sorted({*(url.query.keys() & _POSTGRES_FIXED.keys()), *_FIXED_OPTION.findall(options)}):
+        raise ConfigurationError(f"MILLSTREAM_DATABASE_URL: leave out {', '.join(fixed)}; Millstream sets it")
+    from psycopg.pq import Conninfo  # here: it is an extra
+
+    preset = next(known.val for known in Conninfo.get_defaults() if known.keyword == b"options")
+    options = options or (preset or b"").decode()
+    return {**_POSTGRES_FIXED, "options": f"{options} {_POSTGRES_OPTIONS}"}
 
 
 def _shown(url: URL) -> str:
@@ -485,6 +500,15 @@ def _make_file(path: Path) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"the file {path} cannot be made: {reason}") from error
     return path
+
+
+def _check_encoding(connection: Any, _record: object) -> None:
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise ConfigurationError(
+            f"the database {connection.info.dbname} keeps its texts in {encoding}, and has to in UTF8; make "
+            "another one with: CREATE DATABASE millstream ENCODING 'UTF8' TEMPLATE template0"
+        )
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from descriptors import no_descriptors
 from millstream.database import Database, DatabaseAway, RowTaken
 from millstream.driver import DriverConnection, Prepared
-from millstream.errors import Overloaded, TooManyStreams
+from millstream.errors import ConfigurationError, Overloaded, TooManyStreams
 from millstream.ledger import Ledger
 from millstream.ledger.leases import LEASE_SECONDS
 from millstream.ledger.rows import Claim, Opening, Settlement
@@ -75,6 +75,60 @@ def administer(url: str, *statements: str) -> None:
         for statement in statements:
             connection.execute(sa.text(statement))
     engine.dispose()
+
+
+# -- how it is connected -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variable", [False, True])
+def test_options_of_postgres_are_kept(
+    own_postgres: Postgres, variable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = own_postgres.url
+    if variable:
+        monkeypatch.setenv("PGOPTIONS", "-c work_mem=5MB -c statement_timeout=1")
+    else:
+        url += "&options=-c%20work_mem%3D5MB"
+    db = Database(url)
+    names = ("work_mem", "statement_timeout", "lock_timeout")
+    shown = db.run(lambda connection: [connection.scalar(sa.text(f"SHOW {name}")) for name in names])
+    db.close()
+    assert shown == ["5MB", "30s", "4s"]
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("tcp_user_timeout=9&connect_timeout=9", "leave out connect_timeout, tcp_user_timeout; Millstream"),
+        ("client_encoding=latin1", "leave out client_encoding; Millstream"),
+        ("options=-c%20statement_timeout%3D9%20--lock-timeout%3D9", "leave out lock-timeout, statement_time"),
+    ],
+)
+def test_options_that_are_not_ones_own_are_refused(query: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Database(f"postgresql://x/y?{query}")
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_of_another_encoding_is_refused_in_words(own_postgres: Postgres, encoding: str) -> None:
+    name = encoding.lower()
+    administer(
+        own_postgres.url,
+        f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
+    )
+    db = Database(own_postgres.url.replace("/postgres?", f"/{name}?"))
+    with pytest.raises(ConfigurationError, match=f"{name} keeps its texts in {encoding}"):
+        db.migrate()
+    db.close()
+
+
+def test_the_encoding_of_a_client_does_not_matter(
+    own_postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
+    db = Database(own_postgres.url)
+    assert db.run(lambda connection: connection.scalar(sa.text("SELECT 'ä'"))) == "ä"
+    db.close()
 
 
 # -- settlements wait ------------------------------------------------------------------------------
