@@ -457,6 +457,7 @@ def _engine(url: str) -> Engine:
             parsed,
             pool_size=4,
             pool_pre_ping=not is_sqlite,
+            pool_reset_on_return=None,  # transactions are ended by then, and a dead connection is no error
             pool_use_lifo=True,  # as few as can be, each of which has sums of its own
             hide_parameters=True,  # its errors are logged, and rows are nobody's business
             connect_args={} if is_sqlite else _postgres_options(parsed),

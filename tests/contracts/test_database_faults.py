@@ -1,6 +1,7 @@
 """What happens to money when the database cannot be had: it waits, it is said, and nothing waits without end."""
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -129,6 +130,23 @@ def test_the_encoding_of_a_client_does_not_matter(
     db = Database(own_postgres.url)
     assert db.run(lambda connection: connection.scalar(sa.text("SELECT 'ä'"))) == "ä"
     db.close()
+
+
+def test_a_session_that_was_ended_while_idle_is_no_error(
+    own_postgres: Postgres, postgres_db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    def use() -> None:
+        postgres_db.run(lambda connection: connection.scalar(sa.text("SELECT 1")))
+        postgres_db.run_by_hand(lambda _: None)
+
+    use()
+    administer(
+        own_postgres.url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'",
+    )
+    use()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 # -- settlements wait ------------------------------------------------------------------------------
