@@ -19,7 +19,7 @@ from millstream.ledger.rows import Receipt
 from millstream.prompt import Extra, Prompt
 from millstream.providers import Finish, Produced, Provider
 from millstream.providers.scripted import ScriptedProvider
-from millstream.server.access_log import HideTickets
+from millstream.server.access_log import HideCredentials
 from millstream.usage import UNKNOWN, Usage
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -387,11 +387,35 @@ async def test_a_stream_that_nobody_comes_to_read_is_cancelled(
         assert (await receipt(app, made["stream_id"]))["status"] == "cancelled"
 
 
-def test_tickets_are_kept_out_of_access_logs() -> None:
-    path = "/v1/streams/str_x/events?ticket=eyJ.a.b&dialect=millstream"
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/v1/streams/str_x/events?ticket=eyJ.a.b&after=1-1", "/v1/streams/str_x/events?ticket=…&after=1-1"),
+        ("/v1/streams/str_x/events?%74icket=eyJa.b.c", "/v1/streams/str_x/events?%74icket=…"),
+        ("/v1/streams/str_x/events?%74icket=e%79Ja.b.c", "/v1/streams/str_x/events?%74icket=…"),
+        (
+            "/v1/streams/str_x/events?after=1-1&%2574icket=abc",
+            "/v1/streams/str_x/events?after=1-1&%2574icket=…",
+        ),
+        ("/v1/models?api_key=sk-1&by=day", "/v1/models?api_key=…&by=day"),
+        ("/v1/models?a=ms_live_abc", "/v1/models?a=…"),
+        ("/v1/models?ms%5Flive_abc", "/v1/models?…"),
+        ("/v1/streams/ms_test_abc/events", "/v1/streams/…/events"),
+        ("/v1/ms%255flive_abc", "/v1/…"),
+        (f"/v1/%{'25' * 30_000}/a", "/v1/…/a"),
+        ("/v1/usage?by=day&since=2026-01-01", "/v1/usage?by=day&since=2026-01-01"),
+        ("/v1/chat/stream", "/v1/chat/stream"),
+    ],
+)
+def test_credentials_are_kept_out_of_access_logs(path: str, shown: str) -> None:
     record = logging.LogRecord("uvicorn.access", 20, "", 0, "%s %s %d", ("GET", path, 200), None)
-    assert HideTickets().filter(record)
-    assert record.getMessage() == "GET /v1/streams/str_x/events?ticket=…&dialect=millstream 200"
+    assert HideCredentials().filter(record)
+    assert record.getMessage() == f"GET {shown} 200"
+
+
+async def test_a_path_with_a_key_in_it_is_not_repeated(run: Run) -> None:
+    async with run() as app, get(app.app, f"/v1/nothing/{app.key}", app.key) as call:
+        assert (await call.finished()).json["error"]["message"] == "there is nothing at /v1/nothing/…"
 
 
 # -- idempotency -----------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ class Millstream(Runtime):
         """``lifespan`` without a word."""
         if hasattr(app.state, STATE):
             raise Misuse("an application runs one Millstream")
-        with access_log.hidden_tickets():
+        with access_log.hidden_credentials():
             async with self:
                 setattr(app.state, STATE, self)
                 try:

@@ -34,6 +34,7 @@ from millstream.errors import (
     UnsupportedEncoding,
     fault,
     printable,
+    without_credentials,
 )
 from millstream.log_ids import REQUEST_ID
 from millstream.runtime import Runtime
@@ -83,10 +84,14 @@ def new_request_id() -> str:
 
 def fault_of(request: Request, error: Exception, *, stream_id: str = "") -> Internal:
     """An unexpected exception -> what the caller is told, and a line in the log under the same id."""
-    where = f"{request.method} {request.scope['path']}"
+    where = _asked(request)
     return fault(
         log, request_id(request), error, where=f"stream {stream_id}, {where}" if stream_id else where
     )
+
+
+def _asked(request: Request) -> str:
+    return f"{request.method} {without_credentials(request.scope['path'])}"
 
 
 def error_headers(error: MillstreamError, request_id: str, stream_id: str = "") -> dict[str, str]:
@@ -169,7 +174,7 @@ def with_errors(handle: Callable[[Request], Awaitable[Response]], dialect: Diale
             task.uncancel()  # the server stops, and waits for this request no longer
             return answered(Draining(), request)
         except DatabaseAway as error:
-            where = printable(f"{request.method} {request.scope['path']}")
+            where = printable(_asked(request))
             log.error("%s: %s: the database: %s", request_id(request), where, error)
             return answered(Overloaded("the database does not answer; try again"), request)
         except Exception as error:
@@ -244,7 +249,7 @@ def _without_body(send: Send) -> Send:
 
 
 def _nothing_at(path: str) -> NotFound:
-    return NotFound(f"there is nothing at {path[:_MAX_SHOWN_PATH]}")
+    return NotFound(f"there is nothing at {without_credentials(path)[:_MAX_SHOWN_PATH]}")
 
 
 async def http_error(request: Request, error: Exception) -> Response:
