@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import re
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -129,3 +132,31 @@ def test_a_damaged_database_is_one_line(tmp_path: Path, arguments: tuple[str, ..
     assert result.returncode == 2
     assert result.stderr.endswith("millstream.db: its file is damaged (DatabaseError)\n")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_reader_of_the_log_that_stands_still_stops_nobody(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "millstream", "serve", "--port", "0"]
+    more = {
+        "MILLSTREAM_PROVIDERS": DEMO,
+        "MILLSTREAM_ACCESS_LOG": "true",
+        "MILLSTREAM_MAX_LAG_SECONDS": "3600",
+    }
+    output = tmp_path / "output"
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env={**os.environ, **more}, stdout=out, stderr=subprocess.PIPE
+        )
+    assert process.stderr is not None
+    try:
+        port = wait_for(lambda: re.search(r"http://[\d.]+:(\d+)", output.read_text()), process)[1]
+        for _ in range(60):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/{'x' * 30_000}", timeout=5)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+            assert answer.status == 200
+        process.terminate()
+        assert process.wait(15) == 0
+    finally:
+        process.kill()
+        written = process.communicate()[1]
+    assert 10 < written.count(b"xxx HTTP/1.1") < 60

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,3 +76,46 @@ def test_a_request_that_the_server_has_ended_is_no_failure(written: io.StringIO)
     for error in (asyncio.CancelledError("the server stops"), ValueError("a defect")):
         log.error("Exception in ASGI application\n", exc_info=error)
     assert [line["message"] for line in lines(written)] == ["Exception in ASGI application\\n (ValueError)"]
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """What reads the standard error, which is a pipe of 64 KiB, through ``logs``."""
+    loggers = [logging.getLogger(name) for name in (None, "millstream", "uvicorn.access")]
+    before = [(logger, logger.handlers, logger.level) for logger in loggers]
+    reader, writer = os.pipe()
+    monkeypatch.setattr(logs, "_PIPE_BYTES", 1 << 16)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        logs.configure("info", "json", access=False)
+        yield reader
+    for logger, handlers, level in before:
+        logger.handlers = handlers
+        logger.setLevel(level)
+    os.close(reader)
+
+
+@pytest.mark.parametrize("size", [1, 3_000, 10_000])
+def test_a_reader_that_stands_still_stops_nobody(pipe: int, size: int) -> None:
+    text = "x" * size
+    for i in range(2_000):
+        log.info("%d %s", i, text)
+    read = os.read(pipe, 1 << 20)
+    for i in range(3):
+        log.info("again %d", i)
+    *earlier, lost, again, again_1, again_2 = (read + os.read(pipe, 1 << 20)).decode().splitlines()
+    whole = [json.loads(line)["message"] for line in earlier if line.endswith("}")]
+    assert len(earlier) - len(whole) <= 1  # the one that was torn
+    assert whole == [f"{i} {text}" for i in range(len(whole))]
+    assert (
+        json.loads(lost)["message"] == f"{2_000 - len(whole)} lines of this log were lost: nobody has read it"
+    )
+    assert [json.loads(line)["message"] for line in (again, again_1, again_2)] == [
+        f"again {i}" for i in range(3)
+    ]
+
+
+def test_a_long_line_that_is_read_is_whole(pipe: int) -> None:
+    log.info("x" * 20_000)
+    log.info("y")
+    assert [len(json.loads(line)["message"]) for line in os.read(pipe, 1 << 20).splitlines()] == [20_000, 1]

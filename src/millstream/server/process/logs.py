@@ -1,17 +1,23 @@
 """What `millstream serve` writes to its standard error: one line a record, as text or as JSON."""
 
 import asyncio
+import fcntl
 import json
 import logging
+import os
 import re
+import select
+import stat
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from millstream import log_ids
 from millstream.errors import printable
 
 _REPEAT_SECONDS = 10.0  # between two lines of the background that are the same
 _MAX_REPEATED = 100
+_PIPE_BYTES = 1 << 20  # as much as Linux lets everybody have
 _STREAM_ID = re.compile(r"\bstr_[\w-]{22}(?![\w-])")
 _ACCESS = ("client", "method", "path", "http_version", "status")  # the arguments of uvicorn's lines
 
@@ -22,7 +28,7 @@ def configure(level: str, form: Literal["text", "json"], *, access: bool) -> Non
     """
     # Names of threads and processes, which no line has, need not be looked up for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_is_no_cut)
     handler.addFilter(_Repeats())
@@ -31,6 +37,66 @@ def configure(level: str, form: Literal["text", "json"], *, access: bool) -> Non
     root.setLevel(logging.WARNING)
     logging.getLogger("millstream").setLevel(level.upper())
     logging.getLogger("uvicorn.access").setLevel(logging.INFO if access else logging.WARNING)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes to the standard error. A pipe is never waited for: while its reader stands still, lines are
+    lost, and counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pipe = _pipe_of(self.stream)
+        self._ready = select.poll()
+        if self._pipe is not None:
+            self._ready.register(self._pipe, select.POLLOUT)
+        self._lost = 0
+        self._torn = False  # the last line has no end
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._pipe is None:
+            super().emit(record)
+            return
+        try:
+            if self._lost and self._write(self._pipe, _loss(self._lost)):
+                self._lost = 0
+            if self._lost or not self._write(self._pipe, record):
+                self._lost += 1
+        except Exception:
+            self.handleError(record)
+
+    def _write(self, pipe: int, record: logging.LogRecord) -> bool:
+        """Whether the pipe has taken all of it. One that takes anything takes ``PIPE_BUF`` bytes."""
+        line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        if self._torn:
+            line = b"\n" + line
+        for start in range(0, len(line), select.PIPE_BUF):
+            if not self._ready.poll(0):
+                self._torn = self._torn or start > 0
+                return False
+            os.write(pipe, line[start : start + select.PIPE_BUF])
+        self._torn = False
+        return True
+
+
+def _pipe_of(stream: TextIO) -> int | None:
+    """The descriptor of ``stream`` where it is a pipe, which is made as large as it may be."""
+    try:
+        descriptor = stream.fileno()
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return None
+    except (OSError, ValueError):  # it is no file
+        return None
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return descriptor
+
+
+def _loss(lines: int) -> logging.LogRecord:
+    said = "%d line%s of this log %s lost: nobody has read it"
+    given = (lines, "" if lines == 1 else "s", "was" if lines == 1 else "were")
+    return logging.LogRecord("millstream.server", logging.WARNING, __file__, 0, said, given, None)
 
 
 def _is_no_cut(record: logging.LogRecord) -> bool:
