@@ -197,10 +197,10 @@ def refusal(answered: bytes) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("begin", "piece", "expected"),
     [
-        (b"GET / HTTP/1.1\r\nX: ", b"x" * 1000, (431, "too_large")),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"x" * 1000, (431, "too_large")),
         (b"GET /", b"x" * 1000, (431, "too_large")),
-        (b"GET / HTTP/1.1\r\n", b"X: %s\r\n" % (b"x" * 500), (431, "too_large")),
-        (b"GET / HTTP/1.1\r\n", b"X:\r\n" * 200, (431, "too_large")),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X: %s\r\n" % (b"x" * 500), (431, "too_large")),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X:\r\n" * 200, (431, "too_large")),
         (b"", b"\r\n" * 500, (400, "invalid_request")),
         (CHUNKED + b"1\r\nx\r\n0\r\nX: ", b"x" * 1000, (400, "invalid_request")),
         (CHUNKED + b"1\r\nx\r\n0\r\n", b"X:\r\n" * 200, (431, "too_large")),
@@ -227,7 +227,9 @@ async def test_a_head_that_does_not_end_is_refused(
 @on_uvloop
 async def test_a_head_may_have_64_kib(size: int, at_once: bool) -> None:
     async with edge(Greeter()) as port, client(port) as (reader, writer):
-        head = b"GET / HTTP/1.1\r\nConnection: close\r\n" + b"X: %s\r\n" % (b"x" * 1000) * (size // 1006)
+        head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + b"X: %s\r\n" % (b"x" * 1000) * (
+            size // 1006
+        )
         for piece in [head + b"\r\n"] if at_once else [head[:-100], head[-100:], b"\r\n"]:
             writer.write(piece)
             await writer.drain()
@@ -242,11 +244,11 @@ async def test_a_head_may_have_64_kib(size: int, at_once: bool) -> None:
     "request_",
     [
         b"HELLO\r\n\r\n",
-        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
-        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
     ],
     ids=["junk", "field", "tls", "two lengths", "length and chunks", "negative"],
 )
@@ -256,6 +258,46 @@ async def test_what_is_not_http_is_a_400(request_: bytes) -> None:
     async with edge(Greeter()) as port, client(port) as (reader, writer):
         writer.write(request_)
         assert refusal(await everything(reader)) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"1.1\r\nHost: x", 200),
+        (b"1.1\r\nhost: a_b.example.:8000", 200),
+        (b"1.1\r\nHost: [::1]:80", 200),
+        (b"1.1\r\nHost:", 200),  # the address of what is asked has no host
+        (b"1.0", 200),
+        (b"1.0\r\nHost: x", 200),
+        (b"1.1\r\nX: y", 400),
+        (b"1.1\r\nHost: x\r\nHost: x", 400),
+        (b"1.0\r\nHost: x\r\nHost: y", 400),
+        (b"1.1\r\nHost: x/y", 400),
+        (b"1.1\r\nHost: x y", 400),
+        (b"1.1\r\nHost: http://x", 400),
+        (b"1.1\r\nHost: x:y", 400),
+        (b"1.1\r\nHost: \xc3\xa4", 400),
+    ],
+)
+@on_uvloop
+async def test_a_request_has_one_host(head: bytes, status: int) -> None:
+    async with edge(Greeter()) as port, client(port) as (reader, writer):
+        writer.write(b"GET / HTTP/%b\r\nConnection: close\r\n\r\n" % head)
+        answered = await everything(reader)
+    assert answered.startswith(b"HTTP/1.1 %d" % status)
+    assert status == 200 or refusal(answered) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(("version", "told"), [(b"1.1", True), (b"1.0", False)])
+@on_uvloop
+async def test_who_speaks_http_1_0_is_not_told_to_go_on(version: bytes, told: bool) -> None:
+    async with edge(Greeter()) as port, client(port) as (reader, writer):
+        head = b"POST / HTTP/%b\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n" % version
+        writer.write(head)
+        await asyncio.sleep(0.1)
+        writer.write(b"x")
+        answered = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n/"), 5)
+    assert answered.startswith(b"HTTP/1.1 100 Continue\r\n\r\n") == told
 
 
 @on_uvloop
@@ -292,9 +334,9 @@ async def test_an_offer_to_change_the_protocol_is_ignored(offer: bytes, cut: str
     """spec/faults.md: C30."""
     app = Greeter()
     lengths = b"POST /a HTTP/1.1\r\n%bHost: x\r\nContent-Length: 5\r\n\r\nhello" % offer
-    chunks = b"POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n%b\r\n" % offer
+    chunks = b"POST /b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n%b\r\n" % offer
     chunks += b"3\r\nwor\r\n2\r\nld\r\n0\r\n\r\n"
-    bare = b"GET /c HTTP/1.1\r\n%bX: y\r\n\r\n" % offer
+    bare = b"GET /c HTTP/1.1\r\nHost: x\r\n%bX: y\r\n\r\n" % offer
     sent = lengths + chunks + bare + GET + lengths
     async with edge(app) as port, client(port) as (reader, writer):
         for piece in [sent] if cut == "at once" else [sent[i : i + 1] for i in range(len(sent))]:
@@ -315,7 +357,7 @@ async def test_an_offer_does_not_change_what_a_head_may_have() -> None:
             (b"Content-Length: 5\r\nContent-Length: 6\r\n", 400),
         ]:
             async with client(port) as (reader, writer):
-                writer.write(b"POST / HTTP/1.1\r\n%b%b\r\nhello" % (OFFERS["h2c"], head))
+                writer.write(b"POST / HTTP/1.1\r\nHost: x\r\n%b%b\r\nhello" % (OFFERS["h2c"], head))
                 assert refusal(await everything(reader))[0] == expected
 
 
@@ -323,7 +365,7 @@ async def test_an_offer_does_not_change_what_a_head_may_have() -> None:
 async def test_an_offer_under_a_running_answer_waits_for_its_turn_and_leaving_is_noticed() -> None:
     app = Silent()
     async with edge(app) as port, client(port) as (_, writer):
-        writer.write(GET + b"POST /a HTTP/1.1\r\n%bContent-Length: 5\r\n\r\nhel" % OFFERS["h2c"])
+        writer.write(GET + b"POST /a HTTP/1.1\r\nHost: x\r\n%bContent-Length: 5\r\n\r\nhel" % OFFERS["h2c"])
         await app.begun.wait()
         writer.close()
         await asyncio.wait_for(app.left.wait(), 2)
@@ -384,7 +426,7 @@ async def test_a_head_that_comes_a_byte_at_a_time_is_ended(first: bytes) -> None
         if first:
             writer.write(first)
             await asyncio.wait_for(reader.readuntil(b"\r\n\r\n/"), 5)
-        writer.write(b"GET / HTTP/1.1\r\nX: ")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX: ")
         sending = asyncio.create_task(drip(writer))
         began = time.monotonic()
         assert refusal(await everything(reader)) == (408, "invalid_request")
@@ -518,7 +560,9 @@ async def test_a_client_that_goes_on_sending_under_its_answer_is_cut_off() -> No
 async def test_requests_at_once_are_answered_in_their_order() -> None:
     async with edge(Greeter()) as port, client(port) as (reader, writer):
         for _ in range(100):  # more than 64 KiB in all
-            writer.write(b"".join(b"GET /%d HTTP/1.1\r\nX: %s\r\n\r\n" % (i, b"x" * 100) for i in range(9)))
+            writer.write(
+                b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n" % (i, b"x" * 100) for i in range(9))
+            )
             writer.write(POST % 5000 + b"x" * 5000)
             for path in (*(b"/%d" % i for i in range(9)), b"/"):
                 received = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n" + path), 5)
@@ -547,7 +591,7 @@ async def test_the_head_of_an_answer_goes_with_what_follows_it(method: str) -> N
 
     async with edge(Greeter(), protocol=Remembering) as port, client(port) as (reader, writer):
         for _ in range(2):
-            writer.write(f"{method} /x HTTP/1.1\r\n\r\n".encode())
+            writer.write(f"{method} /x HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             await asyncio.wait_for(reader.readuntil(b"\r\n\r\n" + b"/x" * (method == "GET")), 5)
     assert [one.startswith(b"HTTP/1.1 200") for one in writes] == [True, True]
 
@@ -561,7 +605,7 @@ async def test_a_head_with_nothing_behind_it_is_not_lost(way: str) -> None:
             raise RuntimeError
 
     async with edge(app) as port, client(port) as (reader, writer):
-        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await everything(reader)).startswith(b"HTTP/1.1 200")
 
 
@@ -585,7 +629,7 @@ async def test_a_body_can_be_written_in_any_turn_while_its_client_takes_it() -> 
         await send({"type": "http.response.body", "body": b"d", "more_body": False})
 
     async with edge(app) as port, client(port) as (reader, writer):
-        writer.write(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         await asyncio.wait_for(ended.wait(), 5)
         received = await everything(reader)
         assert received.endswith(b"1\r\nd\r\n0\r\n\r\n")
@@ -609,7 +653,7 @@ async def test_who_answers_is_told_at_once_that_its_client_leaves() -> None:
         assert (await receive())["type"] == "http.disconnect"
 
     async with edge(app) as port, client(port) as (_, writer):
-        writer.write(b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n")
         await asyncio.wait_for(asks.wait(), 5)
         writer.write(b"x")
         await asyncio.wait_for(waits.wait(), 5)
@@ -631,7 +675,7 @@ async def test_a_request_is_freed_without_the_collector() -> None:
     try:
         async with edge(app) as port, client(port) as (reader, writer):
             for _ in range(2):
-                writer.write(b"GET / HTTP/1.1\r\n\r\n")
+                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
                 await reader.readuntil(b"\r\n\r\n")
             await asyncio.sleep(0)
             assert requests[0]() is None
@@ -642,7 +686,7 @@ async def test_a_request_is_freed_without_the_collector() -> None:
 @on_uvloop
 async def test_of_too_many_requests_at_once_the_first_are_answered() -> None:
     async with edge(Greeter()) as port, client(port) as (reader, writer):
-        writer.write(b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % i for i in range(100)))
+        writer.write(b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % i for i in range(100)))
         answers = (await everything(reader)).split(b"HTTP/1.1 200 OK\r\n")[1:]
         assert [answered.rpartition(b"/")[2] for answered in answers] == [b"%d" % i for i in range(17)]
         assert [b"connection: close" in answered for answered in answers] == [False] * 16 + [True]
@@ -780,7 +824,7 @@ async def test_a_body_over_the_limit_is_told_so(run: Run) -> None:
     async with run(max_body_bytes=65_536) as application, edge(application.app) as port:
         key = application.key.encode()
         for path in (b"/v1/chat/stream", b"/v1/streams"):
-            head = b"POST %s HTTP/1.1\r\nAuthorization: Bearer %s\r\n" % (path, key)
+            head = b"POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n" % (path, key)
             announced = head + b"Content-Length: %d\r\n\r\n" % (2 << 20)
             received = await asyncio.to_thread(send_all, port, announced, b" " * 65_536, 32)
             assert refusal(received) == (413, "too_large")
@@ -890,7 +934,7 @@ async def test_twenty_heads_of_16_mib_take_no_memory(small_server: Server) -> No
 
     async def send() -> None:
         async with client(small_server.port) as (reader, writer):
-            writer.write(b"GET / HTTP/1.1\r\nX: ")
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX: ")
             sending = asyncio.create_task(flood(writer, b"x" * 65_536, 16 << 20))
             with suppress(ConnectionError):  # beyond the 16 MiB that are thrown away
                 assert refusal(await everything(reader)) == (431, "too_large")

@@ -14,7 +14,9 @@ uvicorn's protocol on httptools, which leaves these to a proxy. What is differen
 6. What the protocol refuses by itself has the shape of all our errors.
 7. An offer to change the protocol, as Java's HttpClient makes with each request, is ignored (RFC 9110 §7.8).
    httptools stops at it and takes the body for the other protocol.
-8. HTTP/1.0 knows no chunks: a response of unknown length ends with its connection (RFC 9112 §6.3).
+8. HTTP/1.0 knows no chunks: a response of unknown length ends with its connection (RFC 9112 §6.3). Nor does
+   it know of responses before the response: it is not told to go on with a body (RFC 9110 §10.1.1).
+9. A request has one Host, with a name and maybe a port; none in HTTP/1.0 (RFC 9112 §3.2).
 
 What a connection is waited for:
 
@@ -28,6 +30,7 @@ Whoever is not waited for (None) is watched for leaving only. One timer looks at
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
+_HOST = re.compile(rb"(?:\[[\w.:~!$&'()*+,;=%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::\d*)?")
 _BEFORE_AN_ANSWER = b"HTTP/1.1 100 "
 _PAUSING: tuple[Waits, ...] = ("body", "rest")  # whose clock is set anew by every byte
 _SPARE: tuple[Waits, ...] = ("request", "rest")  # in which a connection can be closed to make room
@@ -272,6 +276,13 @@ class Connection(HttpToolsProtocol):
             raise ValueError
         if self.parser.should_upgrade():
             return  # the parser stops next (7)
+        version = self.parser.get_http_version()
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or not (_HOST.fullmatch(hosts[0]) if hosts else version == "1.0"):
+            self._refusal = _malformed("a request has one Host, with a name and maybe a port")
+            raise ValueError
+        if version == "1.0":
+            self.expect_100_continue = False
         self._loose = self._discarded = 0
         self._reads = "body"
         super().on_headers_complete()
@@ -534,8 +545,8 @@ def _without_chunks(app: "ASGI3Application", cycle: RequestResponseCycle) -> "AS
     return lambda scope, receive, _: app(scope, receive, send)
 
 
-def _malformed() -> MillstreamError:
-    return ReportedError(InvalidRequest.code, "this is not a request of HTTP/1.1", status=400)
+def _malformed(why: str = "this is not a request of HTTP/1.1") -> MillstreamError:
+    return ReportedError(InvalidRequest.code, why, status=400)
 
 
 def _late(what: str, seconds: float) -> MillstreamError:
