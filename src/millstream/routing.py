@@ -147,6 +147,7 @@ class _Asked:
     """A deployment that is asked, and what it has said before its first content."""
 
     __slots__ = (
+        "_clock",
         "_first_content_at",
         "_started_at",
         "deployment",
@@ -155,12 +156,13 @@ class _Asked:
         "stream",
     )
 
-    def __init__(self, deployment: Deployment, prompt: Prompt) -> None:
+    def __init__(self, deployment: Deployment, prompt: Prompt, clock: float) -> None:
         self.deployment = deployment
         self.stream = deployment.provider.stream(prompt, deployment.upstream_name)
         self.said: list[Batch] = []
         self.has_ended = False
-        self._started_at = time.time()
+        self._clock = clock
+        self._started_at = clock + time.monotonic()
         self._first_content_at: float | None = None
         deployment.circuit.begin()
 
@@ -169,7 +171,7 @@ class _Asked:
         async for batch in self.stream:
             self.said.append(batch)
             if not all(isinstance(item, _NO_CONTENT) for item in batch):
-                self._first_content_at = time.time()
+                self._first_content_at = self._clock + time.monotonic()
                 self.deployment.circuit.succeeded()
                 return
 
@@ -184,7 +186,7 @@ class _Asked:
     def attempt(self, error: str | None, bill: Bill | None = None) -> Attempt:
         """The attempt as if it ended now."""
         one = self.deployment
-        times = (self._started_at, time.time(), self._first_content_at)
+        times = (self._started_at, self._clock + time.monotonic(), self._first_content_at)
         return Attempt(one.provider_name, one.upstream_name, *times, error, bill)
 
     @property
@@ -208,6 +210,7 @@ class Routed:
     __slots__ = (
         "_asked",
         "_attempts",
+        "_clock",
         "_made",
         "_may_be_billed",
         "_order",
@@ -217,12 +220,17 @@ class Routed:
 
     def __init__(self, model: Model, prompt: Prompt) -> None:
         self.model = model
+        self._clock = time.time() - time.monotonic()  # which it goes by, wherever the system's is set to
         self._prompt: Prompt | None = prompt  # until there is nothing more to ask
         self._order = model.order()
         self._made = 0  # attempts
         self._attempts: list[Attempt] = []  # that have ended
         self._asked: _Asked | None = None  # that the answer is of, or else is expected of
         self._may_be_billed = False  # for one that has failed beside another
+
+    def now(self) -> float:
+        """The time, counted from when this was made: a system's clock that is set moves no duration."""
+        return self._clock + time.monotonic()
 
     @property
     def deployment(self) -> Deployment:
@@ -263,7 +271,7 @@ class Routed:
 
     def _ask_next(self) -> _Asked:
         assert self._prompt is not None
-        asked = _Asked(self._order[self._made % len(self._order)], self._prompt)
+        asked = _Asked(self._order[self._made % len(self._order)], self._prompt, self._clock)
         self._made += 1
         return asked
 

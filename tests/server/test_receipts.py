@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import logging
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -138,6 +140,28 @@ async def page(app: Running, key: str, query: str = "") -> Any:
 async def ask(app: Running, key: str, **more: object) -> str:
     async with post(app.app, "/v1/chat", {**BODY, **more}, key) as call:
         return str((await call.finished()).json["stream_id"])
+
+
+@pytest.mark.parametrize("seconds", [-172_800, 34_560_000])
+async def test_a_clock_that_is_set_under_a_stream_moves_none_of_its_durations(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seconds: float
+) -> None:
+    real = time.time
+
+    async def set_clock() -> None:
+        monkeypatch.setattr("time.time", lambda: real() + seconds)
+
+    script: Script = [set_clock, TextDelta("Hello"), 0.01, Finish("stop", USAGE)]
+    with caplog.at_level(logging.INFO, "millstream.stream"):
+        async with run({"s": ScriptedProvider({"m": script})}) as app:
+            stream_id = await ask(app, app.key)
+            await app.idle()
+            told = await receipt(app, stream_id)
+    timings, (attempt,) = told["timings"], told["attempts"]
+    assert 0 <= timings["queued"] <= timings["first_event"] < timings["ended"] < 60
+    assert attempt["started_at"] <= attempt["first_content_at"] < attempt["ended_at"]
+    (line,) = [record for record in caplog.records if record.name == "millstream.stream"]
+    assert 0 <= line.fields["first_event_seconds"] <= line.fields["seconds"] < 60  # type: ignore[attr-defined]
 
 
 async def test_pages_have_every_stream_once_the_newest_first(

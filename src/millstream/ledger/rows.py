@@ -368,12 +368,14 @@ def _usage(row: RowMapping) -> Usage:
 
 
 def _timings(row: RowMapping) -> Timings:
-    return Timings(
-        *(
-            None if at is None else round(at - row["created_at"], 6)
-            for at in (row["called_at"], row["first_event_at"], row["ended_at"])
-        )
-    )
+    """None of them is before the one before it, as clocks of two workers may have it."""
+    seconds: list[float | None] = []
+    latest = 0.0
+    for at in (row["called_at"], row["first_event_at"], row["ended_at"]):
+        if at is not None:
+            latest = max(latest, round(at - row["created_at"], 6))
+        seconds.append(None if at is None else latest)
+    return Timings(*seconds)
 
 
 def to_orphan(row: RowMapping) -> Orphan:

@@ -28,7 +28,6 @@ Whatever comes first decides: once a stream is ending, nothing changes what it e
 
 import asyncio
 import logging
-import time
 from contextlib import AbstractContextManager, suppress
 from enum import Enum
 from functools import partial
@@ -365,7 +364,7 @@ class Producer:
         if not events:
             return
         if self._first_event_at is None:
-            self._first_event_at = time.time()
+            self._first_event_at = self._routed.now()
         try:
             await self._journal.append(self.info.stream_id, events)
         except StreamFull:
@@ -451,7 +450,7 @@ class Producer:
             usage,
             charge,
             self._first_event_at,
-            time.time(),
+            self._routed.now(),
             deployment.provider_name,
             deployment.upstream_name,
             by,
