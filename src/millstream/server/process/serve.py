@@ -321,16 +321,23 @@ class _Server(uvicorn.Server):
         ending = asyncio.create_task(self._end_requests(), name="end of requests")
         await super().shutdown(sockets)
         ending.cancel()
+        if left := self._cancel_requests():  # somebody hurries
+            await asyncio.wait(left, timeout=_READ_SECONDS)
         await self._lifespan.aclose()
 
     async def _end_requests(self) -> None:
         """Those that have no answer after a while are told that the server stops; the others are cut."""
         await asyncio.sleep(_HURRIED_SECONDS if self._hurry.is_set() else _FINISH_SECONDS)
-        for task in list(self.server_state.tasks):
-            task.cancel()
+        self._cancel_requests()
         await asyncio.sleep(_READ_SECONDS)
         for connection in list(self.server_state.connections):
             cast("HttpConnection", connection).abort()
+
+    def _cancel_requests(self) -> list[asyncio.Task[None]]:
+        tasks = list(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        return tasks
 
     def _say_what_is_waited_for(self, streams: int, seconds: float) -> None:
         log.info(
