@@ -54,7 +54,7 @@ from millstream.limits import Standing
 from millstream.version import DOCS
 
 _CREDENTIAL = re.compile(r"ms_(?:live|test)_|eyJ[\w-]*\.")
-_SECRET_NAME = re.compile("ticket|key|token|secret|passw|auth", re.IGNORECASE)
+_SECRET_NAME = re.compile("(?:ticket|key|token|secret|password|authorization)$", re.IGNORECASE)
 _MAX_ENCODED = 4
 _MAX_LOGGED = 200  # characters of a text that somebody else has chosen
 

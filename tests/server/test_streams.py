@@ -404,6 +404,7 @@ async def test_a_stream_that_nobody_comes_to_read_is_cancelled(
         ("/v1/ms%255flive_abc", "/v1/…"),
         (f"/v1/%{'25' * 30_000}/a", "/v1/…/a"),
         ("/v1/usage?by=day&since=2026-01-01", "/v1/usage?by=day&since=2026-01-01"),
+        ("/search?author=ann&keywords=a+b", "/search?author=ann&keywords=a+b"),
         ("/v1/chat/stream", "/v1/chat/stream"),
     ],
 )
