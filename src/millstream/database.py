@@ -508,7 +508,7 @@ def _check_encoding(connection: Any, _record: object) -> None:
     if encoding != "UTF8":
         raise ConfigurationError(
             f"the database {connection.info.dbname} keeps its texts in {encoding}, and has to in UTF8; make "
-            "another one with: CREATE DATABASE millstream ENCODING 'UTF8' TEMPLATE template0"
+            "another one with: CREATE DATABASE millstream ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
         )
 
 
