@@ -95,3 +95,33 @@ async def test_what_an_answer_says_is_shown(page: Page, site: Site) -> None:
     await expect(shown.locator(":scope > ol")).to_have_count(1)
     await expect(shown.locator(":scope > ol > li")).to_have_count(3)
     await expect(shown.locator("li pre")).to_contain_text("make")
+
+
+RIGHT_TO_LEFT = """```js
+f(x);
+```
+
+שלום, `./run.sh --all` וגם `f(x);`:
+
+- `npm i;`
+
+```sh
+$ rm -rf build/
+```
+"""
+DIRECTIONS = "(all) => [...new Set(all.map((one) => getComputedStyle(one).direction))]"
+
+
+async def test_code_runs_from_left_to_right_in_an_answer_that_does_not(page: Page, site: Site) -> None:
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
+    await ask(page)
+    await site.model.words.put(RIGHT_TO_LEFT)
+    await site.model.words.put(None)
+    await expect(answer(page)).to_have_attribute("data-status", "done")
+    shown = answer(page).locator(".markdown")
+    await expect(shown.locator("pre")).to_have_count(2)
+    assert await shown.locator("pre, code").evaluate_all(DIRECTIONS) == ["ltr"]
+    # Also one that begins with code.
+    assert await shown.locator(":scope, p, li").evaluate_all(DIRECTIONS) == ["rtl"]
+    isolates = "(all) => all.every((one) => getComputedStyle(one).unicodeBidi === 'isolate')"
+    assert await shown.locator("code").evaluate_all(isolates)

@@ -116,7 +116,9 @@ function PartBlock({ part, onResult }: { part: Part; onResult: Props["onResult"]
       return (
         <details className="reasoning">
           <summary>Reasoning</summary>
-          <div className="text">{part.text}</div>
+          <div className="text" dir="auto">
+            {part.text}
+          </div>
         </details>
       );
     case "tool-call":

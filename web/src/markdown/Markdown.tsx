@@ -242,12 +242,12 @@ function withCalls<One extends Unit>(units: readonly One[], called: string): [On
 }
 
 function codeOf({ code, runs }: Extract<Block, { type: "code" }>): ReactNode {
-  const Frame = COMPONENTS.pre;
+  const { pre: Frame, code: Code } = COMPONENTS;
   const language = code.lang?.split(/\s+/)[0];
   const isBlank = runs.length === 1 && runs[0] === "\n";
   return (
     <Frame>
-      <code className={language ? `language-${language}` : undefined}>{isBlank ? "" : runs}</code>
+      <Code className={language ? `language-${language}` : undefined}>{isBlank ? "" : runs}</Code>
     </Frame>
   );
 }

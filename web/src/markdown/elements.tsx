@@ -3,7 +3,14 @@
 import type { ComponentProps } from "react";
 import { useRef, useState } from "react";
 
-export const COMPONENTS = { a: Link, img: Image, input: CheckBox, pre: CodeBlock, table: ScrolledTable };
+export const COMPONENTS = {
+  a: Link,
+  code: Code,
+  img: Image,
+  input: CheckBox,
+  pre: CodeBlock,
+  table: ScrolledTable,
+};
 
 /** Where a link may lead: elsewhere, or to a footnote. Other links to this page could carry a key into it. */
 function isAllowed(href: string): boolean {
@@ -48,6 +55,15 @@ function ScrolledTable({ children }: ComponentProps<"table">) {
   );
 }
 
+/** Code runs from left to right, also in a text that does not, and says nothing of how that one runs. */
+function Code({ className, children }: ComponentProps<"code">) {
+  return (
+    <code className={className} dir="ltr">
+      {children}
+    </code>
+  );
+}
+
 function CodeBlock({ children }: ComponentProps<"pre">) {
   const code = useRef<HTMLPreElement>(null);
   const [said, setSaid] = useState("Copy");
@@ -65,7 +81,7 @@ function CodeBlock({ children }: ComponentProps<"pre">) {
   }
 
   return (
-    <div className="code">
+    <div className="code" dir="ltr">
       <button className="link copy" type="button" onClick={() => void copy()}>
         {said}
       </button>

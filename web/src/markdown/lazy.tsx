@@ -26,5 +26,9 @@ export function LazyMarkdown({ text }: { text: string }) {
 }
 
 function PlainText({ text }: { text: string }) {
-  return <div className="markdown text">{text}</div>;
+  return (
+    <div className="markdown text" dir="auto">
+      {text}
+    </div>
+  );
 }
