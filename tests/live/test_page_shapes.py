@@ -125,3 +125,18 @@ async def test_code_runs_from_left_to_right_in_an_answer_that_does_not(page: Pag
     assert await shown.locator(":scope, p, li").evaluate_all(DIRECTIONS) == ["rtl"]
     isolates = "(all) => all.every((one) => getComputedStyle(one).unicodeBidi === 'isolate')"
     assert await shown.locator("code").evaluate_all(isolates)
+
+
+async def test_answers_with_footnotes_have_no_id_twice(page: Page, site: Site) -> None:
+    await page.goto(f"{site.server.url}/#key={site.server.key}")
+    for _ in range(2):
+        await ask(page)
+        await site.model.words.put(ANSWER)
+        await site.model.words.put(None)
+        await expect(answer(page).locator(".footnotes")).to_contain_text("The note.")
+    ids = await page.locator(".markdown [id]").evaluate_all("(all) => all.map((one) => one.id)")
+    assert len(ids) == len(set(ids)) == 6
+    for label in await page.locator("sup a").evaluate_all(
+        "(all) => all.map((one) => one.getAttribute('aria-describedby'))"
+    ):
+        assert ids.count(label) == 1

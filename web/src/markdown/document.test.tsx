@@ -12,11 +12,13 @@ import { GITHUB, SHAPES } from "./examples";
 import { Blocks } from "./Markdown";
 
 function whole(text: string): string {
-  return renderToStaticMarkup(
+  const html = renderToStaticMarkup(
     <ReactMarkdown remarkPlugins={[remarkGfm]} components={COMPONENTS} urlTransform={(url) => url}>
       {text}
     </ReactMarkdown>,
   );
+  // There are other texts in the page.
+  return html.replaceAll('"footnote-label"', '"user-content-footnote-label"');
 }
 
 function grown(document: GrowingDocument): string {

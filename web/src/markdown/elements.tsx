@@ -22,11 +22,11 @@ function isAllowed(href: string): boolean {
   return (protocol === "https:" || protocol === "http:") && origin !== here;
 }
 
-function Link({ href = "", children, id, "aria-label": label }: ComponentProps<"a">) {
+function Link({ href = "", children, id, ...of }: ComponentProps<"a">) {
   if (!isAllowed(href)) return <span>{children}</span>;
   if (href.startsWith("#")) {
     return (
-      <a href={href} id={id} aria-label={label}>
+      <a href={href} id={id} aria-label={of["aria-label"]} aria-describedby={of["aria-describedby"]}>
         {children}
       </a>
     );

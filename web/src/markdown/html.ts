@@ -53,14 +53,21 @@ function convert(nodes: RootContent[], { definitions, called, prefix }: Around):
       },
     },
   ) as HastRoot;
-  return tree.children.map(harmless).filter((node) => node.type !== "text" || node.value !== "\n");
+  return tree.children
+    .map((node) => ofPage(node, prefix))
+    .filter((node) => node.type !== "text" || node.value !== "\n");
 }
 
-/** HTML in the text is shown as text. */
-function harmless<Node extends HastContent | ElementContent>(node: Node): Node {
+const LABEL = "footnote-label";
+
+/** As it can stand in a page: HTML in the text is shown as text, and the heading of footnotes has an id of its own. */
+function ofPage<Node extends HastContent | ElementContent>(node: Node, prefix: string): Node {
   if (node.type === "raw") return { type: "text", value: node.value } as unknown as Node;
   if (node.type !== "element") return node;
-  return { ...node, children: node.children.map(harmless) };
+  const properties = { ...node.properties };
+  if (properties["id"] === LABEL) properties["id"] = prefix + LABEL;
+  if (properties["ariaDescribedBy"] !== undefined) properties["ariaDescribedBy"] = [prefix + LABEL];
+  return { ...node, properties, children: node.children.map((child) => ofPage(child, prefix)) };
 }
 
 export function nodeHtml(node: RootContent, around: Around): HastContent[] {
