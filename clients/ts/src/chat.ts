@@ -2,8 +2,8 @@
 
 import type { Arrival } from "./arrival";
 import { LATE_MS, wasHeldBack } from "./arrival";
-import { pause } from "./connection";
-import { StreamError } from "./errors";
+import { pageHere, pause } from "./connection";
+import { revived, StreamError } from "./errors";
 import type { Frame } from "./frames";
 import { parseJson } from "./json";
 import { keep, kept } from "./kept";
@@ -52,11 +52,10 @@ export interface ChatOptions extends Server {
   onError?: ((error: StreamError) => void) | undefined;
 }
 
-interface Running {
+interface Running extends Arrival {
   controller: AbortController;
   frames: Frame[];
   stopped: boolean;
-  arrival: Arrival;
 }
 
 const STOP_MS = 3000;
@@ -78,7 +77,7 @@ export class Chat {
   #flush: (() => void) | undefined;
   /** Whether what is stored is of this one: another of the same name would store nothing over it. */
   #changed = false;
-  #attached = 0;
+  #users = new Set<object>();
   #detach: () => void = () => undefined;
   /** Tells who has sent the question that waits what came of it. */
   #tellSender: ((answer?: Promise<AssistantMessage>) => void) | undefined;
@@ -105,19 +104,17 @@ export class Chat {
    * page's end. Returns how to disconnect, which stops reading and leaves the rest to the server (`onLeave`).
    */
   readonly attach = (): (() => void) => {
-    if (this.#attached++ === 0) this.#detach = this.#connect();
-    let isDone = false;
+    const user = {};
+    if (this.#users.add(user).size === 1) this.#detach = this.#connect();
     return () => {
-      if (isDone) return;
-      isDone = true;
-      if (--this.#attached === 0) this.#detach();
+      if (this.#users.delete(user) && this.#users.size === 0) this.#detach();
     };
   };
 
   #connect(): () => void {
     const restoring = this.#restore();
     if (restoring === undefined) void this.resume();
-    else void restoring.then(() => (this.#attached > 0 ? this.resume() : undefined));
+    else void restoring.then(() => (this.#users.size > 0 ? this.resume() : undefined));
     const leave = (event: PageTransitionEvent): void => {
       this.#flush?.();
       this.#store();
@@ -125,8 +122,7 @@ export class Chat {
       if (event.persisted || this.options.onLeave !== "cancel" || streamId === undefined) return;
       void cancelStream(this.options, streamId, { leaving: true }).catch(() => undefined);
     };
-    // React Native has a `window` that no page lives in.
-    const page = typeof window === "undefined" || !window.addEventListener ? undefined : window;
+    const page = pageHere();
     page?.addEventListener("pagehide", leave);
     return () => {
       page?.removeEventListener("pagehide", leave);
@@ -174,7 +170,7 @@ export class Chat {
     if (this.#running !== undefined) return;
     if (id === undefined && this.#resumable() !== undefined) return this.resume();
     const { messages } = this.#state;
-    const at = id === undefined ? messages.length - 1 : messages.findIndex((message) => message.id === id);
+    const at = messages.findLastIndex((message) => id === undefined || message.id === id);
     if (at < 0) return;
     await this.#ask(messages.slice(0, messages[at]?.role === "assistant" ? at : at + 1));
   };
@@ -182,17 +178,15 @@ export class Chat {
   /** Stops the answer at the provider, also before its first word. */
   readonly stop = async (): Promise<void> => {
     const running = this.#running;
-    if (running === undefined || running.stopped) return;
+    const answer = this.#answer();
+    if (running === undefined || answer === undefined || running.stopped) return;
     running.stopped = true;
     const options = this.options;
-    const answer = this.#answer();
     // Its last frame says what the answer has used; without it, it is stopped all the same.
     const giveUp = setTimeout(() => running.controller.abort(), STOP_MS);
     for (let attempt = 1; attempt <= STOP_ATTEMPTS; attempt++) {
       try {
-        const id = await streamOf(options, answer);
-        if (id === undefined) running.controller.abort();
-        else await cancelStream(options, id);
+        await cancelStream(options, await streamOf(options, answer));
         break;
       } catch (error) {
         if (error instanceof StreamError && !error.retryable) {
@@ -282,7 +276,9 @@ export class Chat {
       controller: new AbortController(),
       frames: [],
       stopped: false,
-      arrival: { asked: Date.now(), first: 0, count: 0 },
+      asked: Date.now(),
+      first: 0,
+      count: 0,
     };
     this.#running = running;
     this.#answerId = answer.id;
@@ -315,13 +311,13 @@ export class Chat {
       });
       for await (const frame of stream) {
         running.frames.push(frame);
-        if (running.arrival.count++ === 0) running.arrival.first = Date.now();
+        if (running.count++ === 0) running.first = Date.now();
         if (frame.kind === "start") flush.now();
         else flush.soon();
       }
       flush.now();
       if (shown.status === "streaming" && running.stopped) shown = { ...shown, status: "stopped" };
-      if (wasHeldBack(running.arrival)) shown = { ...shown, heldBack: true };
+      if (wasHeldBack(running)) shown = { ...shown, heldBack: true };
     } catch (error) {
       flush.now();
       const found = error instanceof StreamError ? error : new StreamError("unknown", String(error));
@@ -345,14 +341,13 @@ export class Chat {
    * model that thinks for long looks the same from here.
    */
   async #watch(running: Running, options: ChatOptions, isHeldBack: () => void): Promise<void> {
-    const waits = (): boolean => this.#running === running && running.arrival.count === 0 && !running.stopped;
+    const waits = (): boolean => this.#running === running && running.count === 0 && !running.stopped;
     for (let wait = LATE_MS; waits(); wait *= 2) {
       await pause(wait, running.controller.signal);
       const answer = this.#answer();
-      if (!waits()) return;
+      if (answer === undefined || !waits()) return;
       try {
-        const id = await streamOf(options, answer);
-        if (id !== undefined && (await hasBegun(options, id)) && waits()) return isHeldBack();
+        if ((await hasBegun(options, await streamOf(options, answer))) && waits()) return isHeldBack();
       } catch {
         // The connection that the answer comes over says what is wrong.
       }
@@ -369,9 +364,9 @@ export class Chat {
 
   #put(answer: AssistantMessage, status: ChatStatus, error?: StreamError): void {
     const { messages } = this.#state;
-    const at = messages.findIndex((message) => message.id === answer.id);
-    const changed = messages.map((message, i) => (i === at ? answer : message));
-    this.#set({ ...this.#state, messages: at < 0 ? [...messages, answer] : changed, status, error });
+    const changed = messages.map((message) => (message.id === answer.id ? answer : message));
+    if (!changed.includes(answer)) changed.push(answer);
+    this.#set({ ...this.#state, messages: changed, status, error });
   }
 
   #set(state: ChatState): void {
@@ -381,12 +376,7 @@ export class Chat {
 
   #store(): void {
     if (this.#storageKey === undefined || !this.#changed) return;
-    const messages = this.#state.messages.map((message) =>
-      message.role === "assistant" && message.error !== undefined
-        ? { ...message, error: { code: message.error.code, message: message.error.message } }
-        : message,
-    );
-    keep(this.#storageKey, JSON.stringify(messages), randomKey);
+    keep(this.#storageKey, JSON.stringify(this.#state.messages), randomKey);
   }
 
   /** What is stored; later where there is so much of it. */
@@ -401,17 +391,13 @@ export class Chat {
   #use(text: string | undefined): void {
     const found = parseJson(text ?? "");
     if (!Array.isArray(found) || found.length === 0 || this.#state.messages.length > 0) return;
-    const messages = (found as Message[]).map((message) => {
-      if (message.role !== "assistant" || message.error === undefined) return message;
-      return { ...message, error: new StreamError(message.error.code, message.error.message) };
-    });
-    this.#set({ ...this.#state, messages });
+    this.#set({ ...this.#state, messages: (found as Message[]).map(revived) });
   }
 }
 
 /** The id of an answer's stream, which the server is asked for where it has not come. */
-async function streamOf(server: Server, answer: AssistantMessage | undefined): Promise<string | undefined> {
-  return answer?.streamId ?? (answer?.request && findStream(server, answer.request, answer.id));
+async function streamOf(server: Server, { id, streamId, request = {} }: AssistantMessage): Promise<string> {
+  return streamId ?? findStream(server, request, id);
 }
 
 /** An application's own error is its own: the conversation goes on. */
@@ -420,7 +406,6 @@ function tell(options: ChatOptions, answer: AssistantMessage): void {
     if (answer.status === "failed" && answer.error) options.onError?.(answer.error);
     else options.onFinish?.(answer);
   } catch (error) {
-    if (typeof reportError === "function") reportError(error);
-    else console.error(error);
+    (globalThis.reportError ?? console.error)(error);
   }
 }

@@ -2,22 +2,20 @@
 
 /** Calls `wake` whenever a waiting client has a reason to try again at once. Returns how to stop it. */
 export function onWake(wake: (reason: "online" | "visible" | "restored") => void): () => void {
-  if (typeof window === "undefined" || !window.addEventListener) return () => undefined;
-  const online = (): void => wake("online");
-  const visible = (): void => {
-    if (document.visibilityState === "visible") wake("visible");
-  };
-  const restored = (event: PageTransitionEvent): void => {
-    if (event.persisted) wake("restored");
-  };
-  window.addEventListener("online", online);
-  window.addEventListener("pageshow", restored);
-  document.addEventListener("visibilitychange", visible);
-  return () => {
-    window.removeEventListener("online", online);
-    window.removeEventListener("pageshow", restored);
-    document.removeEventListener("visibilitychange", visible);
-  };
+  const listening = new AbortController();
+  const { signal } = listening;
+  const page = pageHere();
+  if (page !== undefined) {
+    page.addEventListener("online", () => wake("online"), { signal });
+    page.addEventListener("pageshow", (event) => event.persisted && wake("restored"), { signal });
+    document.addEventListener("visibilitychange", () => document.hidden || wake("visible"), { signal });
+  }
+  return () => listening.abort();
+}
+
+/** React Native has a `window` that no page lives in. */
+export function pageHere(): Window | undefined {
+  return typeof window === "undefined" || !window.addEventListener ? undefined : window;
 }
 
 /** Waits; less long where `signal` aborts or the page wakes up. */

@@ -33,6 +33,11 @@ export class StreamError extends Error {
   get retryable(): boolean {
     return this.details.retryable === true;
   }
+
+  /** With its message, which the JSON of an `Error` lacks. */
+  toJSON(): object {
+    return { ...this, message: this.message };
+  }
 }
 
 export function errorFromJson(error: JsonObject, details: StreamError["details"] = {}): StreamError {
@@ -42,6 +47,13 @@ export function errorFromJson(error: JsonObject, details: StreamError["details"]
     retryable: error["retryable"] === true || ["overloaded", "draining"].includes(code),
     requestId: asText(error["request_id"]),
   });
+}
+
+/** What has come as JSON, with the error in it as it was before. */
+export function revived<T extends object>(it: T & { error?: StreamError | undefined }): T {
+  if (it.error === undefined) return it;
+  const { code, message, details } = it.error;
+  return { ...it, error: new StreamError(code, message, details) };
 }
 
 const TRY_AGAIN = new Set([408, 425, 429, 500, 502, 503, 504]);

@@ -65,10 +65,10 @@ export function parseFrame(data: string): Frame | undefined {
   if (finishReason !== undefined) return { kind: "end", finishReason, usage };
   const text = asText(value["delta"]);
   if (text) return { kind: "text", text };
-  const reasoning = asText(value["reasoning"]);
-  if (reasoning !== undefined) return { kind: "reasoning", text: reasoning };
-  const refusal = asText(value["refusal"]);
-  if (refusal !== undefined) return { kind: "refusal", text: refusal };
+  for (const kind of ["reasoning", "refusal"] as const) {
+    const said = asText(value[kind]);
+    if (said !== undefined) return { kind, text: said };
+  }
   const call = asObject(value["tool_call"]);
   if (call !== undefined) {
     const piece = {

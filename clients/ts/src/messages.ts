@@ -111,8 +111,7 @@ function addText(
 }
 
 function addToolCall(parts: readonly Part[], piece: ToolCallPiece): readonly Part[] {
-  const at = parts.findIndex((part) => part.type === "tool-call" && part.index === piece.index);
-  const known = parts[at];
+  const known = parts.find((part) => part.type === "tool-call" && part.index === piece.index);
   if (known?.type !== "tool-call") {
     const { index, id = "", name = "", extraContent } = piece;
     return [...parts, { type: "tool-call", index, id, name, arguments: piece.arguments ?? "", extraContent }];
@@ -122,7 +121,7 @@ function addToolCall(parts: readonly Part[], piece: ToolCallPiece): readonly Par
     arguments: known.arguments + (piece.arguments ?? ""),
     extraContent: piece.extraContent ?? known.extraContent,
   };
-  return parts.map((part, i) => (i === at ? grown : part));
+  return parts.map((part) => (part === known ? grown : part));
 }
 
 /** The calls of the last answer that have no result yet. */

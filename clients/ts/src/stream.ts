@@ -111,14 +111,12 @@ interface ServerSentEvent {
 class Connection {
   readonly #controller = new AbortController();
   readonly #abort = (): void => this.#controller.abort();
-  readonly #signal: AbortSignal;
   readonly #stopListening: () => void;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #heardAt = Date.now();
 
   constructor(signal: AbortSignal) {
-    this.#signal = signal;
-    signal.addEventListener("abort", this.#abort);
+    signal.addEventListener("abort", this.#abort, { signal: this.#controller.signal });
     if (signal.aborted) this.#abort();
     // A phone that was asleep may hold a connection that is none any more.
     this.#stopListening = onWake((reason) => {
@@ -179,7 +177,6 @@ class Connection {
 
   close(): void {
     clearTimeout(this.#timer);
-    this.#signal.removeEventListener("abort", this.#abort);
     this.#stopListening();
     this.#abort();
   }
@@ -257,13 +254,13 @@ async function tokenFrom(server: Server, refresh: boolean): Promise<string | und
 
 /** `work`, or an `AbortError` as soon as `signal` aborts, whether or not `work` knows of it. */
 function unlessAborted<T>(work: Promise<T>, signal: AbortSignal | null | undefined): Promise<T> {
-  return new Promise((resolve, reject) => {
+  const aborted = new Promise<never>((_, reject) => {
     // Neither DOMException nor throwIfAborted: React Native has none.
     const abort = (): void => reject(Object.assign(new Error("aborted"), { name: "AbortError" }));
     signal?.addEventListener("abort", abort);
     if (signal?.aborted) abort();
-    void work.then(resolve, reject).then(() => signal?.removeEventListener("abort", abort));
   });
+  return Promise.race([work, aborted]);
 }
 
 /** Stops a stream, wherever it runs. With `leaving` the request outlives the page. */
@@ -272,18 +269,14 @@ export async function cancelStream(
   streamId: string,
   { leaving = false }: { leaving?: boolean } = {},
 ): Promise<void> {
-  const path = `/v1/streams/${encodeURIComponent(streamId)}/cancel`;
-  const response = await call(server, path, { method: "POST", keepalive: leaving });
-  if (!response.ok) throw await errorFromResponse(response);
+  await ask(server, `/${encodeURIComponent(streamId)}/cancel`, { method: "POST", keepalive: leaving });
 }
 
 /** Whether a stream has said something already, whether or not it has come here. */
 export async function hasBegun(server: Server, streamId: string): Promise<boolean> {
-  const response = await call(server, `/v1/streams/${encodeURIComponent(streamId)}`, { method: "GET" });
-  if (!response.ok) throw await errorFromResponse(response);
+  const response = await ask(server, `/${encodeURIComponent(streamId)}`, {});
   const { status, usage } = (await response.json()) as { status: unknown; usage?: Record<string, unknown> };
-  const tokens = usage?.["completion_tokens"];
-  return status === "completed" || (typeof tokens === "number" && tokens > 0);
+  return status === "completed" || Number(usage?.["completion_tokens"]) > 0;
 }
 
 /** The id of the stream that a request has started whose answer never came: the same start finds it again. */
@@ -293,13 +286,19 @@ export async function findStream(
   idempotencyKey: string,
 ): Promise<string> {
   const headers = { "Content-Type": "application/json", "Idempotency-Key": idempotencyKey };
-  const response = await call(server, "/v1/streams", {
-    method: "POST",
-    headers,
-    body: JSON.stringify(request),
-  });
-  if (!response.ok) throw await errorFromResponse(response);
+  const response = await ask(server, "", { method: "POST", headers, body: JSON.stringify(request) });
   return ((await response.json()) as { stream_id: string }).stream_id;
+}
+
+/** What the server says of streams, where it does not refuse. */
+async function ask(
+  server: Server,
+  path: string,
+  init: RequestInit & { headers?: Record<string, string> },
+): Promise<Response> {
+  const response = await call(server, `/v1/streams${path}`, init);
+  if (!response.ok) throw await errorFromResponse(response);
+  return response;
 }
 
 export function randomKey(): string {

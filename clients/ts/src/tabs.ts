@@ -1,6 +1,6 @@
 /** One connection for all tabs of an origin that show the same answer. */
 
-import { StreamError } from "./errors";
+import { revived } from "./errors";
 import type { Position } from "./frames";
 import { follows } from "./frames";
 import type { ConnectionState, Positioned, StreamOptions } from "./stream";
@@ -22,7 +22,7 @@ interface Told {
 }
 
 interface Asked {
-  asked: Place;
+  asked?: Place;
 }
 
 type Message = Told | Asked;
@@ -122,7 +122,7 @@ class Room {
     const after = this.last;
     this.last = frame.position;
     this.#kept.push(frame);
-    if (this.#leads) this.#tell({ after, frames: [frame], reply: false });
+    if (this.#leads) this.#post({ after, frames: [frame], reply: false });
   }
 
   /** What another tab reads; ends where that one is gone, or does not answer. */
@@ -152,7 +152,7 @@ class Room {
         if (this.#leads) return;
         if (asks && question === undefined) {
           question = { asked: this.last, at: Date.now() };
-          this.#channel?.postMessage({ asked: this.last } satisfies Message);
+          this.#post({ asked: this.last });
         }
         asks = false;
         const left = question === undefined ? PATIENCE_MS : question.at + PATIENCE_MS - Date.now();
@@ -173,34 +173,21 @@ class Room {
   }
 
   #hear(message: Message): void {
-    if ("asked" in message) {
+    if (!("frames" in message)) {
       if (!this.#leads) this.#unanswered = message;
       if (!this.#leads || !this.reads) return;
       const at = this.#kept.findIndex((frame) => frame.position === message.asked);
       // Where it came in the middle itself, it does not have it all; whoever asks then reads for itself.
       if (at < 0 && message.asked !== this.#first) return;
-      this.#tell({ after: message.asked, frames: this.#kept.slice(at + 1), reply: true });
+      this.#post({ after: message.asked, frames: this.#kept.slice(at + 1), reply: true });
     } else if (this.#listens) {
       this.#told.push({ ...message, frames: message.frames.map(revived) });
       this.#wake();
     }
   }
 
-  #tell(told: Told): void {
-    if (this.#left.signal.aborted) return;
-    this.#channel?.postMessage({ ...told, frames: told.frames.map(plain) } satisfies Message);
+  /** As JSON has it: a copy of an error has lost its code. */
+  #post(message: Message): void {
+    if (!this.#left.signal.aborted) this.#channel?.postMessage(JSON.parse(JSON.stringify(message)));
   }
-}
-
-/** A copy of an error that is sent to another tab has lost its code. */
-function plain(frame: Positioned): Positioned {
-  if (frame.kind !== "error") return frame;
-  const { code, message, details } = frame.error;
-  return { ...frame, error: { code, message, details } as StreamError };
-}
-
-function revived(frame: Positioned): Positioned {
-  if (frame.kind !== "error") return frame;
-  const { code, message, details } = frame.error;
-  return { ...frame, error: new StreamError(code, message, details) };
 }

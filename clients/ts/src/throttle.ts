@@ -26,7 +26,7 @@ export function throttled(milliseconds: number | undefined, work: () => void): T
       const seen = typeof document !== "undefined" && !document.hidden;
       if (planned !== undefined && (seen || !forFrame)) return;
       cancel();
-      forFrame = seen && milliseconds === undefined && typeof requestAnimationFrame === "function";
+      forFrame = seen && milliseconds === undefined;
       if (forFrame) {
         const frame = requestAnimationFrame(now);
         planned = () => cancelAnimationFrame(frame);

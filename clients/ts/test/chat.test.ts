@@ -2,6 +2,7 @@ import { describe, expect, it, onTestFinished, vi } from "vitest";
 
 import type { ChatOptions } from "../src/chat";
 import { Chat } from "../src/chat";
+import { StreamError } from "../src/errors";
 import type { ToolCallPiece } from "../src/frames";
 import type { AssistantMessage, Message, Part } from "../src/messages";
 import { newAnswer, openCalls, reduce, textOf, toRequest } from "../src/messages";
@@ -21,6 +22,18 @@ function answer(chat: Chat): AssistantMessage {
 /** The messages of each request. */
 function sent(server: FakeServer): object[][] {
   return server.calls.flatMap(({ body }) => (body === undefined ? [] : [JSON.parse(body).messages]));
+}
+
+/** A `sessionStorage`, and what is in it. */
+function storage(): Map<string, string> {
+  const stored = new Map<string, string>();
+  vi.stubGlobal("sessionStorage", {
+    getItem: (name: string) => stored.get(name) ?? null,
+    setItem: (name: string, value: string) => stored.set(name, value),
+    removeItem: (name: string) => stored.delete(name),
+  });
+  onTestFinished(() => void vi.unstubAllGlobals());
+  return stored;
 }
 
 async function until(condition: () => boolean): Promise<void> {
@@ -129,11 +142,7 @@ describe("Chat", () => {
   });
 
   it("is resumed by the page that comes after a reload, under the same stream", async () => {
-    const stored = new Map<string, string>();
-    vi.stubGlobal("sessionStorage", {
-      getItem: (name: string) => stored.get(name) ?? null,
-      setItem: (name: string, value: string) => stored.set(name, value),
-    });
+    storage();
     const server = new FakeServer(["Hel"], false);
     const before = chatWith(server, { storageKey: "chat" });
     const leave = before.attach();
@@ -152,6 +161,20 @@ describe("Chat", () => {
     expect(server.cancelled).toBe(0);
     leaveAgain();
     vi.unstubAllGlobals();
+  });
+
+  it("keeps the error of an answer over a reload, with all that it says", async () => {
+    storage();
+    const server = new FakeServer(["Hello"]);
+    const error = { code: "invalid_request", message: "no", request_id: "r1" };
+    server.cuts = [{ status: 400, body: JSON.stringify({ error }) }];
+    const before = chatWith(server, { storageKey: "chat" });
+    await before.send("Why?");
+    const after = chatWith(server, { storageKey: "chat" });
+    onTestFinished(after.attach());
+    expect(answer(after).error).toBeInstanceOf(StreamError);
+    expect(answer(after).error).toEqual(answer(before).error);
+    expect(answer(after).error?.details.requestId).toBe("r1");
   });
 
   it("survives being attached, detached and attached again, as StrictMode does", async () => {
@@ -386,12 +409,8 @@ describe("what a chat does not lose", () => {
   });
 
   it("does not store an empty conversation over another's of the same name", async () => {
-    const stored = new Map<string, string>();
+    const stored = storage();
     const listeners: ((event: { persisted: boolean }) => void)[] = [];
-    vi.stubGlobal("sessionStorage", {
-      getItem: (name: string) => stored.get(name) ?? null,
-      setItem: (name: string, value: string) => stored.set(name, value),
-    });
     vi.stubGlobal("window", {
       addEventListener: (type: string, listen: (event: { persisted: boolean }) => void) =>
         type === "pagehide" && listeners.push(listen),
