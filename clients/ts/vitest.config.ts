@@ -21,13 +21,13 @@ export default defineConfig({
     projects: [
       {
         extends: true,
-        test: { name: "node", include: ["test/*.test.{ts,tsx}"], exclude: ["test/*.browser.test.tsx"] },
+        test: { name: "node", include: ["test/*.test.{ts,tsx}"], exclude: ["test/*.browser.test.{ts,tsx}"] },
       },
       {
         extends: true,
         test: {
           name: "browser",
-          include: ["test/*.browser.test.tsx"],
+          include: ["test/*.browser.test.{ts,tsx}"],
           browser: {
             enabled: true,
             headless: true,

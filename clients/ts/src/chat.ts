@@ -376,7 +376,7 @@ export class Chat {
 
   #store(): void {
     if (this.#storageKey === undefined || !this.#changed) return;
-    keep(this.#storageKey, JSON.stringify(this.#state.messages), randomKey);
+    keep(this.#storageKey, JSON.stringify(this.#state.messages));
   }
 
   /** What is stored; later where there is so much of it. */

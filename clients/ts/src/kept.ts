@@ -1,22 +1,28 @@
 /** A text that this tab keeps over a reload: in its `sessionStorage`, or in IndexedDB where it is too long for that. */
 
+import { randomKey } from "./stream";
+
 const DATABASE = "millstream";
 const TEXTS = "texts";
 const DAY_MS = 86_400_000;
-/** Stands in `sessionStorage` for a text that is in the database. */
-const ELSEWHERE = /^elsewhere:([0-9a-f]+)$/;
+/** Stands in `sessionStorage` for a text that is in the database, before its key there. */
+const ELSEWHERE = "elsewhere:";
+/** The id of this tab, while it has no page. */
+const LEFT = "millstream-left";
+
+let tab: string | undefined;
 
 /** Keeps it for as long as the tab is there; a browser may refuse, and then it lasts as long as the page. */
-export function keep(name: string, text: string, newId: () => string): void {
+export function keep(name: string, text: string): void {
   try {
-    const before = ELSEWHERE.exec(sessionStorage.getItem(name) ?? "")?.[1];
+    const key = tabId() + name;
+    const before = sessionStorage.getItem(name);
     try {
       sessionStorage.setItem(name, text);
-      if (before !== undefined) void inTexts((texts) => texts.delete(before));
+      if (before === ELSEWHERE + key) void inTexts((texts) => texts.delete(key));
     } catch {
-      const id = before ?? newId();
-      sessionStorage.setItem(name, `elsewhere:${id}`);
-      void inTexts((texts) => texts.put({ text, at: Date.now() }, id));
+      sessionStorage.setItem(name, ELSEWHERE + key);
+      void inTexts((texts) => texts.put({ text, at: Date.now() }, key));
     }
   } catch {
     return;
@@ -25,25 +31,36 @@ export function keep(name: string, text: string, newId: () => string): void {
 
 export function kept(name: string): string | undefined | Promise<string | undefined> {
   try {
-    const text = sessionStorage.getItem(name) ?? undefined;
-    const id = ELSEWHERE.exec(text ?? "")?.[1];
-    return id === undefined ? text : inTexts((texts) => texts.get(id)).then(textIn);
+    const stored = sessionStorage.getItem(name) ?? undefined;
+    if (!stored?.startsWith(ELSEWHERE)) return stored;
+    return inTexts((texts) => texts.get(stored.slice(ELSEWHERE.length))).then((found) => {
+      const { text } = (found ?? {}) as { text?: string };
+      // Where it is another tab's, which this one is a copy of, it has its own from now on.
+      if (text !== undefined && sessionStorage.getItem(name) === stored) keep(name, text);
+      return text;
+    });
   } catch {
     return undefined;
   }
 }
 
-function textIn(found: unknown): string | undefined {
-  return (found as { text: string } | undefined)?.text;
+/** The id that this tab has had since its first page. A tab that is duplicated has a page: its copy does not find it. */
+function tabId(): string {
+  if (tab !== undefined) return tab;
+  const id = sessionStorage.getItem(LEFT) ?? randomKey();
+  sessionStorage.removeItem(LEFT);
+  globalThis.addEventListener?.("pagehide", () => sessionStorage.setItem(LEFT, id));
+  globalThis.addEventListener?.("pageshow", () => sessionStorage.removeItem(LEFT));
+  tab = id;
+  return id;
 }
 
 /** The result of `ask`; undefined where the database cannot be had. */
 function inTexts(ask: (texts: IDBObjectStore) => IDBRequest): Promise<unknown> {
-  return new Promise((resolve) => {
-    if (typeof indexedDB === "undefined") return resolve(undefined);
+  const asking = new Promise((resolve, reject) => {
     const opening = indexedDB.open(DATABASE, 1);
     opening.onupgradeneeded = () => opening.result.createObjectStore(TEXTS);
-    opening.onerror = () => resolve(undefined);
+    opening.onerror = reject;
     opening.onsuccess = () => {
       const database = opening.result;
       const transaction = database.transaction(TEXTS, "readwrite");
@@ -54,10 +71,10 @@ function inTexts(ask: (texts: IDBObjectStore) => IDBRequest): Promise<unknown> {
         resolve(asked.result);
         database.close();
       };
-      transaction.onabort = () => resolve(undefined);
-      database.onversionchange = () => database.close();
+      transaction.onabort = reject;
     };
   });
+  return asking.catch(() => undefined);
 }
 
 /** Those of tabs that were closed long ago. */
