@@ -185,7 +185,7 @@ async def test_there_is_a_way_down_again(page: Page, site: Site) -> None:
 ENDED_ELSEWHERE = """
 async (key) => {
   const name = Object.keys(sessionStorage).find((name) => name.startsWith("millstream-chat"));
-  const id = JSON.parse(sessionStorage.getItem(name)).at(-1).streamId;
+  const id = JSON.parse(sessionStorage.getItem(name)).messages.at(-1).streamId;
   await fetch(`/v1/streams/${id}/cancel`, { method: "POST", headers: { Authorization: `Bearer ${key}` } });
 }
 """

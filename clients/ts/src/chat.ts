@@ -5,7 +5,7 @@ import { LATE_MS, wasHeldBack } from "./arrival";
 import { pageHere, pause } from "./connection";
 import { revived, StreamError } from "./errors";
 import type { Frame } from "./frames";
-import { parseJson } from "./json";
+import { asObject, parseJson } from "./json";
 import { keep, kept } from "./kept";
 import type { AssistantMessage, Message } from "./messages";
 import { newAnswer, openCalls, reduce, toRequest, userMessage } from "./messages";
@@ -26,6 +26,7 @@ export interface ChatState {
 }
 
 export interface ChatOptions extends Server {
+  /** What the conversation begins with, where none is stored (`storageKey`). */
   messages?: readonly Message[] | undefined;
   /** Sent with every question: `model`, `temperature`, `tools` … as in `POST /v1/chat/stream`. */
   request?: Record<string, unknown> | undefined;
@@ -58,6 +59,12 @@ interface Running extends Arrival {
   stopped: boolean;
 }
 
+interface Stored {
+  by: number;
+  messages: readonly Message[];
+  queued: string | undefined;
+}
+
 const STOP_MS = 3000;
 const STOP_ATTEMPTS = 5;
 const GRACE_SECONDS = 15;
@@ -73,6 +80,8 @@ export class Chat {
   /** The answer that is being written, or was the last. */
   #answerId: string | undefined;
   readonly #storageKey: string | undefined;
+  /** Tells what it has stored itself from what another one of its name has. */
+  readonly #me = Math.random();
   #listeners = new Set<() => void>();
   #flush: (() => void) | undefined;
   /** Whether what is stored is of this one: another of the same name would store nothing over it. */
@@ -145,6 +154,7 @@ export class Chat {
     if (this.#running === undefined) return this.#ask(messages);
     if (this.#state.queued !== undefined) throw new StreamError("busy", "Another question waits already.");
     this.#set({ ...this.#state, queued: text });
+    this.#store();
     return new Promise((resolve) => (this.#tellSender = resolve));
   };
 
@@ -256,7 +266,8 @@ export class Chat {
     if (this.#running !== undefined || queued === undefined) return;
     if (!withoutResults && openCalls(messages).length > 0) return;
     this.#state = { ...this.#state, queued: undefined };
-    this.#tellSender?.(this.#ask([...messages, userMessage(randomKey(), queued)]));
+    const answer = this.#ask([...messages, userMessage(randomKey(), queued)]);
+    this.#tellSender?.(answer);
   }
 
   async #ask(messages: readonly Message[]): Promise<AssistantMessage> {
@@ -376,22 +387,21 @@ export class Chat {
 
   #store(): void {
     if (this.#storageKey === undefined || !this.#changed) return;
-    keep(this.#storageKey, JSON.stringify(this.#state.messages));
+    const { messages, queued } = this.#state;
+    keep(this.#storageKey, JSON.stringify({ by: this.#me, messages, queued }));
   }
 
-  /** What is stored; later where there is so much of it. */
+  /** What is stored, unless by this one; later where there is so much of it. */
   #restore(): Promise<void> | undefined {
-    if (this.#storageKey === undefined || this.#state.messages.length > 0) return undefined;
+    if (this.#storageKey === undefined) return undefined;
+    const before = this.#state;
+    const use = (text: string | undefined): undefined => {
+      const { by, messages, queued } = (asObject(parseJson(text ?? "")) ?? {}) as Partial<Stored>;
+      if (!Array.isArray(messages) || by === this.#me || this.#state !== before) return;
+      this.#set({ ...before, messages: messages.map(revived), queued });
+    };
     const text = kept(this.#storageKey);
-    if (text instanceof Promise) return text.then((found) => this.#use(found));
-    this.#use(text);
-    return undefined;
-  }
-
-  #use(text: string | undefined): void {
-    const found = parseJson(text ?? "");
-    if (!Array.isArray(found) || found.length === 0 || this.#state.messages.length > 0) return;
-    this.#set({ ...this.#state, messages: (found as Message[]).map(revived) });
+    return text instanceof Promise ? text.then(use) : use(text);
   }
 }
 

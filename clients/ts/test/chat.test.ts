@@ -163,6 +163,63 @@ describe("Chat", () => {
     vi.unstubAllGlobals();
   });
 
+  it("begins with its messages where nothing is stored, and only there", async () => {
+    storage();
+    const messages: Message[] = [{ role: "system", id: "s", parts: [{ type: "text", text: "Be brief." }] }];
+    const server = new FakeServer(["Hel"], false);
+    const before = chatWith(server, { storageKey: "chat", messages });
+    const leave = before.attach();
+    void before.send("Why?");
+    await until(() => textOf(answer(before)) === "Hel");
+    leave();
+    const after = chatWith(server, { storageKey: "chat", messages });
+    expect(after.getSnapshot().messages).toEqual(messages);
+    onTestFinished(after.attach());
+    await until(() => textOf(answer(after)) === "Hel");
+    server.end("stop");
+    await until(() => after.getSnapshot().status === "idle");
+    expect(after.getSnapshot().messages.map(textOf)).toEqual(["Be brief.", "Why?", "Hel"]);
+    expect(server.generations.size).toBe(1);
+  });
+
+  it("asks the question that waited before a reload when the answer has ended", async () => {
+    storage();
+    const server = new FakeServer(["Hel"], false);
+    const before = chatWith(server, { storageKey: "chat" });
+    const leave = before.attach();
+    void before.send("One?");
+    await until(() => before.getSnapshot().status === "streaming");
+    void before.send("Two?");
+    leave();
+    const after = chatWith(server, { storageKey: "chat" });
+    onTestFinished(after.attach());
+    expect(after.getSnapshot().queued).toBe("Two?");
+    server.end("stop");
+    await until(() => after.getSnapshot().messages.length === 4 && answer(after).status === "done");
+    expect(after.getSnapshot().messages.map(textOf)).toEqual(["One?", "Hel", "Two?", "Hel"]);
+    expect(after.getSnapshot().queued).toBeUndefined();
+    const third = chatWith(server, { storageKey: "chat" });
+    onTestFinished(third.attach());
+    expect(third.getSnapshot().queued).toBeUndefined();
+    expect(server.generations.size).toBe(2);
+  });
+
+  it("goes on from what another one of its name has made of the conversation meanwhile", async () => {
+    storage();
+    const server = new FakeServer(["Hello"]);
+    const [a, b] = [chatWith(server, { storageKey: "chat" }), chatWith(server, { storageKey: "chat" })];
+    const leave = a.attach();
+    await a.send("One?");
+    leave();
+    const leaveAgain = b.attach();
+    await b.send("Two?");
+    leaveAgain();
+    onTestFinished(a.attach());
+    await a.send("Three?");
+    const all = ["One?", "Hello", "Two?", "Hello", "Three?", "Hello"];
+    expect(a.getSnapshot().messages.map(textOf)).toEqual(all);
+  });
+
   it("keeps the error of an answer over a reload, with all that it says", async () => {
     storage();
     const server = new FakeServer(["Hello"]);
@@ -423,7 +480,7 @@ describe("what a chat does not lose", () => {
     const leave = [a.attach(), b.attach()];
     await a.send("Why?");
     for (const listen of listeners) listen({ persisted: false });
-    expect(JSON.parse(stored.get("chat") ?? "")).toHaveLength(2);
+    expect(JSON.parse(stored.get("chat") ?? "").messages).toHaveLength(2);
     for (const each of leave) each();
   });
 
