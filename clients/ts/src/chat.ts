@@ -79,7 +79,8 @@ export class Chat {
   #running: Running | undefined;
   /** The answer that is being written, or was the last. */
   #answerId: string | undefined;
-  readonly #storageKey: string | undefined;
+  /** The name that it is kept under, from its first options. */
+  readonly storageKey: string | undefined;
   /** Tells what it has stored itself from what another one of its name has. */
   readonly #me = Math.random();
   #listeners = new Set<() => void>();
@@ -93,7 +94,7 @@ export class Chat {
 
   constructor(options: ChatOptions = {}) {
     this.options = options;
-    this.#storageKey = options.storageKey;
+    this.storageKey = options.storageKey;
     this.#state = { messages: options.messages ?? [], status: "idle", error: undefined, queued: undefined };
     this.#first = this.#state;
   }
@@ -386,21 +387,21 @@ export class Chat {
   }
 
   #store(): void {
-    if (this.#storageKey === undefined || !this.#changed) return;
+    if (this.storageKey === undefined || !this.#changed) return;
     const { messages, queued } = this.#state;
-    keep(this.#storageKey, JSON.stringify({ by: this.#me, messages, queued }));
+    keep(this.storageKey, JSON.stringify({ by: this.#me, messages, queued }));
   }
 
   /** What is stored, unless by this one; later where there is so much of it. */
   #restore(): Promise<void> | undefined {
-    if (this.#storageKey === undefined) return undefined;
+    if (this.storageKey === undefined) return undefined;
     const before = this.#state;
     const use = (text: string | undefined): undefined => {
       const { by, messages, queued } = (asObject(parseJson(text ?? "")) ?? {}) as Partial<Stored>;
       if (!Array.isArray(messages) || by === this.#me || this.#state !== before) return;
       this.#set({ ...before, messages: messages.map(revived), queued });
     };
-    const text = kept(this.#storageKey);
+    const text = kept(this.storageKey);
     return text instanceof Promise ? text.then(use) : use(text);
   }
 }

@@ -2,7 +2,7 @@
 
 "use client";
 
-import { useEffect, useState, useSyncExternalStore } from "react";
+import { useEffect, useInsertionEffect, useState, useSyncExternalStore } from "react";
 
 import type { ChatOptions, ChatState } from "./chat";
 import { Chat } from "./chat";
@@ -17,46 +17,56 @@ export interface StreamingChat extends ChatState {
   setMessages: Chat["setMessages"];
 }
 
-/** The conversations of this page that have a name. */
-const named = new Map<string, { chat: Chat; users: number }>();
+interface Entry {
+  readonly chat: Chat;
+  users: number;
+}
+
+/** The conversations of this page that have a name, while they are shown. */
+const named = new Map<string | undefined, Entry>();
 
 /**
  * A conversation whose answers survive drops, reloads and restarts. Components that give the same `storageKey` show the
  * same conversation, and so do those that give the same `chat`. Another one is another conversation: give the component a
- * `key` with it.
+ * `key` with it. Of the options of such components, those that one leaves out stay as another has given them.
  *
  *     const { messages, status, send, stop } = useStreamingChat({ getToken });
  */
 export function useStreamingChat(options: ChatOptions & { chat?: Chat | undefined } = {}): StreamingChat {
-  const [chat] = useState(() => options.chat ?? chatNamed(options));
-  useEffect(() => {
-    if (options.chat === undefined) chat.options = options;
+  const given = options.chat;
+  const [chat, show] = useState(() => given ?? entryOf(new Chat(options)).chat);
+  // Before any of them is attached, which may ask the server already.
+  useInsertionEffect(() => {
+    if (given === undefined) chat.options = { ...chat.options, ...options };
   });
-  useEffect(() => use(chat, options.storageKey), [chat, options.storageKey]);
+  useEffect(() => (given === undefined ? use(chat, show) : chat.attach()), [chat, given]);
   const state = useSyncExternalStore(chat.subscribe, chat.getSnapshot, chat.getServerSnapshot);
   const { send, stop, regenerate, addToolResult, setMessages } = chat;
   const busy = state.status !== "idle" && state.status !== "failed";
   return { ...state, busy, send, stop, regenerate, addToolResult, setMessages };
 }
 
-/** The one of that name that is shown already, or a new one. A server has many pages at once, and shares none. */
-function chatNamed(options: ChatOptions): Chat {
-  const name = options.storageKey;
-  if (name === undefined || typeof window === "undefined") return new Chat(options);
-  const entry = named.get(name) ?? { chat: new Chat(options), users: 0 };
-  named.set(name, entry);
-  return entry.chat;
+/** The entry of its name, which another one may have. A server has many pages at once, and shares none. */
+function entryOf(chat: Chat): Entry {
+  const name = chat.storageKey;
+  const entry = named.get(name) ?? { chat, users: 0 };
+  if (name !== undefined && typeof window !== "undefined") named.set(name, entry);
+  return entry;
 }
 
-function use(chat: Chat, name = ""): () => void {
+/** Attaches it; where another one has its name by now, that one is shown in its place. */
+function use(chat: Chat, show: (chat: Chat) => void): (() => void) | undefined {
+  const entry = entryOf(chat);
+  if (entry.chat !== chat) {
+    show(entry.chat);
+    return undefined;
+  }
   const detach = chat.attach();
-  const entry = named.get(name);
-  if (entry?.chat !== chat) return detach;
   entry.users += 1;
   return () => {
     detach();
     entry.users -= 1;
-    if (entry.users === 0) named.delete(name);
+    if (entry.users === 0) named.delete(chat.storageKey);
   };
 }
 

@@ -1,6 +1,6 @@
 /** The hook in a real browser: rendering, StrictMode, and what the page's life does to it. */
 
-import { StrictMode, useState } from "react";
+import { Activity, Fragment, StrictMode, useState } from "react";
 import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { render } from "vitest-browser-react";
 
@@ -123,6 +123,82 @@ describe("useStreamingChat", () => {
     await screen.unmount();
     const again = await render(<Page options={given} />);
     await expect.element(again.getByText("Hello")).toBeVisible();
+  });
+
+  describe.each([
+    ["StrictMode", StrictMode],
+    ["production", Fragment],
+  ])("in %s, components with one name are one conversation", (_, wrapper) => {
+    it("that come later", async () => {
+      sessionStorage.clear();
+      const given = options(new FakeServer(["Hello"]), { storageKey: "later" });
+      const screen = await render(<Page options={given} />, { wrapper });
+      await screen.rerender(
+        <>
+          <Page options={given} />
+          <Page options={given} />
+        </>,
+      );
+      await screen.getByText("Ask").first().click();
+      await expect.element(screen.getByRole("listitem").nth(3)).toHaveTextContent("Hello");
+      await screen.getByText("Ask").nth(1).click();
+      await expect.element(screen.getByRole("listitem").nth(7)).toHaveTextContent("Hello");
+    });
+
+    it("that come after one that took another's place", async () => {
+      sessionStorage.clear();
+      const given = options(new FakeServer(["Hello"]), { storageKey: "place" });
+      const screen = await render(<Page key="1" options={given} />, { wrapper });
+      await screen.rerender(<Page key="2" options={given} />);
+      await screen.rerender([<Page key="2" options={given} />, <Page key="3" options={given} />]);
+      await screen.getByText("Ask").first().click();
+      await expect.element(screen.getByRole("listitem").nth(3)).toHaveTextContent("Hello");
+      expect(JSON.parse(sessionStorage.getItem("place") ?? "").messages).toHaveLength(2);
+    });
+
+    it("that were hidden meanwhile", async () => {
+      sessionStorage.clear();
+      const given = options(new FakeServer(["Hello"]), { storageKey: "hidden" });
+      const both = (first: "visible" | "hidden", second: "visible" | "hidden") => [
+        <Activity key="1" mode={first}>
+          <Page options={given} />
+        </Activity>,
+        <Activity key="2" mode={second}>
+          <Page options={given} />
+        </Activity>,
+      ];
+      const screen = await render(both("visible", "hidden"), { wrapper });
+      await screen.getByText("Ask").first().click();
+      await expect.element(screen.getByText("Hello")).toBeVisible();
+      await screen.rerender(both("hidden", "visible"));
+      await screen.getByText("Ask").nth(1).click();
+      const items = screen.getByRole("listitem");
+      await expect.element(items.nth(3)).toHaveTextContent("Hello");
+      await screen.rerender(both("visible", "visible"));
+      await expect.element(items.nth(7)).toHaveTextContent("Hello");
+      await screen.getByText("Ask").first().click();
+      await expect.element(items.nth(11)).toHaveTextContent("Hello");
+      expect(JSON.parse(sessionStorage.getItem("hidden") ?? "").messages).toHaveLength(6);
+    });
+  });
+
+  it.each([0, 1])("keeps the options that a component beside it leaves out (%i)", async (place) => {
+    sessionStorage.clear();
+    const server = new FakeServer(["Hel"], false);
+    const finished: string[] = [];
+    const given = options(server, { storageKey: "light", onFinish: () => finished.push("end") });
+    const light = <Page key="light" options={{ storageKey: "light" }} />;
+    const both =
+      place === 0 ? [light, <Page key="1" options={given} />] : [<Page key="1" options={given} />, light];
+    const screen = await render(both);
+    await screen.getByText("Ask").first().click();
+    await expect.element(screen.getByText("Hel", { exact: true }).nth(1)).toBeVisible();
+    await screen.unmount();
+    const again = await render(both);
+    server.end("stop");
+    await expect.element(again.getByRole("status").first()).toHaveTextContent("idle");
+    await expect.element(again.getByText("Hel", { exact: true }).nth(1)).toBeVisible();
+    expect([finished, server.generations.size]).toEqual([["end"], 1]);
   });
 
   it("shows a chat that it is given", async () => {
