@@ -217,6 +217,28 @@ async def test_a_question_that_is_too_long_stays_where_it_was_written(page: Page
     assert await page.get_by_test_id("input").evaluate("(element) => element.value.length") == 5 << 20
 
 
+async def test_a_question_that_is_edited_into_one_too_long_changes_nothing(page: Page, site: Site) -> None:
+    await open_page(page, site)
+    await asked_and_answered(page, site, "First?", "One")
+    await asked_and_answered(page, site, "Second?", "Two")
+    messages, edited = page.get_by_test_id("message"), page.get_by_test_id("edited")
+    await page.get_by_test_id("edit").first.click()
+    await edited.fill("\x01" * 750_000)  # six times as long in JSON, and sooner laid out
+    await page.get_by_test_id("send-edit").click()
+    await expect(page.get_by_test_id("error")).to_contain_text("too_large")
+    await expect(messages).to_have_count(4)
+    assert await edited.evaluate("(element) => element.value.length") == 750_000
+    await edited.focus()  # which puts the cursor at the end
+    await edited.fill("Third?")
+    await page.keyboard.press("Enter")
+    await expect(messages).to_have_count(2)
+    await expect(edited).to_have_count(0)
+    await expect(page.get_by_test_id("error")).to_have_count(0)
+    await site.model.words.put("Three")
+    await site.model.words.put(None)
+    await expect(answer(page)).to_contain_text("Three")
+
+
 async def test_the_page_comes_compressed_and_once(page: Page, site: Site) -> None:
     sizes: list[int] = []
 

@@ -49,30 +49,22 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
     store(MODEL, id);
   }
 
-  function ask(): void {
-    if (model === undefined) return;
-    follow();
-    setRefused(undefined);
-    onDraft("");
-    send(draft.trim()).catch((error: unknown) => {
-      if (!(error instanceof StreamError)) throw error;
-      onDraft(draft);
-      setRefused(error);
-    });
-  }
-
-  /** Asks the question in other words. What came after it is forgotten with it. */
-  function edit(id: string, text: string): void {
-    const at = messages.findIndex((message) => message.id === id);
-    if (at < 0 || busy) return;
-    follow();
-    setMessages(messages.slice(0, at));
-    void send(text);
-    input.current?.focus();
-  }
-  const latestEdit = useRef(edit);
-  latestEdit.current = edit;
-  const onEdit = useCallback((id: string, text: string) => latestEdit.current(id, text), []);
+  /** Asks a question, in the place of the one with that id if there is one. What is refused stays where it was written. */
+  const ask = useCallback(
+    async (text: string, insteadOf?: string): Promise<void> => {
+      setRefused(undefined);
+      try {
+        await Promise.race([send(text, insteadOf), undefined]); // it is refused at once, and answered later
+        if (insteadOf === undefined) onDraft("");
+        follow();
+        input.current?.focus(); // what it was written in, or the button that was pressed, goes away
+      } catch (error) {
+        if (!(error instanceof StreamError)) throw error;
+        setRefused(error);
+      }
+    },
+    [send, onDraft, follow],
+  );
   const onRetry = useCallback(() => {
     void regenerate();
     input.current?.focus(); // the button that was pressed goes away
@@ -88,6 +80,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
   );
 
   function startOver(): void {
+    setRefused(undefined);
     follow();
     void stop();
     setMessages([]);
@@ -131,7 +124,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
             <Message
               key={message.id}
               message={message}
-              onEdit={onEdit}
+              onEdit={ask}
               openCalls={message.role === "assistant" && message.parts.some(isOneOf(open)) ? open : NONE}
               onResult={onResult}
               busy={busy}
@@ -155,7 +148,7 @@ export function Chat({ apiKey, draft, onDraft, onUnauthorized, onForget }: Props
             streaming={busy}
             ready={model !== undefined}
             onDraft={onDraft}
-            onSend={ask}
+            onSend={() => void ask(draft.trim())}
             onStop={() => void stop()}
           />
           <div className="footnote">

@@ -12,7 +12,7 @@ interface Props {
   message: AnyMessage;
   /** What can be done with it now. */
   onRetry?: (() => void) | undefined;
-  onEdit: (id: string, text: string) => void;
+  onEdit: (text: string, insteadOf: string) => Promise<void>;
   /** Its tool calls that wait for a result. */
   openCalls: readonly Call[];
   onResult: (callId: string, result: string) => void;

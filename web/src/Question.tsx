@@ -8,11 +8,11 @@ import { composes, sends } from "./keys";
 
 interface Props {
   message: UserMessage;
-  onEdit: (id: string, text: string) => void;
+  onEdit: (text: string, insteadOf: string) => Promise<void>;
   busy: boolean;
 }
 
-/** A question, which is rewritten where it stands. Nothing is forgotten before the new one is sent. */
+/** A question, which is rewritten where it stands, and goes when the new one is taken. */
 export function Question({ message, onEdit, busy }: Props) {
   const [text, setText] = useState<string>();
   const button = useRef<HTMLButtonElement>(null);
@@ -53,10 +53,7 @@ export function Question({ message, onEdit, busy }: Props) {
           sendable={!busy && text.trim() !== ""}
           onText={setText}
           onCancel={close}
-          onSend={() => {
-            setText(undefined);
-            onEdit(message.id, text.trim());
-          }}
+          onSend={() => void onEdit(text.trim(), message.id)}
         />
       )}
     </article>

@@ -53,11 +53,10 @@ export function useFollowEnd(scroller: RefObject<HTMLElement | null>): FollowEnd
     };
   }, [scroller, toEnd]);
 
-  return {
-    away,
-    follow() {
-      following.current = true;
-      toEnd();
-    },
-  };
+  const follow = useCallback((): void => {
+    following.current = true;
+    toEnd();
+  }, [toEnd]);
+
+  return { away, follow };
 }

@@ -146,13 +146,20 @@ export class Chat {
    * sent. One can wait: the next is refused with a `StreamError`, `busy`, and one that the server would not take is
    * refused with `too_large`. Undefined where there was nothing to ask, where the conversation that it waited in is gone,
    * or was detached; that one asks it when it is attached again.
+   *
+   * With the id of a message the question takes its place: that one, and what came after it, is forgotten. Where the
+   * question is refused, nothing is.
    */
-  readonly send = async (text: string): Promise<AssistantMessage | undefined> => {
+  readonly send = async (text: string, insteadOf?: string): Promise<AssistantMessage | undefined> => {
     if (text === "") return undefined;
-    const messages = [...this.#state.messages, userMessage(randomKey(), text)];
-    this.#measure(messages);
+    const { messages } = this.#state;
+    const at = messages.findIndex((message) => message.id === insteadOf);
+    const before = at < 0 ? messages : messages.slice(0, at);
+    const asked = [...before, userMessage(randomKey(), text)];
+    this.#measure(asked);
+    if (at >= 0) this.setMessages(before);
     this.#askNext(true);
-    if (this.#running === undefined) return this.#ask(messages);
+    if (this.#running === undefined) return this.#ask(asked);
     if (this.#state.queued !== undefined) throw new StreamError("busy", "Another question waits already.");
     this.#set({ ...this.#state, queued: text });
     this.#store();

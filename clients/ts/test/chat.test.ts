@@ -131,14 +131,32 @@ describe("Chat", () => {
     expect(chat.getSnapshot().error).toBeUndefined();
   });
 
-  it("edits: what came after a question is forgotten", async () => {
+  it("edits: what came after a question is forgotten, once the new one is taken", async () => {
     const server = new FakeServer(["Hello"]);
-    const chat = chatWith(server);
+    const chat = chatWith(server, { maxRequestBytes: 1000 });
     await chat.send("One?");
     await chat.send("Two?");
-    chat.setMessages(chat.getSnapshot().messages.slice(0, 0));
     await chat.send("Three?");
-    expect(chat.getSnapshot().messages.map(textOf)).toEqual(["Three?", "Hello"]);
+    const before = chat.getSnapshot();
+    const second = before.messages[2]?.id;
+    await expect(chat.send("x".repeat(1000), second)).rejects.toMatchObject({ code: "too_large" });
+    expect(chat.getSnapshot()).toBe(before);
+    await chat.send("Four?", second);
+    expect(chat.getSnapshot().messages.map(textOf)).toEqual(["One?", "Hello", "Four?", "Hello"]);
+    expect(sent(server).at(-1)).toHaveLength(3);
+  });
+
+  it("edits while the answer is on its way: that one is left", async () => {
+    const server = new FakeServer(["Hel"], false);
+    const chat = chatWith(server);
+    void chat.send("One?");
+    await until(() => textOf(answer(chat)) === "Hel");
+    void chat.send("Two?");
+    const second = chat.send("Three?", chat.getSnapshot().messages[0]?.id);
+    await until(() => textOf(answer(chat)) === "Hel");
+    server.end("stop");
+    expect((await second)?.status).toBe("done");
+    expect(chat.getSnapshot().messages.map(textOf)).toEqual(["Three?", "Hel"]);
   });
 
   it("is resumed by the page that comes after a reload, under the same stream", async () => {
