@@ -239,6 +239,42 @@ async def test_a_question_that_is_edited_into_one_too_long_changes_nothing(page:
     await expect(answer(page)).to_contain_text("Three")
 
 
+# Leaves room for the name of a text that is elsewhere, and for no conversation.
+FILL = """
+() => {
+  let text = "x".repeat(1 << 23);
+  for (let more = text.length; more >= 1; more >>= 1) {
+    const before = sessionStorage.getItem("fill") ?? "";
+    try { sessionStorage.setItem("fill", before + text.slice(0, more)); } catch { continue; }
+  }
+  sessionStorage.setItem("fill", sessionStorage.getItem("fill").slice(150));
+}
+"""
+TEXTS = """
+() => new Promise((resolve) => {
+  const opening = indexedDB.open("millstream");
+  opening.onsuccess = () => {
+    const asking = opening.result.transaction("texts").objectStore("texts").getAll();
+    asking.onsuccess = () => { opening.result.close(); resolve(asking.result.map(({ text }) => text)); };
+  };
+})
+"""
+
+
+async def test_forgetting_the_key_forgets_a_conversation_that_lies_in_a_database(
+    page: Page, site: Site
+) -> None:
+    await open_page(page, site)
+    await page.evaluate(FILL)
+    await asked_and_answered(page, site, "Secret?", "word of it " * 50)
+    await page.wait_for_function(f"async () => (await ({TEXTS})()).length === 1")
+    await page.get_by_test_id("forget-key").click()
+    await expect(page.get_by_test_id("key-form")).to_be_visible()
+    await page.wait_for_function(f"async () => (await ({TEXTS})()).length === 0")
+    assert "millstream-chat" not in await page.evaluate("Object.keys(sessionStorage).join()")
+    assert site.complaints == []
+
+
 async def test_the_page_comes_compressed_and_once(page: Page, site: Site) -> None:
     sizes: list[int] = []
 

@@ -5,7 +5,7 @@ import { KeyForm } from "./KeyForm";
 import { KeyQuestion } from "./KeyQuestion";
 import { CONVERSATIONS, storedKey, storeKey, takeKeyFromAddress } from "./key";
 import { loadMarkdown } from "./markdown/lazy";
-import { forgetAll, store, stored } from "./tab";
+import { forgetChats, store, stored } from "./tab";
 
 const DRAFT = "millstream-draft";
 /** Characters; a longer one would be copied with every key that is pressed. */
@@ -56,7 +56,7 @@ export function App() {
     setRejected(false);
     setKey(undefined);
     setDraft("");
-    forgetAll(CONVERSATIONS);
+    forgetChats(CONVERSATIONS);
   }
 
   if (key === undefined && offer === undefined) return <KeyForm rejected={rejected} onKey={use} />;

@@ -1,5 +1,7 @@
 /** What this tab keeps until it closes. A browser may refuse; then it lasts as long as the page. */
 
+import { Chat } from "millstream/react";
+
 export function stored(name: string): string | undefined {
   try {
     return sessionStorage.getItem(name) ?? undefined;
@@ -17,10 +19,14 @@ export function store(name: string, text: string | undefined): void {
   }
 }
 
-export function forgetAll(prefix: string): void {
+/** Forgets the conversations under such names, also what lies in a database of them. */
+export function forgetChats(prefix: string): void {
   try {
-    for (const name of Object.keys(sessionStorage))
-      if (name.startsWith(prefix)) sessionStorage.removeItem(name);
+    for (const name of Object.keys(sessionStorage)) {
+      if (!name.startsWith(prefix)) continue;
+      new Chat({ storageKey: name }).setMessages([]);
+      sessionStorage.removeItem(name);
+    }
   } catch {
     return;
   }
