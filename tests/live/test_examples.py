@@ -140,6 +140,24 @@ async def test_an_example_asks_resumes_after_a_reload_and_stops(
         assert not re.search(r"ms_(live|test)_", kept)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+async def test_an_example_loses_no_question_that_is_too_long(name: str, serve: Serve, tmp_path: Path) -> None:
+    async with example(name, serve, tmp_path) as (_, model, _, page, complaints):
+        question, ask = page.get_by_label("Question"), page.get_by_role("button", name="Ask")
+        error = page.locator('main [role="alert"], #error')
+        await question.fill("x" * (5 << 20))
+        await ask.click()
+        await expect(error).to_contain_text("longer than the server takes")
+        assert await question.evaluate("(element) => element.value.length") == 5 << 20
+        await question.fill("Why?")
+        await ask.click()
+        await model.words.put("One ")
+        await expect(page.locator('[data-role="assistant"]')).to_contain_text("One")
+        await expect(error.filter(has_text="longer")).to_have_count(0)
+        await expect(question).to_have_value("")
+        assert complaints == []
+
+
 @asynccontextmanager
 async def backend(start: Callable[[], Awaitable[object]]) -> AsyncGenerator[tuple[str, list[str]]]:
     """The least that the page of an EventSource needs: its address, and where its Millstream is, which may be

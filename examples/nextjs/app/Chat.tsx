@@ -12,11 +12,21 @@ const getToken = keepToken(async () => {
 
 export function Chat({ url }: { url: string }) {
   const [question, setQuestion] = useState("");
-  const { messages, status, busy, queued, error, send, stop, regenerate } = useStreamingChat({
+  const [refused, setRefused] = useState<Error>();
+  const { messages, status, busy, error, send, stop, regenerate } = useStreamingChat({
     url,
     getToken,
     storageKey: "chat", // a reload resumes the answer
   });
+
+  function ask() {
+    setQuestion("");
+    setRefused(undefined);
+    send(question).catch((reason: Error) => {
+      setQuestion(question); // too long, or one waits already: nothing of it is lost
+      setRefused(reason);
+    });
+  }
 
   return (
     <main>
@@ -37,12 +47,11 @@ export function Chat({ url }: { url: string }) {
           {error.message} <button onClick={() => regenerate()}>Try again</button>
         </p>
       )}
+      {refused && <p role="alert">{refused.message}</p>}
       <form
         onSubmit={(event) => {
           event.preventDefault();
-          if (queued !== undefined) return; // one question waits already
-          void send(question);
-          setQuestion("");
+          ask();
         }}
       >
         <input
