@@ -275,6 +275,27 @@ async def test_forgetting_the_key_forgets_a_conversation_that_lies_in_a_database
     assert site.complaints == []
 
 
+async def test_a_new_chat_in_a_tab_that_was_duplicated_leaves_the_other_its_conversation(
+    page: Page, site: Site
+) -> None:
+    await open_page(page, site)
+    await page.evaluate(FILL)
+    await asked_and_answered(page, site, "Why?", "word of it " * 50)
+    await page.reload()
+    await expect(page.get_by_test_id("message")).to_have_count(2)
+    async with page.expect_popup() as opening:
+        await page.evaluate("void window.open(location.href)")  # which copies what the tab keeps
+    copy = await opening.value
+    await expect(copy.get_by_test_id("message")).to_have_count(2)
+    await copy.wait_for_function(f"async () => (await ({TEXTS})()).length === 2")
+    await copy.get_by_test_id("new-chat").click()
+    await expect(copy.get_by_test_id("message")).to_have_count(0)
+    await copy.wait_for_function(f"async () => (await ({TEXTS})()).length === 1")
+    await page.reload()
+    await expect(page.get_by_test_id("message")).to_have_count(2)
+    assert site.complaints == []
+
+
 async def test_the_page_comes_compressed_and_once(page: Page, site: Site) -> None:
     sizes: list[int] = []
 
