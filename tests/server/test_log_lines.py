@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,3 +120,33 @@ def test_a_long_line_that_is_read_is_whole(pipe: int) -> None:
     log.info("x" * 20_000)
     log.info("y")
     assert [len(json.loads(line)["message"]) for line in os.read(pipe, 1 << 20).splitlines()] == [20_000, 1]
+
+
+class _AlwaysReady:
+    """What a poll says of a pipe in which somebody else takes the room before the write."""
+
+    def register(self, descriptor: int, events: int) -> None: ...
+
+    def poll(self, milliseconds: int) -> bool:
+        return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a pipe can be opened again")
+def test_a_line_that_another_worker_leaves_no_room_for_is_lost_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, pipe: int
+) -> None:
+    monkeypatch.setattr("select.poll", _AlwaysReady)
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        logs.configure("info", "json", access=False)
+        for _ in range(100):
+            log.info("x" * 3_000)
+        assert 0 < os.read(reader, 1 << 20).count(b"\n") < 30
+        assert os.get_blocking(writer)  # which is others', too
+    os.close(reader)
+
+
+def test_a_server_without_a_standard_error_starts(monkeypatch: pytest.MonkeyPatch, pipe: int) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    logs.configure("info", "json", access=False)

@@ -8,6 +8,7 @@ import os
 import re
 import select
 import stat
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
@@ -58,6 +59,9 @@ class _Handler(logging.StreamHandler[TextIO]):
             super().emit(record)
             return
         try:
+            if not self._ready.poll(0):
+                self._lost += 1
+                return
             if self._lost and self._write(self._pipe, _loss(self._lost)):
                 self._lost = 0
             if self._lost or not self._write(self._pipe, record):
@@ -71,10 +75,13 @@ class _Handler(logging.StreamHandler[TextIO]):
         if self._torn:
             line = b"\n" + line
         for start in range(0, len(line), select.PIPE_BUF):
-            if not self._ready.poll(0):
+            try:
+                if not self._ready.poll(0):
+                    raise BlockingIOError
+                os.write(pipe, line[start : start + select.PIPE_BUF])
+            except BlockingIOError:
                 self._torn = self._torn or start > 0
                 return False
-            os.write(pipe, line[start : start + select.PIPE_BUF])
         self._torn = False
         return True
 
@@ -85,11 +92,16 @@ def _pipe_of(stream: TextIO) -> int | None:
         descriptor = stream.fileno()
         if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             return None
-    except (OSError, ValueError):  # it is no file
+    except (AttributeError, OSError, ValueError):  # it is no file, or closed
         return None
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         with suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    if sys.platform == "linux":
+        # Another worker may take the room between a look and a write: then the write must not wait either,
+        # and only to a description of our own can we say so.
+        with suppress(OSError):
+            return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     return descriptor
 
 
