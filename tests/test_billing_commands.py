@@ -20,6 +20,7 @@ from millstream.database import Database
 from millstream.errors import Unauthorized
 from millstream.ledger import Ledger
 from millstream.ledger.exports import Exports
+from millstream.ledger.rows import Attempt
 from millstream.meter import Meter
 from millstream.schema import hours, keys, streams, user_hours
 from millstream.usage import Charge, Usage
@@ -309,6 +310,21 @@ def test_no_part_of_a_name_is_a_formula_in_a_spreadsheet(separator: str) -> None
         cells = [cell for row in csv.reader(io.StringIO(text), delimiter=separator) for cell in row]
         assert not [cell for cell in cells if cell.lstrip('"').startswith(tuple("=+-@＝＋－＠"))]
         assert "a; b=1-2" in text
+
+
+def test_json_in_a_table_says_what_it_did() -> None:
+    async def write(db: Database) -> None:
+        async with Ledger(db) as ledger:
+            await ledger.open(opening())
+            await ledger.settle(settlement(attempts=(Attempt("a;=p", "=m", 1, 2), Attempt("b", "m", 2, 3))))
+
+    record()
+    db = Database("sqlite:///millstream-data/millstream.db")
+    asyncio.run(write(db))
+    db.close()
+    (row,) = csv.DictReader(io.StringIO(text := millstream("usage", "export")))
+    assert [one["provider"] for one in json.loads(row["attempts"])] == ["a;=p", "b"]
+    assert ";=" not in text
 
 
 def test_no_name_is_obeyed_by_the_terminal() -> None:

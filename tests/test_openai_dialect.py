@@ -215,6 +215,7 @@ def test_functions_are_tools() -> None:
     ask = OPENAI.parse(json.dumps(HELLO | {"functions": [FUNCTION], "function_call": "auto"}).encode())
     assert ask.prompt.tools == (Tool("look", "Looks.", {"type": "object"}),)
     assert (ask.prompt.tool_choice, ask.ignored) == ("auto", ())
+    assert ask.prompt.parallel_tool_calls is False  # an answer has a place for one
     assert parsed(functions=[FUNCTION], function_call={"name": "look"}).tool_choice == NamedTool("look")
     both = OPENAI.parse(json.dumps(HELLO | {"functions": [FUNCTION], "tools": [LOOK]}).encode())
     assert (len(both.prompt.tools), both.ignored) == (1, ("functions",))

@@ -111,3 +111,10 @@ def test_comments_between_the_lines_of_an_event_do_not_change_it(cut: int) -> No
     decoder = Decoder()
     messages = decoder.feed(text[:cut]) + decoder.feed(text[cut:])
     assert [message.data for message in messages] == [b"x\ny", b"z"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_json_outside_of_events_is_not_mixed_with_comments(end: bytes) -> None:
+    decoder = Decoder()
+    decoder.feed(end.join((b"data: {}", b"", b'{"error":', b": ping", b'"x"}', b": ping", b"")))
+    assert json.loads(decoder.stray) == {"error": "x"}

@@ -174,7 +174,7 @@ class Decoder:
             self._event = value.decode("utf-8", "replace")
         elif name == b"id" and b"\0" not in value:
             self._id = value.decode("utf-8", "replace")
-        elif (line.startswith(_JSON) or self._stray) and len(self._stray) < _MAX_STRAY_BYTES:
+        elif name and (line.startswith(_JSON) or self._stray) and len(self._stray) < _MAX_STRAY_BYTES:
             self._stray += line[:_MAX_STRAY_BYTES] + b"\n"
         return 0
 

@@ -330,6 +330,8 @@ async def test_a_picture_counts_what_it_takes() -> None:
     await journal.append("s", [WholePart(0, File("image/png", "data:image/png;base64," + "A" * 9000))])
     with pytest.raises(StreamFull):
         await journal.append("s", [TextDelta("x" * 1000)])
+    with pytest.raises(StreamFull):
+        await journal.append("s", [WholePart(1, File("image/png", "data:", {"revised_prompt": "x" * 1000}))])
 
 
 async def test_a_reader_that_is_stuck_keeps_nothing_of_a_stream_that_was_dropped() -> None:

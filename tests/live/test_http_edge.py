@@ -266,6 +266,7 @@ async def test_what_is_not_http_is_a_400(request_: bytes) -> None:
         (b"1.1\r\nHost: x", 200),
         (b"1.1\r\nhost: a_b.example.:8000", 200),
         (b"1.1\r\nHost: [::1]:80", 200),
+        (b"1.1\r\nHost: x \t", 200),
         (b"1.1\r\nHost:", 200),  # the address of what is asked has no host
         (b"1.0", 200),
         (b"1.0\r\nHost: x", 200),

@@ -119,7 +119,7 @@ class OpenAIDialect:
             read.model(fields),
             tools,
             choice,
-            fields.flag("parallel_tool_calls"),
+            False if functions else fields.flag("parallel_tool_calls"),
             _max_tokens(fields),
             fields.number("temperature", 0, 2),
             fields.number("top_p", 0, 1),

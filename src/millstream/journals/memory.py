@@ -285,7 +285,7 @@ def _size(event: Event) -> int:
     if isinstance(event, ToolCallDelta):
         return 3 * _EVENT_BYTES + _text_bytes(event.arguments) + _extra_bytes(event.extra)
     if isinstance(event, WholePart) and isinstance(event.content, File):
-        return 3 * _EVENT_BYTES + _text_bytes(event.content.url)
+        return 3 * _EVENT_BYTES + _text_bytes(event.content.url) + _extra_bytes(event.content.extra)
     return 3 * _EVENT_BYTES + _encoded_bytes(event)
 
 

@@ -26,6 +26,7 @@ _OF_RECEIPT = tuple(
 
 _SIGNS = "=+@\uff1d\uff0b\uff0d\uff20\t\r-"  # of formulas, the wide ones as well
 _FORMULA = re.compile(f'(?:^|(?<=[;\t\r\n]))(?="*[{_SIGNS}])')  # where one begins
+_IN_JSON = re.compile(f';(?="*[{_SIGNS}])')  # the same, where tabs and the ends of lines are escaped
 
 
 def of_totals(by: Sequence[str], totals: Iterable[Total], *, percentiles: bool = False) -> str:
@@ -74,7 +75,7 @@ def _cell(value: object) -> object:
     if value in ([], (), {}):
         return None
     if isinstance(value, (dict, list, tuple)):
-        value = msgspec.json.encode(value).decode()
+        return _IN_JSON.sub(r"\\u003b", msgspec.json.encode(value).decode())
     return _FORMULA.sub("'", value) if isinstance(value, str) else value
 
 

@@ -278,7 +278,7 @@ class Connection(HttpToolsProtocol):
             return  # the parser stops next (7)
         version = self.parser.get_http_version()
         hosts = [value for name, value in self.headers if name == b"host"]
-        if len(hosts) > 1 or not (_HOST.fullmatch(hosts[0]) if hosts else version == "1.0"):
+        if len(hosts) > 1 or not (_HOST.fullmatch(hosts[0].strip(b" \t")) if hosts else version == "1.0"):
             self._refusal = _malformed("a request has one Host, with a name and maybe a port")
             raise ValueError
         if version == "1.0":
