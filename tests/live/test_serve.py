@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,15 @@ async def slow(request: Request) -> None:
     await request.finish()
 
 
+@pytest.fixture
+def hears_hangups() -> Iterator[None]:
+    """Also where the tests run under nohup, as a server would."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_ends_streams_settles_them_and_exits_0(
     serve: Serve, ask: Ask, tmp_path: Path, number: signal.Signals
@@ -255,6 +265,7 @@ async def test_who_still_sends_when_the_server_stops_is_told_so(
         await asyncio.to_thread(context.__exit__, None, None, None)
 
 
+@pytest.mark.usefixtures("hears_hangups")
 async def test_a_terminal_that_closes_leaves_streams_their_time(serve: Serve, ask: Ask) -> None:
     """Its shell says so too."""
     async with oracle(slow) as provider:

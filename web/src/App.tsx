@@ -1,4 +1,4 @@
-import { useCallback, useEffect, useState } from "react";
+import { useCallback, useEffect, useLayoutEffect, useState } from "react";
 
 import { Chat } from "./Chat";
 import { KeyForm } from "./KeyForm";
@@ -23,7 +23,8 @@ export function App() {
   // Lives here, so that a key that stops working does not take what was written with it.
   const [draft, setDraft] = useState(() => stored(DRAFT) ?? "");
 
-  useEffect(() => store(DRAFT, draft.length > LONGEST_DRAFT ? undefined : draft), [draft]);
+  // Before the page is painted: who reloads at once finds it again.
+  useLayoutEffect(() => store(DRAFT, draft.length > LONGEST_DRAFT ? undefined : draft), [draft]);
   useEffect(() => storeKey(key), [key]);
 
   // An answer comes soon.
