@@ -43,7 +43,7 @@ def test_what_a_client_of_responses_says_reaches_a_server_of_chat_completions() 
     del sent["messages"], sent["tools"]
     expected = {**SAME, "verbosity": "low", "logprobs": True, "user": "u", "parallel_tool_calls": False}
     assert sent == expected
-    assert crossing.lost(prompt.extra, "openai") == ("reasoning.summary", "truncation")
+    assert crossing.lost(prompt, "openai", ()) == ("reasoning.summary", "truncation")
 
 
 def test_what_a_client_of_chat_completions_says_reaches_a_server_of_responses() -> None:
@@ -58,14 +58,14 @@ def test_what_a_client_of_chat_completions_says_reaches_a_server_of_responses() 
         "user": "u",
         "parallel_tool_calls": False,
     }
-    assert crossing.lost(prompt.extra, "responses") == ("logit_bias",)
+    assert crossing.lost(prompt, "responses", ()) == ("logit_bias",)
 
 
 @pytest.mark.parametrize(("included", "lost"), [([LOGPROBS], ()), ([LOGPROBS, "x"], ("include",))])
 def test_logprobs_are_asked_for_in_the_words_of_each(included: list[str], lost: tuple[str, ...]) -> None:
     prompt = of_responses(include=included)
     assert request.body(prompt, Quirks())["logprobs"] is True
-    assert crossing.lost(prompt.extra, "openai") == lost
+    assert crossing.lost(prompt, "openai", ()) == lost
     assert "include" not in responses.body(of_chat(logprobs=False))
 
 
@@ -103,8 +103,25 @@ def test_who_takes_no_field_that_it_does_not_know_gets_none(name: str) -> None:
 
 
 def test_what_other_apis_alone_know_is_lost_to_them() -> None:
-    extra = {"anthropic": {"thinking": {"type": "adaptive"}, BETAS: ("b",)}}
-    assert crossing.lost(extra, "anthropic") == ()
-    assert crossing.lost(extra, "openai") == ("thinking",)
-    assert crossing.lost(of_chat(cache_control={"type": "ephemeral"}).extra, "anthropic") == ()
-    assert crossing.lost(of_responses(**SAME).extra, "gemini") == tuple(SAME)
+    prompt = Prompt((), extra={"anthropic": {"thinking": {"type": "adaptive"}, BETAS: ("b",)}})
+    assert crossing.lost(prompt, "anthropic", ()) == ()
+    assert crossing.lost(prompt, "openai", ()) == ("thinking",)
+    assert crossing.lost(of_chat(cache_control={"type": "ephemeral"}), "anthropic", ()) == ()
+    assert crossing.lost(of_responses(**SAME), "gemini", ()) == tuple(SAME)
+
+
+def test_what_a_server_would_refuse_is_lost_as_well() -> None:
+    (mistral,) = (known.quirks for known in KNOWN if known.name == "mistral")
+    prompt = of_responses(service_tier="flex", text={"verbosity": "low"}, user="u")
+    assert crossing.lost(prompt, "openai", mistral.refused) == ("service_tier", "verbosity")
+    refused = responses.ResponsesProvider.refused
+    assert crossing.lost(of_chat(stop=["x"], seed=7, top_k=3), "responses", refused) == (
+        "seed",
+        "stop",
+        "top_k",
+    )
+    assert crossing.lost(of_chat(logprobs=False), "anthropic", ()) == ()
+
+
+def test_no_log_probabilities_are_asked_for_by_none() -> None:
+    assert not request.body(of_responses(top_logprobs=0), Quirks()).keys() & {"top_logprobs", "logprobs"}

@@ -446,6 +446,24 @@ async def test_a_source_that_is_repeated_is_one() -> None:
     ]
 
 
+async def test_sources_without_end_do_not_end_the_answer() -> None:
+    def cited(start: int) -> dict[str, Any]:
+        place = {"url": "https://a.example/", "title": "", "start_index": start, "end_index": start + 1}
+        return {"type": "url_citation", "url_citation": place}
+
+    async def handler(request: Request) -> None:
+        await request.head()
+        for start in range(0, 3000, 100):
+            pages = [cited(place) for place in range(start, start + 100)]
+            await request.event(chunk({"content": "x", "annotations": pages}))
+        await request.event(chunk({}, "stop"))
+        await request.finish()
+
+    produced = await produce(handler)
+    assert sum(isinstance(item, Source) for item in produced) == 500
+    assert sum(isinstance(item, TextDelta) for item in produced) == 30
+
+
 async def test_a_page_that_is_cited_in_two_places_is_two_sources() -> None:
     def cited(start: object, end: object) -> dict[str, Any]:
         said = {"url": "https://a.example/", "title": "A", "start_index": start, "end_index": end}

@@ -1,9 +1,9 @@
 """Crossing: what a client of one of OpenAI's APIs says in fields that the other one has as well."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from millstream.prompt import BETAS, Extra, short_user
+from millstream.prompt import BETAS, Extra, Prompt, short_user
 
 _CHAT, _RESPONSES = "openai", "responses"
 
@@ -32,16 +32,28 @@ def known(extra: Extra, api: str) -> Mapping[str, Any]:
     return _in_chat(extra.get(_RESPONSES, {})) if api == _CHAT else _in_responses(extra.get(_CHAT, {}))
 
 
-def lost(extra: Extra, api: str) -> tuple[str, ...]:
-    """The names of what ``api`` knows nothing of, as a body has them."""
-    names = {name for other, fields in extra.items() if other != api for name in _flat(fields)}
-    names -= {BETAS, *known(extra, api)}
+def lost(prompt: Prompt, api: str, refused: Iterable[str]) -> tuple[str, ...]:
+    """The names of what a prompt asks for, and a provider is not told: ``api`` knows nothing of it, or it is
+    among the fields that the provider has ``refused``.
+    """
+    extra = prompt.extra
+    there = known(extra, api)
+    names = {
+        name
+        for other, fields in extra.items()
+        if other != api
+        for name, value in _flat(fields).items()
+        if value is not None and value is not False
+    }
+    names -= {BETAS, *there}
     if api == _CHAT:
         names -= set(_BOTH.values())
         if extra.get(_RESPONSES, {}).get("include") == [_LOGPROBS]:
             names.discard("include")
     elif api == _RESPONSES:
         names -= {*_BOTH, "logprobs"}
+    # But who it is for, which a browser token may have said.
+    names |= {name for name in refused if name != "user" and (there.get(name) or getattr(prompt, name, None))}
     return tuple(sorted(names))
 
 
@@ -62,6 +74,8 @@ def _in_chat(said: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("safety_identifier", "user"):
         if isinstance(made.get(name), str):
             made[name] = short_user(made[name])
+    if not made.get("top_logprobs"):  # 0 asks for none there
+        made.pop("top_logprobs", None)
     included = fields.get("include")
     if "top_logprobs" in made or (isinstance(included, list) and _LOGPROBS in included):
         made["logprobs"] = True

@@ -101,7 +101,8 @@ class Deployment(Struct, frozen=True, eq=False):
     def left_out(self, prompt: Prompt) -> tuple[str, ...]:
         """The names of what its provider is not told, as far as that is known."""
         api = getattr(self.provider, "api", None)
-        return () if api is None else crossing.lost(prompt.extra, api)
+        refused = getattr(self.provider, "refused", ())
+        return () if api is None else crossing.lost(prompt, api, refused)
 
 
 class Model(Struct, frozen=True, eq=False):

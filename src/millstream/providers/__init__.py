@@ -102,7 +102,9 @@ Produced: TypeAlias = Said | AnswerStart | PartOpen | PartBreak | InChoice | Usa
 
 
 class Provider(Protocol):
-    """One may say in ``api`` whose fields of ``extra`` it sends."""
+    """One may say in ``api`` whose fields of ``extra`` it sends, and in ``refused`` which of a prompt's it
+    does not.
+    """
 
     def stream(self, prompt: Prompt, model: str) -> AsyncGenerator[Sequence[Produced]]:
         """What ``model`` (the provider's own name for it) answers, one batch for each socket read.

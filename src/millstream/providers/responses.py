@@ -63,6 +63,7 @@ class ResponsesProvider:
     """``extra`` is merged into every request."""
 
     api = _API
+    refused = ("stop", "seed", "top_k")
 
     def __init__(
         self, name: str, base_url: str, upstream: Upstream, *, extra: Mapping[str, Any] | None = None

@@ -59,6 +59,7 @@ class AnthropicProvider:
     """
 
     api = request.API
+    refused = ("seed",)
 
     def __init__(
         self,

@@ -55,8 +55,7 @@ _OF_ANSWER = (
 # As OpenAI has it, and as what rewrites streams makes of it.
 _DONE = re.compile(rb'\s*"?\[DONE\]"?\s*', re.IGNORECASE)
 _PING_EVENTS = frozenset(("ping", "heartbeat", "keepalive", "keep-alive"))
-# Sources, by answer; some servers repeat them all the time.
-_NOTHING_TOLD: frozenset[tuple[int, Source]] = frozenset()
+_MAX_SOURCES = 500  # of an answer
 _WORDS = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallPiece)
 _PINGS = frozenset((b"", b"ping", b"heartbeat", b"keepalive", b"keep-alive", b"null"))
 
@@ -86,6 +85,10 @@ class OpenAIProvider:
         names = {sent: one.name for one in prompt.tools if (sent := request.tool_name(one.name)) != one.name}
         of_answer = Reading(self._name, self._quirks, prompt.choices, names)
         return reading.answer(of_answer, self._upstream, url, partial(self._body, prompt, model))
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        return self._quirks.refused
 
     async def models(self) -> list[str]:
         url = f"{self._base_url}/{self._quirks.models_path}"
@@ -122,7 +125,7 @@ class Reading(reading.Reading):
         self._known_calls: ToolCalls | None = None  # from the first on
         self._others: dict[int, _Other] = {}  # the answers behind the first one
         self._has_begun = False
-        self._told = _NOTHING_TOLD
+        self._told: set[tuple[int, Source]] | None = None  # from the first on; some servers repeat them
         self._begun: dict[int, Produced] = {}  # the answers of which there is something, and the last of that
 
     @property
@@ -268,8 +271,9 @@ class Reading(reading.Reading):
 
     def _tell_sources(self, index: int, annotations: object, produced: list[Produced]) -> None:
         for source in chunks.sources(annotations):
-            if (index, source) not in self._told:
-                self._told |= {(index, source)}
+            self._told = told = self._told or set()
+            if (index, source) not in told and len(told) < _MAX_SOURCES:
+                told.add((index, source))
                 produced.append(source)
 
     def _tell_details(self, index: int, details: list[Any], produced: list[Produced], before: int) -> None:
