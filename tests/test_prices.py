@@ -20,7 +20,7 @@ from millstream.errors import ConfigurationError, UpstreamRateLimited
 from millstream.events import AnswerStart, TextDelta
 from millstream.ledger import rows
 from millstream.ledger.rows import Attempt
-from millstream.prices import RATES, Override, Prices, Rates, RatesAbove, Tariff, UnitPrices
+from millstream.prices import RATES, Override, Prices, Rates, RatesAbove, SetPrices, Tariff, UnitPrices
 from millstream.providers import Finish, UsageReport
 from millstream.providers.scripted import Script, ScriptedProvider
 from millstream.runtime.providers import prices as prices_of
@@ -529,3 +529,10 @@ async def test_what_nobody_knows_is_null_and_counted_as_unpriced(run: Run) -> No
         async with get(app.app, "/v1/usage", app.admin) as call:
             (total,) = (await call.finished()).json["data"]
         assert (total["price_usd"], total["unpriced"], total["uncosted"]) == (None, 1, 1)
+
+
+def test_an_answer_that_costs_more_than_a_row_can_hold_has_no_price() -> None:
+    dear = Tariff(SetPrices(UnitPrices("v", rates(10_000, 10_000))), Decimal(100), None)
+    expected = Charge(Decimal(90_000), None, dear.unit_prices(NOW))
+    assert dear.charge(Usage(9 * MILLION, 0, "counted"), NOW) == expected
+    assert dear.charge(Usage(101 * MILLION, 0, "counted"), NOW).cost is None

@@ -66,7 +66,7 @@ class RowTaken(RowRefused):
 # For PostgreSQL: what it does not finish in this time it gives up itself.
 _POSTGRES_FIXED = {"client_encoding": "utf8", "connect_timeout": 3, "tcp_user_timeout": 5_000}
 _POSTGRES_OPTIONS = "-c statement_timeout=30000 -c lock_timeout=4000"
-_FIXED_OPTION = re.compile("(?:statement|lock)[_-]timeout")
+_FIXED_OPTION = re.compile("(?<![a-z_])(?:statement|lock)[_-]timeout")
 _SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)")
 _SQLITE_LOCKED_MILLISECONDS = 1500  # what a writer waits for another one
 
@@ -342,7 +342,7 @@ class Database:
                 raise
         except driver.IntegrityError as error:
             raise RowTaken(type(error).__name__) from error
-        except driver.DataError as error:
+        except (driver.DataError, OverflowError) as error:
             raise RowRefused(type(error).__name__) from error
         except (driver.Error, sa.exc.TimeoutError, OSError) as error:
             raise _away(error) from error
@@ -477,7 +477,8 @@ def _postgres_options(url: URL) -> dict[str, Any]:
     ``ConfigurationError`` where the former are Millstream's to set.
     """
     options = " ".join(url.normalized_query.get("options", ()))
-    if fixed := sorted({*(url.query.keys() & _POSTGRES_FIXED.keys()), *_FIXED_OPTION.findall(options)}):
+    others = {name for name, own in _POSTGRES_FIXED.items() if url.query.get(name, str(own)) != str(own)}
+    if fixed := sorted({*others, *_FIXED_OPTION.findall(options)}):
         raise ConfigurationError(f"MILLSTREAM_DATABASE_URL: leave out {', '.join(fixed)}; Millstream sets it")
     from psycopg.pq import Conninfo  # here: it is an extra
 

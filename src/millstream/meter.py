@@ -10,11 +10,10 @@ from millstream.ledger import Ledger, reports
 from millstream.ledger.reports import Asked, Total
 from millstream.ledger.rows import Opening, Settlement
 from millstream.schema import RECORD_LENGTH
-from millstream.usage import TOKEN_KINDS, Charge, Usage
+from millstream.usage import MAX_DOLLARS, TOKEN_KINDS, Charge, Usage
 
 # Of one record: sums of an hour hold nine million times as many tokens, and nine times as many dollars.
 _MAX_TOKENS = 10**12
-_MAX_DOLLARS = 1_000_000
 
 
 class Meter:
@@ -102,8 +101,8 @@ def _check_dollars(name: str, dollars: Decimal | None) -> None:
     if dollars is None:
         return
     is_sum = isinstance(dollars, (Decimal, int)) and Decimal(dollars).is_finite()
-    if not is_sum or not 0 <= dollars <= _MAX_DOLLARS:
-        raise Misuse(f"{name} is a Decimal from 0 to {_MAX_DOLLARS}, not {_shown(dollars)}")
+    if not is_sum or not 0 <= dollars <= MAX_DOLLARS:
+        raise Misuse(f"{name} is a Decimal from 0 to {MAX_DOLLARS}, not {_shown(dollars)}")
 
 
 def _shown(value: object) -> str:

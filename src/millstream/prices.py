@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream.model_names import unversioned
-from millstream.usage import Charge, Usage
+from millstream.usage import MAX_DOLLARS, Charge, Usage
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice
@@ -297,7 +297,7 @@ class _Sheet:
             price = self._price.cost(usage)
         else:
             price = None if cost is None else cost * self._markup
-        return Charge(cost, price, self.shown)
+        return Charge(_possible(cost), _possible(price), self.shown)
 
     @cached_property
     def shown(self) -> str | None:
@@ -312,6 +312,11 @@ class _Sheet:
         rates = {"cost": self._cost, "price": price}
         shown = {name: value for name, value in {**found, **rates}.items() if value is not None}
         return msgspec.json.encode(shown).decode()
+
+
+def _possible(dollars: Decimal | None) -> Decimal | None:
+    """None of what no answer costs: a count or a rate of it is wrong."""
+    return dollars if dollars is None or dollars <= MAX_DOLLARS else None
 
 
 class Prices:

@@ -197,7 +197,7 @@ class ProviderSettings(_Section):
         return self
 
 
-# What a row costs, and an hour's rows, has to fit into a column of 64 bits: nine million dollars.
+# An answer of over a million dollars (``usage.MAX_DOLLARS``) has no price.
 Rate = Annotated[Decimal, Field(ge=0, le=10_000)]
 Markup = Annotated[Decimal, Field(ge=0, le=100)]
 

@@ -13,6 +13,7 @@ from msgspec import UNSET, Struct, UnsetType
 UsageSource: TypeAlias = Literal["provider_final", "provider_partial", "counted", "checkpoint"]
 
 PICODOLLARS = Decimal(10**12)  # a dollar
+MAX_DOLLARS = 1_000_000  # of one answer: a column of the database holds nine times as many
 
 
 class Usage(Struct, frozen=True, gc=False, omit_defaults=True):

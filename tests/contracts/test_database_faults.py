@@ -110,6 +110,10 @@ def test_options_that_are_not_ones_own_are_refused(query: str, said: str) -> Non
         Database(f"postgresql://x/y?{query}")
 
 
+def test_options_that_are_ones_own_or_change_nothing_are_taken() -> None:
+    Database("postgresql://x/y?client_encoding=utf8&options=-c%20deadlock_timeout%3D2s").close()
+
+
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 def test_a_database_of_another_encoding_is_refused_in_words(own_postgres: Postgres, encoding: str) -> None:
     name = encoding.lower()

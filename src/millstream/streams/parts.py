@@ -46,12 +46,11 @@ from millstream.providers import (
     UsageReport,
 )
 from millstream.tokens import GrowingCount
-from millstream.usage import TOKEN_KINDS, Usage
+from millstream.usage import MAX_DOLLARS, TOKEN_KINDS, Usage
 
 _MAX_WORD = 64  # characters of a provider's finish reason that are kept
 _MAX_RAW = 4096  # of its usage object
 _MAX_TOKENS = 10**8  # of any kind: no answer has as many, and every database adds up what they cost
-_MAX_DOLLARS = 1_000_000
 _REASONS = get_args(FinishReason)
 _USUAL_TIERS = ("", "auto", "default", "on_demand", "standard")
 
@@ -90,7 +89,7 @@ def _checked(usage: Usage) -> Usage:
 
 def _check_cost(dollars: Decimal | None) -> None:
     """Raises ``TypeError`` for what no answer costs."""
-    is_sum = isinstance(dollars, Decimal) and dollars.is_finite() and 0 <= dollars <= _MAX_DOLLARS
+    is_sum = isinstance(dollars, Decimal) and dollars.is_finite() and 0 <= dollars <= MAX_DOLLARS
     if dollars is not None and not is_sum:
         raise TypeError("a provider named a price that is none")
 
