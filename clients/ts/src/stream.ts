@@ -75,7 +75,8 @@ export async function* openStream(options: StreamOptions): AsyncGenerator<Positi
         if (place === "seen") continue;
         if (place === "gap") break; // asked for again, from where we are
         const frame = place === "nonsense" ? undefined : parseFrame(event.data);
-        if (frame === undefined) throw new StreamError("bad_response", "This is not Millstream's stream.");
+        if (frame === undefined)
+          throw new StreamError("bad_response", "The stream did not come from Millstream.");
         failures = 0;
         last = event.id as Position;
         if (frame.kind === "start") streamId = frame.streamId;
@@ -254,13 +255,13 @@ async function tokenFrom(server: Server, refresh: boolean): Promise<string | und
 
 /** `work`, or an `AbortError` as soon as `signal` aborts, whether or not `work` knows of it. */
 function unlessAborted<T>(work: Promise<T>, signal: AbortSignal | null | undefined): Promise<T> {
-  const aborted = new Promise<never>((_, reject) => {
+  return new Promise((resolve, reject) => {
     // Neither DOMException nor throwIfAborted: React Native has none.
     const abort = (): void => reject(Object.assign(new Error("aborted"), { name: "AbortError" }));
     signal?.addEventListener("abort", abort);
     if (signal?.aborted) abort();
+    void work.then(resolve, reject).then(() => signal?.removeEventListener("abort", abort));
   });
-  return Promise.race([work, aborted]);
 }
 
 /** Stops a stream, wherever it runs. With `leaving` the request outlives the page. */

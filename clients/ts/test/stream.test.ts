@@ -1,3 +1,4 @@
+import { getEventListeners } from "node:events";
 import { readFileSync } from "node:fs";
 
 import { describe, expect, it } from "vitest";
@@ -5,7 +6,7 @@ import { describe, expect, it } from "vitest";
 import { StreamError } from "../src/errors";
 import { follows, parseFrame } from "../src/frames";
 import type { Positioned, StreamOptions } from "../src/stream";
-import { openStream } from "../src/stream";
+import { call, openStream } from "../src/stream";
 import type { Cut } from "./server";
 import { FakeServer } from "./server";
 
@@ -182,6 +183,17 @@ describe("openStream", () => {
     expect(server.calls[1]?.headers["authorization"]).toBe("Bearer new");
     server.cuts = Array<Cut>(2).fill({ status: 401, body: error("unauthorized") });
     await expect(read(server, { getToken })).rejects.toMatchObject({ code: "unauthorized" });
+  });
+
+  it("leaves nothing at a signal that outlives a call", async () => {
+    const { fetch } = new FakeServer(WORDS);
+    const { signal } = new AbortController();
+    await call({ fetch, getToken: () => "token" }, "/v1/streams", { signal });
+    const failing = call({ fetch, getToken: () => Promise.reject(new Error("no")) }, "/v1/streams", {
+      signal,
+    });
+    await expect(failing).rejects.toMatchObject({ code: "token" });
+    expect(getEventListeners(signal, "abort")).toEqual([]);
   });
 
   it("refuses what is not Millstream's", async () => {
