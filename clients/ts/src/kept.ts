@@ -31,12 +31,13 @@ export function keep(name: string, text: string): void {
 
 export function kept(name: string): string | undefined | Promise<string | undefined> {
   try {
+    const own = ELSEWHERE + tabId() + name;
     const stored = sessionStorage.getItem(name) ?? undefined;
     if (!stored?.startsWith(ELSEWHERE)) return stored;
     return inTexts((texts) => texts.get(stored.slice(ELSEWHERE.length))).then((found) => {
-      const { text } = (found ?? {}) as { text?: string };
+      const text = (found as { text: string } | undefined)?.text;
       // Where it is another tab's, which this one is a copy of, it has its own from now on.
-      if (text !== undefined && sessionStorage.getItem(name) === stored) keep(name, text);
+      if (text !== undefined && stored !== own && sessionStorage.getItem(name) === stored) keep(name, text);
       return text;
     });
   } catch {
@@ -49,7 +50,13 @@ function tabId(): string {
   if (tab !== undefined) return tab;
   const id = sessionStorage.getItem(LEFT) ?? randomKey();
   sessionStorage.removeItem(LEFT);
-  globalThis.addEventListener?.("pagehide", () => sessionStorage.setItem(LEFT, id));
+  globalThis.addEventListener?.("pagehide", () => {
+    try {
+      sessionStorage.setItem(LEFT, id);
+    } catch {
+      return; // it is full: the next page has another id, and makes its own copy
+    }
+  });
   globalThis.addEventListener?.("pageshow", () => sessionStorage.removeItem(LEFT));
   tab = id;
   return id;

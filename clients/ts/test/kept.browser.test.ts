@@ -1,6 +1,6 @@
 /** What a tab keeps, in a real browser. A module that is loaded again is another page. */
 
-import { describe, expect, it, vi } from "vitest";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
 
 type Page = typeof import("../src/kept");
 
@@ -58,4 +58,47 @@ describe("a text that is too long for the tab's storage", () => {
     expect(sessionStorage.getItem("chat")).not.toBe(place);
     sessionStorage.clear();
   });
+
+  it("is there twice where the tab is duplicated after a reload, before it has kept anything", async () => {
+    sessionStorage.clear();
+    (await open()).keep("chat", "short");
+    dispatchEvent(new PageTransitionEvent("pagehide"));
+    const original = await open();
+    expect(original.kept("chat")).toBe("short");
+    const copied = { ...sessionStorage };
+    original.keep("chat", LONG);
+    const place = sessionStorage.getItem("chat");
+    Object.assign(sessionStorage, copied);
+    (await open()).keep("chat", LONG);
+    expect(sessionStorage.getItem("chat")).not.toBe(place);
+    sessionStorage.clear();
+  });
+
+  it("stays what was kept last, though an earlier one is read meanwhile", async () => {
+    const page = await open();
+    await keepLong(page);
+    const reading = page.kept("chat");
+    page.keep("chat", `${LONG}, newer`);
+    expect(await reading).toBe(LONG);
+    expect(await page.kept("chat")).toBe(`${LONG}, newer`);
+    sessionStorage.clear();
+  });
+});
+
+it("lets the page go where the tab's storage is full", async () => {
+  const uncaught: string[] = [];
+  const catchIt = (event: ErrorEvent): void => {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    uncaught.push(event.message);
+  };
+  addEventListener("error", catchIt, { capture: true });
+  onTestFinished(() => removeEventListener("error", catchIt, { capture: true }));
+  (await open()).keep("chat", "short");
+  vi.spyOn(Storage.prototype, "setItem").mockImplementation(() => {
+    throw new DOMException("full", "QuotaExceededError");
+  });
+  onTestFinished(() => void vi.restoreAllMocks());
+  dispatchEvent(new PageTransitionEvent("pagehide"));
+  expect(uncaught).toEqual([]);
 });
