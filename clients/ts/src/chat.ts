@@ -148,19 +148,20 @@ export class Chat {
    * or was detached; that one asks it when it is attached again.
    *
    * With the id of a message the question takes its place: that one, and what came after it, is forgotten. Where the
-   * question is refused, nothing is.
+   * question is refused, nothing is. Call `stop()` before, where an answer is on its way.
    */
   readonly send = async (text: string, insteadOf?: string): Promise<AssistantMessage | undefined> => {
     if (text === "") return undefined;
-    const { messages } = this.#state;
+    const { messages, queued } = this.#state;
     const at = messages.findIndex((message) => message.id === insteadOf);
     const before = at < 0 ? messages : messages.slice(0, at);
     const asked = [...before, userMessage(randomKey(), text)];
     this.#measure(asked);
+    if (queued !== undefined && before.includes(this.#answer() as Message))
+      throw new StreamError("busy", "A question waits already.");
     if (at >= 0) this.setMessages(before);
     this.#askNext(true);
     if (this.#running === undefined) return this.#ask(asked);
-    if (this.#state.queued !== undefined) throw new StreamError("busy", "Another question waits already.");
     this.#set({ ...this.#state, queued: text });
     this.#store();
     return new Promise((resolve) => (this.#tellSender = resolve));
@@ -265,7 +266,7 @@ export class Chat {
     const { request, maxRequestBytes = MAX_BODY_BYTES } = this.options;
     const body = sendable(() => JSON.stringify({ ...request, messages: toRequest(messages) }));
     if (new TextEncoder().encode(body).length < maxRequestBytes) return;
-    throw new StreamError("too_large", "The conversation is longer than the server takes.");
+    throw new StreamError("too_large", "The server takes no request of this length.");
   }
 
   /** Asks the question that waits, unless an answer or the results of tools come before it. */

@@ -146,6 +146,18 @@ describe("Chat", () => {
     expect(sent(server).at(-1)).toHaveLength(3);
   });
 
+  it("forgets nothing where the question in its place is refused because another one waits", async () => {
+    const chat = chatWith(new FakeServer(["Hel"], false));
+    void chat.send("One?");
+    await until(() => textOf(answer(chat)) === "Hel");
+    void chat.send("Two?");
+    const note: Message = { role: "user", id: "note", parts: [{ type: "text", text: "A note." }] };
+    chat.setMessages([...chat.getSnapshot().messages, note]);
+    const before = chat.getSnapshot();
+    await expect(chat.send("Three?", "note")).rejects.toMatchObject({ code: "busy" });
+    expect(chat.getSnapshot()).toBe(before);
+  });
+
   it("edits while the answer is on its way: that one is left", async () => {
     const server = new FakeServer(["Hel"], false);
     const chat = chatWith(server);
