@@ -5,7 +5,7 @@ import { LATE_MS, wasHeldBack } from "./arrival";
 import { pageHere, pause } from "./connection";
 import { revived, StreamError } from "./errors";
 import type { Frame } from "./frames";
-import { asObject, parseJson } from "./json";
+import { parseJson } from "./json";
 import { keep, kept } from "./kept";
 import type { AssistantMessage, Message } from "./messages";
 import { newAnswer, openCalls, reduce, toRequest, userMessage } from "./messages";
@@ -60,7 +60,8 @@ interface Running extends Arrival {
 }
 
 interface Stored {
-  by: number;
+  time: number;
+  id: string | undefined;
   messages: readonly Message[];
   queued: string | undefined;
 }
@@ -81,12 +82,12 @@ export class Chat {
   #answerId: string | undefined;
   /** The name that it is kept under, from its first options. */
   readonly storageKey: string | undefined;
-  /** Tells what it has stored itself from what another one of its name has. */
-  readonly #me = Math.random();
+  /** When it was stored, or would have been: what another one of its name has stored may be newer. */
+  #time = 0;
+  /** The id of the answer to the question that waits: a tab and its copy ask for the same one. */
+  #queuedId: string | undefined;
   #listeners = new Set<() => void>();
   #flush: (() => void) | undefined;
-  /** Whether what is stored is of this one: another of the same name would store nothing over it. */
-  #changed = false;
   #users = new Set<object>();
   #detach: () => void = () => undefined;
   /** Tells who has sent the question that waits what came of it. */
@@ -95,8 +96,8 @@ export class Chat {
   constructor(options: ChatOptions = {}) {
     this.options = options;
     this.storageKey = options.storageKey;
-    this.#state = { messages: options.messages ?? [], status: "idle", error: undefined, queued: undefined };
-    this.#first = this.#state;
+    this.#first = { messages: options.messages ?? [], status: "idle", error: undefined, queued: undefined };
+    this.#state = this.#first;
   }
 
   readonly subscribe = (listener: () => void): (() => void) => {
@@ -127,8 +128,10 @@ export class Chat {
     else void restoring.then(() => (this.#users.size > 0 ? this.resume() : undefined));
     const leave = (event: PageTransitionEvent): void => {
       this.#flush?.();
-      this.#store();
-      const streamId = this.#answer()?.streamId;
+      const answer = this.#answer();
+      // All else is stored already, perhaps by another one of the same name.
+      if (answer !== undefined) this.#store();
+      const streamId = answer?.streamId;
       if (event.persisted || this.options.onLeave !== "cancel" || streamId === undefined) return;
       void cancelStream(this.options, streamId, { leaving: true }).catch(() => undefined);
     };
@@ -162,6 +165,7 @@ export class Chat {
     if (at >= 0) this.setMessages(before);
     this.#askNext(true);
     if (this.#running === undefined) return this.#ask(asked);
+    this.#queuedId = randomKey();
     this.#set({ ...this.#state, queued: text });
     this.#store();
     return new Promise((resolve) => (this.#tellSender = resolve));
@@ -241,7 +245,6 @@ export class Chat {
     const status = this.#running === undefined ? "idle" : this.#state.status;
     const queued = at < 0 ? undefined : this.#state.queued;
     this.#set({ messages: theirs, error: undefined, status, queued });
-    this.#changed = true;
     this.#store();
   };
 
@@ -275,11 +278,11 @@ export class Chat {
     if (this.#running !== undefined || queued === undefined) return;
     if (!withoutResults && openCalls(messages).length > 0) return;
     this.#state = { ...this.#state, queued: undefined };
-    const answer = this.#ask([...messages, userMessage(randomKey(), queued)]);
+    const answer = this.#ask([...messages, userMessage(randomKey(), queued)], this.#queuedId);
     this.#tellSender?.(answer);
   }
 
-  async #ask(messages: readonly Message[]): Promise<AssistantMessage> {
+  async #ask(messages: readonly Message[], id = randomKey()): Promise<AssistantMessage> {
     const { onLeave = { graceSeconds: GRACE_SECONDS }, request } = this.options;
     const body = {
       ...request,
@@ -287,7 +290,7 @@ export class Chat {
       on_disconnect: typeof onLeave === "object" ? { grace_seconds: onLeave.graceSeconds } : onLeave,
     };
     this.#state = { ...this.#state, messages };
-    return this.#read({ ...newAnswer(randomKey()), request: body });
+    return this.#read({ ...newAnswer(id), request: body });
   }
 
   async #read(answer: AssistantMessage, shown: AssistantMessage = answer): Promise<AssistantMessage> {
@@ -302,7 +305,6 @@ export class Chat {
     };
     this.#running = running;
     this.#answerId = answer.id;
-    this.#changed = true;
     this.#put(shown, "connecting");
     this.#store();
     const flush = throttled(options.throttleMs, () => {
@@ -395,22 +397,26 @@ export class Chat {
   }
 
   #store(): void {
-    if (this.storageKey === undefined || !this.#changed) return;
+    if (this.storageKey === undefined) return;
     const { messages, queued } = this.#state;
-    keep(this.storageKey, JSON.stringify({ by: this.#me, messages, queued }));
+    this.#time = Math.max(Date.now(), this.#time + 1);
+    keep(this.storageKey, JSON.stringify({ time: this.#time, messages, queued, id: this.#queuedId }));
   }
 
-  /** What is stored, unless by this one; later where there is so much of it. */
+  /** What is stored, where it is newer; later where there is so much of it. Once it was the messages alone. */
   #restore(): Promise<void> | undefined {
     if (this.storageKey === undefined) return undefined;
     const before = this.#state;
     const use = (text: string | undefined): undefined => {
-      const { by, messages, queued } = (asObject(parseJson(text ?? "")) ?? {}) as Partial<Stored>;
-      if (!Array.isArray(messages) || by === this.#me || this.#state !== before) return;
+      const found = parseJson(text ?? "") as Partial<Stored> | undefined;
+      const { time = 1, messages = found, queued, id } = found ?? {};
+      if (!Array.isArray(messages) || time <= this.#time || this.#state !== before) return;
+      this.#time = time;
+      this.#queuedId = id;
       this.#set({ ...before, messages: messages.map(revived), queued });
     };
     const text = kept(this.storageKey);
-    return text instanceof Promise ? text.then(use) : use(text);
+    return typeof text === "object" ? text.then(use) : use(text);
   }
 }
 

@@ -36,6 +36,13 @@ function storage(): Map<string, string> {
   return stored;
 }
 
+/** The storage is full. */
+function takeNothingMore(): void {
+  vi.spyOn(sessionStorage, "setItem").mockImplementation(() => {
+    throw new Error("full");
+  });
+}
+
 async function until(condition: () => boolean): Promise<void> {
   await vi.waitFor(() => expect(condition()).toBe(true), { timeout: 3000, interval: 5 });
 }
@@ -234,8 +241,10 @@ describe("Chat", () => {
     expect(server.generations.size).toBe(2);
   });
 
-  it("goes on from what another one of its name has made of the conversation meanwhile", async () => {
+  it("goes on from what another one of its name has made of the conversation in the same moment", async () => {
     storage();
+    vi.spyOn(Date, "now").mockReturnValue(1000);
+    onTestFinished(() => void vi.restoreAllMocks());
     const server = new FakeServer(["Hello"]);
     const [a, b] = [chatWith(server, { storageKey: "chat" }), chatWith(server, { storageKey: "chat" })];
     const leave = a.attach();
@@ -248,6 +257,78 @@ describe("Chat", () => {
     await a.send("Three?");
     const all = ["One?", "Hello", "Two?", "Hello", "Three?", "Hello"];
     expect(a.getSnapshot().messages.map(textOf)).toEqual(all);
+  });
+
+  it("keeps what it has where what is stored is older", async () => {
+    storage();
+    const server = new FakeServer(["Hello"]);
+    const before = chatWith(server, { storageKey: "chat" });
+    await before.send("One?");
+    const after = chatWith(server, { storageKey: "chat" });
+    const leave = after.attach();
+    takeNothingMore();
+    await after.send("Two?");
+    leave();
+    onTestFinished(after.attach());
+    expect(after.getSnapshot().messages.map(textOf)).toEqual(["One?", "Hello", "Two?", "Hello"]);
+  });
+
+  it("goes on from what an earlier version has stored", async () => {
+    const stored = storage();
+    const server = new FakeServer(["Hello"]);
+    const before = chatWith(server);
+    await before.send("One?");
+    stored.set("chat", JSON.stringify(before.getSnapshot().messages));
+    const after = chatWith(server, { storageKey: "chat" });
+    const leave = after.attach();
+    takeNothingMore();
+    await after.send("Two?");
+    leave();
+    onTestFinished(after.attach());
+    expect(after.getSnapshot().messages.map(textOf)).toEqual(["One?", "Hello", "Two?", "Hello"]);
+  });
+
+  it("begins anew where what is stored is no conversation", () => {
+    const stored = storage();
+    for (const text of ["null", "1", '"messages"', "{}", '{"messages":{}}', "no JSON"]) {
+      stored.set("chat", text);
+      const chat = chatWith(new FakeServer(["Hello"]), { storageKey: "chat" });
+      onTestFinished(chat.attach());
+      expect(chat.getSnapshot().messages).toEqual([]);
+    }
+  });
+
+  it("asks once the question that waits in a tab and its copy", async () => {
+    storage();
+    const server = new FakeServer(["Hel"], false);
+    const before = chatWith(server, { storageKey: "chat" });
+    const leave = before.attach();
+    void before.send("One?");
+    await until(() => before.getSnapshot().status === "streaming");
+    void before.send("Two?");
+    leave();
+    const tabs = [chatWith(server, { storageKey: "chat" }), chatWith(server, { storageKey: "chat" })];
+    for (const tab of tabs) onTestFinished(tab.attach());
+    server.end("stop");
+    for (const tab of tabs)
+      await until(() => tab.getSnapshot().messages.length === 4 && answer(tab).status === "done");
+    expect(server.generations.size).toBe(2);
+  });
+
+  it("asks both questions where a tab and its copy have one each", async () => {
+    storage();
+    const server = new FakeServer(["Hel"], false);
+    const before = chatWith(server, { storageKey: "chat" });
+    const leave = before.attach();
+    void before.send("One?");
+    await until(() => before.getSnapshot().status === "streaming");
+    leave();
+    const tabs = [chatWith(server, { storageKey: "chat" }), chatWith(server, { storageKey: "chat" })];
+    for (const tab of tabs) onTestFinished(tab.attach());
+    const asking = tabs.map((tab, number) => tab.send(`Question ${number}`));
+    server.end("stop");
+    await Promise.all(asking);
+    expect(server.generations.size).toBe(3);
   });
 
   it("keeps the error of an answer over a reload, with all that it says", async () => {
