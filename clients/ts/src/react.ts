@@ -28,7 +28,7 @@ const named = new Map<string | undefined, Entry>();
 /**
  * A conversation whose answers survive drops, reloads and restarts. Components that give the same `storageKey` show the
  * same conversation, and so do those that give the same `chat`. Another one is another conversation: give the component a
- * `key` with it. Of the options of such components, those that one leaves out stay as another has given them.
+ * `key` with it. An option that is left out stays as it was; `undefined` takes it back.
  *
  *     const { messages, status, send, stop } = useStreamingChat({ getToken });
  */
