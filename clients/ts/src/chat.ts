@@ -84,7 +84,7 @@ export class Chat {
   readonly storageKey: string | undefined;
   /** When it was stored, or would have been: what another one of its name has stored may be newer. */
   #time = 0;
-  /** The id of the answer to the question that waits: a tab and its copy ask for the same one. */
+  /** The id of the answer to the question that waits, unless others come before: a tab and its copy ask for the same. */
   #queuedId: string | undefined;
   #listeners = new Set<() => void>();
   #flush: (() => void) | undefined;
@@ -290,6 +290,7 @@ export class Chat {
       on_disconnect: typeof onLeave === "object" ? { grace_seconds: onLeave.graceSeconds } : onLeave,
     };
     this.#state = { ...this.#state, messages };
+    this.#queuedId = undefined;
     return this.#read({ ...newAnswer(id), request: body });
   }
 

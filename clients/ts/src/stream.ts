@@ -150,7 +150,7 @@ class Connection {
   }
 
   async *events(response: Response): AsyncGenerator<ServerSentEvent, void> {
-    if (!response.body) throw new StreamError("bad_response", "The answer has no body to read.");
+    if (!response.body) throw new StreamError("bad_response", "The answer has no body.");
     const reader = response.body.getReader();
     const decoder = new TextDecoder();
     let arrived: ServerSentEvent[] = [];

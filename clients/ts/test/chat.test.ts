@@ -734,6 +734,28 @@ describe("tool calls", () => {
     expect(chat.getSnapshot().queued).toBe("Are you there?");
   });
 
+  it("with other results in a tab and its copy make the question that waits another one", async () => {
+    storage();
+    const server = new FakeServer([], false);
+    server.call({ index: 0, id: "c1", name: "weather", arguments: "{}" });
+    const before = chatWith(server, { storageKey: "chat" });
+    const leave = before.attach();
+    void before.send("Weather?");
+    await until(() => before.getSnapshot().status === "streaming");
+    void before.send("And then?");
+    leave();
+    const tabs = [chatWith(server, { storageKey: "chat" }), chatWith(server, { storageKey: "chat" })];
+    for (const tab of tabs) onTestFinished(tab.attach());
+    server.end("tool_calls");
+    for (const tab of tabs) await until(() => openCalls(tab.getSnapshot().messages).length === 1);
+    for (const tab of tabs) await until(() => tab.getSnapshot().status === "idle");
+    server.frames = new FakeServer(["Hello"]).frames;
+    for (const [number, tab] of tabs.entries()) await tab.addToolResult("c1", `${number}`);
+    for (const tab of tabs)
+      await until(() => tab.getSnapshot().messages.length === 6 && answer(tab).status === "done");
+    expect(server.generations.size).toBe(5);
+  });
+
   it("without results are left out of what is sent", async () => {
     const server = new FakeServer(["Let me see."], false);
     server.call({ index: 0, id: "c1", name: "weather", arguments: "{}" });
