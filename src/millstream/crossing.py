@@ -6,6 +6,7 @@ from typing import Any
 from millstream.prompt import BETAS, Extra, Prompt, short_user
 
 _CHAT, _RESPONSES = "openai", "responses"
+_OTHER = {_CHAT: _RESPONSES, _RESPONSES: _CHAT}
 
 # Fields of both, by their names in Chat Completions -> where they are in Responses.
 _BOTH = {
@@ -27,9 +28,10 @@ _OBJECTS = ("reasoning", "text")  # of Responses, of which ``extra`` has some fi
 
 def known(extra: Extra, api: str) -> Mapping[str, Any]:
     """What ``api`` knows of a prompt, or of a part, beyond what all of them do."""
-    if api in extra or api not in (_CHAT, _RESPONSES):
+    other = _OTHER.get(api)
+    if api in extra or other not in extra:
         return extra.get(api, {})
-    return _in_chat(extra.get(_RESPONSES, {})) if api == _CHAT else _in_responses(extra.get(_CHAT, {}))
+    return _in_chat(extra[_RESPONSES]) if api == _CHAT else _in_responses(extra[_CHAT])
 
 
 def lost(prompt: Prompt, api: str, refused: Iterable[str]) -> tuple[str, ...]:

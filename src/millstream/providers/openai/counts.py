@@ -84,7 +84,7 @@ def usage_report(raw: object, quirks: Quirks) -> UsageReport | None:
     places = (*_CACHED, tuple(quirks.cached_at.split("."))) if quirks.cached_at else _CACHED
     cached = min(max(_count(raw, (place,)) or 0 for place in places), prompt)
     cache_write = min(_count(raw, _CACHE_WRITE) or 0, prompt - cached)
-    hour = min(_count(raw, _CACHE_WRITE_1H) or 0, cache_write)
+    hour = min(_count(raw, _CACHE_WRITE_1H) or 0, cache_write) if cache_write else 0
     usage = Usage(prompt, written, "provider_partial", cached, min(reasoning, written), cache_write, hour)
     usage = usage.with_media(_media(raw, _OF_PROMPT), _media(raw, _OF_COMPLETION))
     return UsageReport(usage, raw, _cost(raw))
