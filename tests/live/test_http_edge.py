@@ -98,10 +98,12 @@ class Greeter:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.asks = asyncio.Event()
         self.disconnected = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = b""
+        self.asks.set()
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -292,10 +294,11 @@ async def test_a_request_has_one_host(head: bytes, status: int) -> None:
 @pytest.mark.parametrize(("version", "told"), [(b"1.1", True), (b"1.0", False)])
 @on_uvloop
 async def test_who_speaks_http_1_0_is_not_told_to_go_on(version: bytes, told: bool) -> None:
-    async with edge(Greeter()) as port, client(port) as (reader, writer):
+    app = Greeter()
+    async with edge(app) as port, client(port) as (reader, writer):
         head = b"POST / HTTP/%b\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n" % version
         writer.write(head)
-        await asyncio.sleep(0.1)
+        await asyncio.wait_for(app.asks.wait(), 5)  # for the body, which is when the client is told
         writer.write(b"x")
         answered = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n/"), 5)
     assert answered.startswith(b"HTTP/1.1 100 Continue\r\n\r\n") == told

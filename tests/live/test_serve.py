@@ -220,10 +220,12 @@ async def test_a_signal_ends_streams_settles_them_and_exits_0(
 
 
 async def uploading(server: Server, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A request whose body does not end."""
+    """A request whose body does not end, and is waited for."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"
-    writer.write(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    writer.write(f"{head}Expect: 100-continue\r\nContent-Length: 100\r\n\r\n".encode())
+    assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"{")
     await writer.drain()
     return reader, writer
 
@@ -246,7 +248,6 @@ async def test_who_still_sends_when_the_server_stops_is_told_so(
     server = await asyncio.to_thread(context.__enter__)
     try:
         reader, writer = await uploading(server, path)
-        await asyncio.sleep(0.3)
         began = time.monotonic()
         for _ in range(signals):
             server.process.send_signal(signal.SIGTERM)

@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,7 +130,6 @@ class _AlwaysReady:
         return True
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there a pipe can be opened again")
 def test_a_line_that_another_worker_leaves_no_room_for_is_lost_and_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, pipe: int
 ) -> None:

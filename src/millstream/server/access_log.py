@@ -4,7 +4,7 @@ import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from millstream.errors import without_credentials
+from millstream.server.credentials import without_credentials
 
 
 class HideCredentials(logging.Filter):

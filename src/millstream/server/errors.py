@@ -34,10 +34,10 @@ from millstream.errors import (
     UnsupportedEncoding,
     fault,
     printable,
-    without_credentials,
 )
 from millstream.log_ids import REQUEST_ID
 from millstream.runtime import Runtime
+from millstream.server.credentials import without_credentials
 
 log = logging.getLogger("millstream.server")
 
